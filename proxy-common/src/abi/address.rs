@@ -1,0 +1,117 @@
+//! Addresses and ports as they stand on the wire.
+
+use super::{Abi, abi};
+
+/// An address of `N` 32-bit words in wire order: `Addr<1>` is IPv4, `Addr<4>` IPv6.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Addr<const N: usize>(pub [u32; N]);
+
+impl<const N: usize> Abi for Addr<N> {
+    const CHECKED: () = ();
+}
+
+impl<const N: usize> Addr<N> {
+    /// `0.0.0.0` or `::`. As a frontend's address it stands for every address that serves NodePorts.
+    pub const UNSPECIFIED: Self = Self([0; N]);
+}
+
+impl Addr<1> {
+    /// From the four octets in reading order.
+    #[must_use]
+    pub const fn v4(octets: [u8; 4]) -> Self {
+        Self([u32::from_ne_bytes(octets)])
+    }
+
+    /// The four octets in reading order.
+    #[must_use]
+    pub const fn octets(self) -> [u8; 4] {
+        self.0[0].to_ne_bytes()
+    }
+}
+
+impl Addr<4> {
+    /// From the sixteen octets in reading order.
+    #[must_use]
+    pub const fn v6(o: [u8; 16]) -> Self {
+        Self([
+            u32::from_ne_bytes([o[0], o[1], o[2], o[3]]),
+            u32::from_ne_bytes([o[4], o[5], o[6], o[7]]),
+            u32::from_ne_bytes([o[8], o[9], o[10], o[11]]),
+            u32::from_ne_bytes([o[12], o[13], o[14], o[15]]),
+        ])
+    }
+
+    /// The sixteen octets in reading order.
+    #[must_use]
+    pub fn octets(self) -> [u8; 16] {
+        let mut octets = [0; 16];
+        for (chunk, word) in octets.chunks_exact_mut(4).zip(self.0) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        octets
+    }
+}
+
+/// A TCP or UDP port in wire order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port(pub u16);
+
+impl Abi for Port {
+    const CHECKED: () = ();
+}
+
+impl Port {
+    /// From the number people write.
+    #[must_use]
+    pub const fn new(host: u16) -> Self {
+        Self(host.to_be())
+    }
+
+    /// The number people write.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        u16::from_be(self.0)
+    }
+}
+
+/// IP protocol numbers (IANA "Assigned Internet Protocol Numbers").
+pub mod protocol {
+    /// ICMP for IPv4.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// ICMP for IPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+}
+
+abi! {
+    /// Value of the `addresses` maps: what an address is to this node. An address may be several things at once
+    /// (a LoadBalancer address bound locally, a host-network endpoint).
+    pub struct AddressClass {
+        /// Bits of this type's constants.
+        pub bits: u32,
+    }
+}
+
+impl AddressClass {
+    /// A ClusterIP, external IP or LoadBalancer address: never leaves the node untranslated (P-24).
+    pub const SERVICE: u32 = 1;
+    /// An address of this node. Unlisted ports belong to the node's own sockets (P-28).
+    pub const LOCAL: u32 = 2;
+    /// Serves NodePorts: one of the node's addresses that `nodePortAddresses` selects (E1 … E3).
+    pub const NODE_PORT: u32 = 4;
+    /// Some Service's endpoint: direct connections to it may collide with translated ones (P-60, P-61).
+    pub const ENDPOINT: u32 = 8;
+
+    /// Whether any of `bits` is set.
+    #[must_use]
+    pub const fn any(self, bits: u32) -> bool {
+        self.bits & bits != 0
+    }
+}

@@ -1,0 +1,60 @@
+//! The one element of the `config` array: settings that may change while programs run.
+
+use super::{Addr, abi};
+
+abi! {
+    /// An address prefix: `address & mask`. A zero mask matches everything, so use the flag that goes with it.
+    pub struct Cidr<const N: usize> {
+        /// Network address, host bits zero.
+        pub address: Addr<N>,
+        /// Network mask, wire order.
+        pub mask: Addr<N>,
+    }
+}
+
+impl<const N: usize> Cidr<N> {
+    /// Whether `address` lies inside.
+    #[must_use]
+    #[inline(always)]
+    pub fn contains(&self, address: &Addr<N>) -> bool {
+        let mut difference = 0;
+        let mut word = 0;
+        while word < N {
+            difference |= (address.0[word] ^ self.address.0[word]) & self.mask.0[word];
+            word += 1;
+        }
+        difference == 0
+    }
+}
+
+abi! {
+    /// Value of the `config` array's only element.
+    pub struct Config {
+        /// The cluster's pods, IPv4; used with [`config_flags::DETECT_V4`].
+        pub cluster_v4: Cidr<1>,
+        /// The cluster's pods, IPv6; used with [`config_flags::DETECT_V6`].
+        pub cluster_v6: Cidr<4>,
+        /// Bits of [`config_flags`].
+        pub flags: u32,
+        /// kube-proxy's masquerade mark, `1 << masqueradeBit` (F3).
+        pub masquerade_mark: u32,
+        /// Secret of the masquerade port order, drawn at the agent's first start.
+        pub seed: u32,
+        /// The clock in ticks for programs loaded in test mode.
+        pub test_clock: u32,
+        /// Cookie of the network namespace whose sockets are the node's own (`SO_NETNS_COOKIE`).
+        pub netns_cookie: u64,
+    }
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flags {
+    /// A local-traffic detector exists for IPv4 (F5): ClusterIP traffic from outside `cluster_v4` is masqueraded.
+    pub const DETECT_V4: u32 = 1;
+    /// The same for IPv6.
+    pub const DETECT_V6: u32 = 2;
+    /// `masqueradeAll` (F4): all ClusterIP traffic is masqueraded.
+    pub const MASQUERADE_ALL: u32 = 4;
+    /// Sockets of every network namespace are translated at connect time (`--sockets all`).
+    pub const SOCKETS_ALL: u32 = 8;
+}

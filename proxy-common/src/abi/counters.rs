@@ -1,0 +1,89 @@
+//! Counters: one number per thing that can happen to a packet, per CPU.
+
+/// Index into the `counters` per-CPU array of `u64`. New reasons go to the end: the numbers are part of the layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Reason {
+    /// A flow was made (not a drop).
+    FlowCreated = 0,
+    /// Rejected: the Service has no usable endpoint (B17, P-23).
+    NoEndpoint = 1,
+    /// Rejected: the address is a Service's, the port or protocol is not (B14, P-24).
+    Unlisted = 2,
+    /// Rejected: a TCP segment to a Service without a flow and without SYN (P-45).
+    NoFlow = 3,
+    /// Dropped: endpoints exist, none that the policy allows (C3).
+    NoLocalEndpoint = 4,
+    /// Dropped: the flow table is full of live flows (J9, P-65).
+    FlowTableFull = 5,
+    /// Dropped: no free source port for a masqueraded or renumbered flow (P-62).
+    PortsExhausted = 6,
+    /// Dropped: the device has no address to masquerade with.
+    NoMasqueradeAddress = 7,
+    /// Dropped: a fragment to a Service address whose flow is not known.
+    Fragment = 8,
+    /// Dropped: an ICMP redirect about a translated flow.
+    Redirect = 9,
+    /// Dropped: headers for a Service address that cannot be parsed (P-01).
+    Malformed = 10,
+    /// Dropped: an answer to our SYN from another connection's endpoint; the flow was renumbered.
+    ChallengeAck = 11,
+    /// Dropped: the kernel refused to change the packet.
+    Rewrite = 12,
+    /// Dropped: an IP protocol that Services do not have, to a Service address (P-91).
+    Protocol = 13,
+}
+
+impl Reason {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 14] = [
+        Self::FlowCreated,
+        Self::NoEndpoint,
+        Self::Unlisted,
+        Self::NoFlow,
+        Self::NoLocalEndpoint,
+        Self::FlowTableFull,
+        Self::PortsExhausted,
+        Self::NoMasqueradeAddress,
+        Self::Fragment,
+        Self::Redirect,
+        Self::Malformed,
+        Self::ChallengeAck,
+        Self::Rewrite,
+        Self::Protocol,
+    ];
+
+    /// Number of counters.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The name used in metrics, `status` and events.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FlowCreated => "flow_created",
+            Self::NoEndpoint => "no_endpoint",
+            Self::Unlisted => "unlisted",
+            Self::NoFlow => "no_flow",
+            Self::NoLocalEndpoint => "no_local_endpoint",
+            Self::FlowTableFull => "flow_table_full",
+            Self::PortsExhausted => "ports_exhausted",
+            Self::NoMasqueradeAddress => "no_masquerade_address",
+            Self::Fragment => "fragment",
+            Self::Redirect => "redirect",
+            Self::Malformed => "malformed",
+            Self::ChallengeAck => "challenge_ack",
+            Self::Rewrite => "rewrite_failed",
+            Self::Protocol => "protocol",
+        }
+    }
+
+    /// What became of the packet, for people: `drop`, `reject`, or `count` for a plain event.
+    #[must_use]
+    pub const fn verdict(self) -> &'static str {
+        match self {
+            Self::FlowCreated => "count",
+            Self::NoEndpoint | Self::Unlisted | Self::NoFlow => "reject",
+            _ => "drop",
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Devices: what the agent knows about an edge.
+
+use super::{Addr, abi};
+
+abi! {
+    /// Value of the `devices` map; the key is the ifindex in host order. Written from netlink, followed live.
+    pub struct Device {
+        /// What kernel MASQUERADE would take on this device (F1); unspecified: nothing, masqueraded packets drop.
+        pub masquerade_v4: Addr<1>,
+        /// The same for IPv6.
+        pub masquerade_v6: Addr<4>,
+        /// MTU in bytes.
+        pub mtu: u32,
+        /// Bits of [`device_flags`].
+        pub flags: u32,
+    }
+}
+
+/// Bits of [`Device::flags`].
+pub mod device_flags {
+    /// A pod's device, as opposed to one that leads to other hosts.
+    pub const POD: u32 = 1;
+}

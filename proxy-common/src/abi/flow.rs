@@ -1,0 +1,186 @@
+//! Flows: what was decided for a connection, and the rings that forget it.
+
+use super::{Addr, Port, abi};
+
+/// Where a program runs. Part of every flow key: an address may be a client at one hook and a frontend at another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Hook {
+    /// tc ingress of an edge: packets entering the node's stack.
+    Ingress = 0,
+    /// tc egress of an edge: packets leaving it.
+    Egress = 1,
+}
+
+impl Hook {
+    /// The other one.
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Ingress => Self::Egress,
+            Self::Egress => Self::Ingress,
+        }
+    }
+}
+
+abi! {
+    /// Key of the `flows` maps: a packet's five-tuple and the hook that sees it. No device: replies may come back
+    /// another way.
+    pub struct FlowKey<const N: usize> {
+        /// Source address.
+        pub src: Addr<N>,
+        /// Destination address.
+        pub dst: Addr<N>,
+        /// Source port.
+        pub sport: Port,
+        /// Destination port.
+        pub dport: Port,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// A [`Hook`].
+        pub hook: u8,
+        /// Zero.
+        pub pad: u16,
+    }
+}
+
+impl<const N: usize> FlowKey<N> {
+    /// The packet that answers this one, seen at the opposite hook of the same edge.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reply(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            protocol: self.protocol,
+            hook: self.hook ^ 1,
+            pad: 0,
+        }
+    }
+
+    /// A value that differs between keys with high probability: written into [`Flow::tag`].
+    #[must_use]
+    #[inline(always)]
+    pub fn tag(&self) -> u32 {
+        let mut hash = u32::from(self.protocol) << 8 | u32::from(self.hook) | 0x5105_0000;
+        let mut word = 0;
+        while word < N {
+            hash = (hash ^ self.src.0[word]).wrapping_mul(0x9e37_79b1);
+            hash = (hash ^ self.dst.0[word]).wrapping_mul(0x85eb_ca6b);
+            word += 1;
+        }
+        (hash ^ (u32::from(self.sport.0) << 16 | u32::from(self.dport.0))).wrapping_mul(0xc2b2_ae35)
+    }
+}
+
+abi! {
+    /// Value of the `flows` maps: the whole rewrite of one direction of a flow at one edge.
+    ///
+    /// Two entries make a pair, each the [`Flow::partner`] of the other: translate and restore at the client's
+    /// edge, masquerade and unmasquerade at the backend's edge.
+    pub struct Flow<const N: usize> {
+        /// New source address.
+        pub src: Addr<N>,
+        /// New destination address.
+        pub dst: Addr<N>,
+        /// New source port.
+        pub sport: Port,
+        /// New destination port.
+        pub dport: Port,
+        /// Ones' complement sum of what the address change adds to a checksum.
+        pub address_diff: u32,
+        /// When a packet last used this entry, in ticks (2^30 ns of the monotonic clock).
+        pub seen: u32,
+        /// When the entry was made, in ticks.
+        pub created: u32,
+        /// Index into `services`; [`Flow::NO_SERVICE`] for direct and masquerade pairs.
+        pub service: u32,
+        /// Index into `endpoints`, meaningful when `service` is.
+        pub endpoint: u32,
+        /// Device the first packet was seen on.
+        pub ifindex: u32,
+        /// Generation of `endpoint` when the flow was made.
+        pub generation: u16,
+        /// A [`Kind`].
+        pub kind: u8,
+        /// Bits of [`state`].
+        pub state: u8,
+        /// [`FlowKey::tag`] of the key this value was written for. Elements of a preallocated hash are reused at
+        /// once: a reader copies, compares the tag, and looks up again on mismatch. Last, so written last.
+        pub tag: u32,
+    }
+}
+
+/// Which of the four rewrites an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Client's edge, ingress: C → F becomes C → B.
+    Translate = 1,
+    /// Client's edge, egress: B → C becomes F → C.
+    Restore = 2,
+    /// Backend's edge, egress: C → B becomes M → B.
+    Masquerade = 3,
+    /// Backend's edge, ingress: B → M becomes B → C.
+    Unmasquerade = 4,
+}
+
+/// Bits of [`Flow::state`]. Each entry records what *its own* direction has shown; a pair is judged by both.
+pub mod state {
+    /// A packet of this direction has passed. On the reply's entry: the flow is answered.
+    pub const SEEN: u8 = 1;
+    /// This direction has sent FIN.
+    pub const FIN: u8 = 2;
+    /// This direction's latest segment was a RST.
+    pub const RST: u8 = 4;
+    /// Packets of this flow are to be masqueraded at the far edge: set the mark.
+    pub const MARK: u8 = 8;
+    /// The handshake is complete (TCP) or was never needed.
+    pub const ESTABLISHED: u8 = 16;
+}
+
+impl<const N: usize> Flow<N> {
+    /// [`Flow::service`] of pairs that belong to no Service.
+    pub const NO_SERVICE: u32 = u32::MAX;
+
+    /// Key of the other entry of the pair, given this entry's own key.
+    #[must_use]
+    #[inline(always)]
+    pub const fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
+        FlowKey {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            protocol: key.protocol,
+            hook: key.hook ^ 1,
+            pad: 0,
+        }
+    }
+
+    /// The kind, or `None` for a number that no version of this layout writes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn kind(&self) -> Option<Kind> {
+        Some(match self.kind {
+            1 => Kind::Translate,
+            2 => Kind::Restore,
+            3 => Kind::Masquerade,
+            4 => Kind::Unmasquerade,
+            _ => return None,
+        })
+    }
+}
+
+abi! {
+    /// One per CPU and family: the part of the `rings` array that holds this CPU's flow keys in order of insertion.
+    /// CPU `c` owns indices `c * size .. (c + 1) * size`; positions run freely and are taken modulo `size`.
+    pub struct RingHead {
+        /// Where the next key goes.
+        pub head: u32,
+        /// The oldest key.
+        pub tail: u32,
+    }
+}
