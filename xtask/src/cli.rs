@@ -1,0 +1,237 @@
+//! What may be asked for: arguments to [`Command`], without touching the machine.
+
+use std::fmt;
+
+use crate::suites::Suite;
+
+/// Printed by `cargo xtask --help`.
+pub const HELP: &str = "\
+cargo xtask COMMAND
+
+  setup [--check] [--api]   install what this machine lacks (packages, eBPF compiler, linker); --check only tells;
+                            --api also what the suite `api` needs (Go, etcd, kube-apiserver: minutes, once)
+  build                     target/release/sluice, one file with the eBPF object inside
+  demo [--api]              the main job in a sandbox of network namespaces, explained as it goes;
+                            --api puts a real kube-apiserver behind it
+  test [SUITE...]           all tests, or suites of: host packet net api oracle cluster kernels
+       [--coverage]         also print line coverage of each crate's files
+       [--seed N]           repeat a random run
+       [--steps N]          length of random runs
+  bench [SCENARIO...]       scenarios: program control forwarding crr rr udp flood memory start
+       [--quick] [--json FILE]
+  lint                      formatting, clippy for host and eBPF, sources, object, dependencies
+  image                     the container image (not in this version)
+
+Commands set up what they need on their own; as root, on Debian or Ubuntu. Exit status: 0 done, 1 failed, 2 wrong use.
+";
+
+/// One parsed command line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    Help,
+    Setup {
+        check: bool,
+        api: bool,
+    },
+    Build,
+    /// Arguments go to the demo unread.
+    Demo {
+        args: Vec<String>,
+    },
+    Bench(Bench),
+    Test(Selection),
+    Lint,
+}
+
+/// What `bench` shall measure; no scenario means all that exist.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Bench {
+    pub scenarios: Vec<&'static str>,
+    pub quick: bool,
+    pub json: Option<String>,
+}
+
+/// What `test` shall run; no suite means all.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    pub suites: Vec<Suite>,
+    pub coverage: bool,
+    pub seed: Option<u64>,
+    pub steps: Option<u64>,
+}
+
+/// A command line that says nothing we can do; exit status 2.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WrongUse(String);
+
+impl fmt::Display for WrongUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; `cargo xtask --help` lists what there is", self.0)
+    }
+}
+
+/// Scenarios of the contract, and whether this version has them.
+const SCENARIOS: [(&str, bool); 9] = [
+    ("program", true),
+    ("control", true),
+    ("forwarding", false),
+    ("crr", false),
+    ("rr", false),
+    ("udp", false),
+    ("flood", false),
+    ("memory", false),
+    ("start", false),
+];
+
+/// The scenarios that this version does not have, for the line that says so.
+pub fn missing_scenarios() -> impl Iterator<Item = &'static str> {
+    SCENARIOS.iter().filter(|(_, exists)| !exists).map(|(name, _)| *name)
+}
+
+pub fn parse(args: &[String]) -> Result<Command, WrongUse> {
+    let mut words = args.iter().map(String::as_str);
+    let command = words.next().unwrap_or("--help");
+    let rest: Vec<&str> = words.collect();
+    if command != "demo" && rest.iter().any(|word| matches!(*word, "--help" | "-h")) {
+        return Ok(Command::Help);
+    }
+    match command {
+        "--help" | "-h" | "help" => Ok(Command::Help),
+        "setup" => {
+            let [check, api] = switches("setup", &rest, ["--check", "--api"])?;
+            Ok(Command::Setup { check, api })
+        }
+        "build" => switches("build", &rest, []).map(|[]| Command::Build),
+        "lint" => switches("lint", &rest, []).map(|[]| Command::Lint),
+        "demo" => Ok(Command::Demo { args: rest.into_iter().map(String::from).collect() }),
+        "test" => selection(&rest).map(Command::Test),
+        "bench" => bench(&rest).map(Command::Bench),
+        "image" => Err(WrongUse("image: not in this version".into())),
+        other => Err(WrongUse(format!("{other}: no such command"))),
+    }
+}
+
+fn switches<const N: usize>(command: &str, words: &[&str], known: [&str; N]) -> Result<[bool; N], WrongUse> {
+    match words.iter().find(|word| !known.contains(word)) {
+        Some(word) => Err(WrongUse(format!("{command} {word}: no such argument"))),
+        None => Ok(known.map(|switch| words.contains(&switch))),
+    }
+}
+
+fn selection(words: &[&str]) -> Result<Selection, WrongUse> {
+    let mut selection = Selection::default();
+    let mut words = words.iter();
+    while let Some(&word) = words.next() {
+        match word {
+            "--coverage" => selection.coverage = true,
+            "--seed" => selection.seed = Some(number("test --seed", words.next())?),
+            "--steps" => selection.steps = Some(number("test --steps", words.next())?),
+            name => {
+                let suite = Suite::ALL.into_iter().find(|suite| suite.name() == name);
+                let suite = suite.ok_or_else(|| WrongUse(format!("test {name}: no such suite or option")))?;
+                if let Some(why) = suite.absent() {
+                    return Err(WrongUse(format!("test {name}: {why}")));
+                }
+                selection.suites.push(suite);
+            }
+        }
+    }
+    Ok(selection)
+}
+
+fn bench(words: &[&str]) -> Result<Bench, WrongUse> {
+    let mut bench = Bench::default();
+    let mut words = words.iter();
+    while let Some(&word) = words.next() {
+        match word {
+            "--quick" => bench.quick = true,
+            "--json" => {
+                let file = words.next().filter(|file| !file.starts_with("--"));
+                let file = file.ok_or_else(|| WrongUse("bench --json: needs a file name".into()))?;
+                bench.json = Some(String::from(*file));
+            }
+            name => match SCENARIOS.iter().find(|(scenario, _)| *scenario == name) {
+                Some((scenario, true)) => bench.scenarios.push(scenario),
+                Some((_, false)) => return Err(WrongUse(format!("bench {name}: not in this version"))),
+                None => return Err(WrongUse(format!("bench {name}: no such scenario or option"))),
+            },
+        }
+    }
+    Ok(bench)
+}
+
+fn number(what: &str, word: Option<&&str>) -> Result<u64, WrongUse> {
+    let word = word.ok_or_else(|| WrongUse(format!("{what}: needs a number")))?;
+    word.parse().map_err(|_| WrongUse(format!("{what} {word}: not a number from 0 to {}", u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(String::from).collect()
+    }
+
+    #[test]
+    fn command_lines_that_mean_something() {
+        let select = |suites: &[Suite]| Selection { suites: suites.to_vec(), ..Selection::default() };
+        let table = [
+            ("", Command::Help),
+            ("--help", Command::Help),
+            ("test --help", Command::Help),
+            ("setup", Command::Setup { check: false, api: false }),
+            ("setup --api --check", Command::Setup { check: true, api: true }),
+            ("build", Command::Build),
+            ("lint", Command::Lint),
+            ("demo --api --keep", Command::Demo { args: words("--api --keep") }),
+            ("test", Command::Test(Selection::default())),
+            ("test host net", Command::Test(select(&[Suite::Host, Suite::Net]))),
+            (
+                "test packet --seed 7 --steps 900 --coverage",
+                Command::Test(Selection {
+                    suites: vec![Suite::Packet],
+                    coverage: true,
+                    seed: Some(7),
+                    steps: Some(900),
+                }),
+            ),
+            ("bench", Command::Bench(Bench::default())),
+            (
+                "bench control --quick --json out.json",
+                Command::Bench(Bench {
+                    scenarios: vec!["control"],
+                    quick: true,
+                    json: Some("out.json".into()),
+                }),
+            ),
+        ];
+        for (line, expected) in table {
+            assert_eq!(parse(&words(line)), Ok(expected), "{line}");
+        }
+    }
+
+    #[test]
+    fn command_lines_that_are_refused_name_the_word() {
+        let table = [
+            ("tset", "tset: no such command"),
+            ("setup --now", "setup --now: no such argument"),
+            ("build sluice", "build sluice: no such argument"),
+            ("image", "image: not in this version"),
+            ("test nets", "test nets: no such suite or option"),
+            ("test --seed", "test --seed: needs a number"),
+            ("test --seed x", "test --seed x: not a number"),
+            ("test --steps -1", "test --steps -1: not a number"),
+            ("test oracle", "test oracle: not in this version"),
+            ("test host kernels", "test kernels: not in this version"),
+            ("bench crr", "bench crr: not in this version"),
+            ("bench fast", "bench fast: no such scenario or option"),
+            ("bench --json", "bench --json: needs a file name"),
+            ("bench --json --quick", "bench --json: needs a file name"),
+        ];
+        for (line, expected) in table {
+            let wrong = parse(&words(line)).expect_err(line).to_string();
+            assert!(wrong.starts_with(expected), "{line}: {wrong}");
+        }
+    }
+}

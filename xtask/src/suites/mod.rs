@@ -1,0 +1,149 @@
+//! `cargo xtask test`: runs suites and adds them up.
+
+pub mod coverage;
+mod libtest;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::cli::Selection;
+use crate::setup::{self, Group};
+use crate::shell::{self, Workspace};
+use coverage::Coverage;
+use libtest::{Reader, Tally};
+
+/// A set of tests with one kind of need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suite {
+    /// Everything that runs as a plain process: unit and property tests.
+    Host,
+    /// Packet stories in the kernel, by test-run.
+    Packet,
+    /// Real traffic in network namespaces.
+    Net,
+    /// A real API server behind the agent.
+    Api,
+    /// Upstream's kube-proxy beside Sluice.
+    Oracle,
+    /// A whole cluster.
+    Cluster,
+    /// Other kernels.
+    Kernels,
+}
+
+impl Suite {
+    pub const ALL: [Self; 7] =
+        [Self::Host, Self::Packet, Self::Net, Self::Api, Self::Oracle, Self::Cluster, Self::Kernels];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Packet => "packet",
+            Self::Net => "net",
+            Self::Api => "api",
+            Self::Oracle => "oracle",
+            Self::Cluster => "cluster",
+            Self::Kernels => "kernels",
+        }
+    }
+
+    /// Why the suite cannot run anywhere, if so.
+    pub fn absent(self) -> Option<&'static str> {
+        matches!(self, Self::Oracle | Self::Cluster | Self::Kernels).then_some("not in this version")
+    }
+
+    fn needs(self) -> &'static [Group] {
+        match self {
+            Self::Api => &[Group::Build, Group::Laboratory, Group::Api],
+            Self::Host => &[Group::Build],
+            _ => &[Group::Build, Group::Laboratory],
+        }
+    }
+
+    fn needs_root(self) -> bool {
+        self != Self::Host
+    }
+
+    fn arguments(self) -> Vec<&'static str> {
+        match self {
+            Self::Host => {
+                vec!["--package", "proxy-common", "--package", "proxy-userspace", "--package", "xtask"]
+            }
+            _ => vec!["--package", "sluice-tests", "--test", self.name()],
+        }
+    }
+}
+
+/// Runs what was asked for; `true` if nothing failed.
+pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
+    let named = !selection.suites.is_empty();
+    let suites = if named { selection.suites.clone() } else { Suite::ALL.to_vec() };
+    let coverage = selection.coverage.then(|| Coverage::prepare(workspace)).transpose()?;
+    let mut total = Tally::default();
+    for suite in suites {
+        if let Some(why) = suite.absent() {
+            total.skip(suite.name(), why);
+        } else if suite.needs_root() && !shell::is_root() {
+            total.skip(suite.name(), "needs root: it makes network namespaces and loads programs");
+        } else {
+            println!("\n== {} ==", suite.name());
+            match run_suite(workspace, suite, selection, coverage.as_ref()) {
+                Ok(tally) => total.add(tally),
+                Err(error) => total.fail(format!("{}: {error:#}", suite.name())),
+            }
+        }
+    }
+    if let Some(coverage) = coverage {
+        coverage.report(workspace)?;
+    }
+    println!("\n{total}");
+    Ok(total.failed() == 0)
+}
+
+fn run_suite(
+    workspace: &Workspace,
+    suite: Suite,
+    selection: &Selection,
+    coverage: Option<&Coverage>,
+) -> Result<Tally> {
+    setup::ensure(workspace, suite.needs())?;
+    if suite != Suite::Host {
+        // The laboratory starts the agent as the program that it is, from beside its own.
+        let mut build = workspace.cargo("build");
+        build.args(["--package", "proxy-userspace"]);
+        environment(&mut build, selection, coverage);
+        shell::run(&mut build)?;
+    }
+    let mut test = workspace.cargo("test");
+    test.arg("--no-fail-fast").args(suite.arguments());
+    environment(&mut test, selection, coverage);
+    // Skips are announced by tests that pass, whose output libtest keeps to itself unless told.
+    test.args(["--", "--show-output"]).stdout(Stdio::piped());
+
+    let mut child = test.spawn().with_context(|| format!("cannot start `{}`", shell::line(&test)))?;
+    let output = child.stdout.take().context("cargo test has no output")?;
+    let mut reader = Reader::default();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read what cargo test prints")?;
+        let line = String::from_utf8_lossy(&line);
+        if reader.read(&line) {
+            writeln!(std::io::stdout(), "{line}").context("cannot print what cargo test prints")?;
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    Ok(reader.finish(suite.name(), status.success()))
+}
+
+fn environment(cargo: &mut Command, selection: &Selection, coverage: Option<&Coverage>) {
+    if let Some(seed) = selection.seed {
+        cargo.env("SLUICE_SEED", seed.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
+    }
+    if let Some(steps) = selection.steps {
+        cargo.env("SLUICE_STEPS", steps.to_string()).env("PROPTEST_CASES", steps.to_string());
+    }
+    if let Some(coverage) = coverage {
+        coverage.apply(cargo);
+    }
+}
