@@ -1,0 +1,36 @@
+//! Waiting for a condition instead of sleeping.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How often a condition is looked at.
+const STEP: Duration = Duration::from_millis(50);
+
+/// Calls `look` until it gives a value or `limit` is over; `None` then.
+pub fn poll<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(found) = look() {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(STEP);
+    }
+}
+
+/// Waits until `look` gives `Ok`; its last error is told when `limit` is over.
+///
+/// # Errors
+/// If `look` fails to the end.
+pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut last = None;
+    let found = poll(limit, || look().map_err(|error| last = Some(error)).ok());
+    match (found, last) {
+        (Some(found), _) => Ok(found),
+        (None, Some(error)) => Err(error.context(format!("waited {limit:?} in vain: {what}"))),
+        (None, None) => bail!("waited {limit:?} in vain: {what}"),
+    }
+}

@@ -1,0 +1,14 @@
+//! The agent against a real API server. One control plane serves all tests, one after the other; each has a namespace
+//! of objects and a node of its own. Prints what libtest prints.
+
+mod control_plane;
+mod suite;
+
+use std::process::ExitCode;
+
+use suite::Test;
+
+fn main() -> ExitCode {
+    let tests: Vec<Test> = [control_plane::TESTS].concat();
+    suite::run(&tests)
+}
