@@ -1,0 +1,186 @@
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::loose::{Defects, Loose, Nested, Shape};
+use super::meta::{Kind, Meta};
+use super::service::protocol;
+use super::{Defect, ObjectName};
+use crate::model::{Family, Protocol};
+
+/// An EndpointSlice, reduced to what the plan reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    pub name: ObjectName,
+    /// Label `kubernetes.io/service-name`; a slice without it belongs to nobody (A6).
+    pub service: Option<Arc<str>>,
+    /// Label `service.kubernetes.io/headless` (A3).
+    pub headless: bool,
+    /// `None` for host names (`FQDN`), which nothing serves (A6).
+    pub family: Option<Family>,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<SliceEndpoint>,
+    pub defects: Vec<Defect>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Joined with the Service port's name, never by number (A4).
+    pub name: Arc<str>,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// The first address; the others are ignored (A6).
+    pub address: IpAddr,
+    /// Defaults of A8 are filled in.
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub node: Option<Arc<str>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Raw {
+    address_type: Loose<String>,
+    ports: Loose<Vec<Loose<Nested<Port>>>>,
+    endpoints: Loose<Vec<Loose<Nested<Endpoint>>>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Port {
+    name: Loose<String>,
+    protocol: Loose<String>,
+    port: Loose<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Endpoint {
+    addresses: Loose<Vec<Loose<Address>>>,
+    conditions: Loose<Nested<Conditions>>,
+    node_name: Loose<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Loose<bool>,
+    serving: Loose<bool>,
+    terminating: Loose<bool>,
+}
+
+/// Parsed where it is read: a text for each endpoint of the cluster would be most of the decoder's allocations.
+#[derive(Clone, Debug)]
+enum Address {
+    Ip(IpAddr),
+    Other(String),
+}
+
+impl Shape for Address {
+    const NAME: &'static str = "an IP address";
+
+    fn text(text: &str) -> Option<Self> {
+        Some(text.parse().map_or_else(|_| Self::Other(text.to_owned()), Self::Ip))
+    }
+}
+
+impl Kind for Slice {
+    const KIND: &'static str = "EndpointSlice";
+    const GROUP: &'static str = "discovery.k8s.io";
+    const PLURAL: &'static str = "endpointslices";
+    type Raw = Raw;
+
+    fn from_raw(raw: Raw, meta: &Meta, mut defects: Defects) -> Self {
+        let service =
+            defects.take(meta.labels.service_name.clone(), "metadata.labels[kubernetes.io/service-name]");
+        let family = family(raw.address_type, &mut defects);
+        Self {
+            name: meta.object_name(),
+            service: service.filter(|name| !name.is_empty()).map(Into::into),
+            headless: !meta.labels.headless.is_missing(),
+            family,
+            ports: ports(raw.ports, &mut defects),
+            endpoints: if family.is_some() { endpoints(raw.endpoints, &mut defects) } else { Vec::new() },
+            defects: defects.0,
+        }
+    }
+}
+
+fn family(field: Loose<String>, defects: &mut Defects) -> Option<Family> {
+    match defects.take(field, "addressType").as_deref() {
+        Some("IPv4") => Some(Family::V4),
+        Some("IPv6") => Some(Family::V6),
+        Some("FQDN") => None,
+        other => {
+            let what =
+                format_args!("addressType {:?} is not known, slice ignored", other.unwrap_or_default());
+            defects.add(what, "write IPv4 or IPv6");
+            None
+        }
+    }
+}
+
+/// Name and protocol default as the API server fills them in. A port without a number means "all ports" in the API;
+/// nobody implements it (A6).
+fn ports(field: Loose<Vec<Loose<Nested<Port>>>>, defects: &mut Defects) -> Vec<SlicePort> {
+    let mut ports = Vec::new();
+    for (i, Nested(raw)) in defects.items(field, "ports") {
+        let path = format!("ports[{i}]");
+        let name = defects.take(raw.name, format_args!("{path}.name")).unwrap_or_default();
+        let Some(protocol) = protocol(raw.protocol, &path, defects) else { continue };
+        let Some(number) = defects.take(raw.port, format_args!("{path}.port")) else {
+            defects.add(format_args!("{path} has no number, ignored"), "write a number from 1 to 65535");
+            continue;
+        };
+        if let Some(port) = defects.port(number, format_args!("{path}.port")) {
+            ports.push(SlicePort { name: name.into(), protocol, port });
+        }
+    }
+    ports
+}
+
+fn endpoints(field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) -> Vec<SliceEndpoint> {
+    let mut endpoints = Vec::new();
+    let mut node: Option<Arc<str>> = None;
+    for (i, Nested(raw)) in defects.items(field, "endpoints") {
+        let path = format!("endpoints[{i}]");
+        let list = defects.take(raw.addresses, format_args!("{path}.addresses")).unwrap_or_default();
+        let Some(first) = list.into_iter().next() else {
+            defects.add(format_args!("{path} has no address, ignored"), "write one address");
+            continue;
+        };
+        let address = match defects.take(first, format_args!("{path}.addresses[0]")) {
+            Some(Address::Ip(address)) => address,
+            Some(Address::Other(text)) => {
+                let what = format_args!("{path}.addresses[0] {text:?} is no IP address, ignored");
+                defects.add(what, "write an address of the slice's addressType");
+                continue;
+            }
+            None => continue,
+        };
+        let conditions = defects.nested(raw.conditions, format_args!("{path}.conditions"));
+        let name = defects.take(raw.node_name, format_args!("{path}.nodeName"));
+        // Neighbours in a slice often stand on one node: one text serves them all.
+        if node.as_deref() != name.as_deref() {
+            node = name.map(Into::into);
+        }
+        endpoints.push(SliceEndpoint {
+            address,
+            ready: defects.take(conditions.ready, format_args!("{path}.conditions.ready")).unwrap_or(true),
+            serving: defects
+                .take(conditions.serving, format_args!("{path}.conditions.serving"))
+                .unwrap_or(true),
+            terminating: defects
+                .take(conditions.terminating, format_args!("{path}.conditions.terminating"))
+                .unwrap_or(false),
+            node: node.clone(),
+        });
+    }
+    endpoints
+}

@@ -1,0 +1,204 @@
+//! kube-proxy's flags and configuration file, and Sluice's own flags, as one checked [`Config`]. The only I/O is
+//! reading the file named by `--config`.
+
+mod abi;
+mod duration;
+mod error;
+mod file;
+mod flags;
+mod parse;
+mod resolve;
+mod sluice;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use error::ConfigError;
+pub use flags::{IgnoredArgs, ProxyArgs, RunArgs, SluiceArgs};
+pub use resolve::load;
+
+/// What the agent was told to do, checked and with every default filled in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub action: Action,
+    pub source: Source,
+    /// `--hostname-override` or `hostnameOverride`, trimmed and lower-cased (I6); see [`Config::node_name`].
+    pub hostname_override: Option<String>,
+    /// This node's address (I5); `None` when unspecified.
+    pub node_ip: Option<IpAddr>,
+    /// `None`: disabled.
+    pub healthz: Option<SocketAddr>,
+    /// `None`: disabled.
+    pub metrics: Option<SocketAddr>,
+    /// A port that cannot be bound ends the agent.
+    pub bind_hard_fail: bool,
+    pub profile: Profile,
+    /// Bit of the packet mark, 0 to 31 (F3).
+    pub masquerade_bit: u8,
+    /// F4.
+    pub masquerade_all: bool,
+    pub detect_local: DetectLocal,
+    pub node_ports: NodePorts,
+    /// Gate AllowServiceExternalIPs (A10).
+    pub external_ips: bool,
+    pub sync: SyncPeriods,
+    pub conntrack: Conntrack,
+    /// −1000 to 1000 (I19).
+    pub oom_score_adj: i32,
+    pub logging: Logging,
+    pub cgroup: Option<PathBuf>,
+    pub bpffs: Option<PathBuf>,
+    pub run_dir: PathBuf,
+    pub edges: Edges,
+    pub sockets: Sockets,
+    pub shortcuts: Shortcuts,
+    /// Entries of the flow table; `None`: chosen from memory.
+    pub flows: Option<u32>,
+    /// One line each, to be logged once at start.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// The node's name (I6): the override, else the host's own, trimmed and lower-cased.
+    #[must_use]
+    pub fn node_name(&self, host: &str) -> String {
+        self.hostname_override.clone().unwrap_or_else(|| host.trim().to_lowercase())
+    }
+}
+
+/// What to do instead of running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Run,
+    /// `--cleanup` (I10).
+    Cleanup,
+    /// `--init-only` (I9).
+    InitOnly,
+    /// `--write-config-to`.
+    WriteConfig(PathBuf),
+}
+
+/// Where Services and EndpointSlices come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A folder of files, no API server.
+    Manifests(PathBuf),
+    /// An API server.
+    Kubernetes {
+        /// `None`: the pod's ServiceAccount.
+        kubeconfig: Option<PathBuf>,
+        /// `--master`: address in place of the kubeconfig's.
+        master: Option<String>,
+    },
+}
+
+/// kube-proxy's `mode`, here only the set of defaults that comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    Iptables,
+    Ipvs,
+    Nftables,
+}
+
+/// How ClusterIP traffic of local pods is told from other traffic (F5 … F8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// Source inside the cluster's pod range; a family without one has no detector.
+    ClusterCidr { v4: Option<Ipv4Net>, v6: Option<Ipv6Net> },
+    /// Source inside the own Node's `podCIDRs`.
+    NodeCidr,
+    /// Packet came in by this bridge.
+    BridgeInterface(String),
+    /// Packet came in by a device whose name starts so.
+    InterfaceNamePrefix(String),
+}
+
+/// Which addresses of the node serve NodePorts (E1 … E6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePorts {
+    pub addresses: NodePortAddresses,
+    /// Also on loopback addresses.
+    pub localhost: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every address of the node.
+    All,
+    /// The node's IPs as known from the Node object or `bindAddress`.
+    Primary,
+    /// Addresses inside one of these; a family without an entry: all of its addresses.
+    Cidrs(Vec<IpNet>),
+}
+
+/// I2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SyncPeriods {
+    /// Retry after a failed write, and the health server's idea of "recently" (twice this).
+    pub period: Duration,
+    /// Least gap between two rounds of writes.
+    pub min: Duration,
+}
+
+/// The kernel's conntrack settings that kube-proxy owns; zero timeouts mean: leave alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conntrack {
+    pub max_per_core: u32,
+    pub min: u32,
+    pub tcp_established: Duration,
+    pub tcp_close_wait: Duration,
+    pub tcp_be_liberal: bool,
+    pub udp: Duration,
+    pub udp_stream: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logging {
+    pub json: bool,
+    /// klog's verbosity: 0 and 1 are info, 2 to 4 debug, above trace.
+    pub verbosity: u32,
+}
+
+/// Devices to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edges {
+    Auto,
+    Names(Vec<EdgePattern>),
+}
+
+/// A device's name, or the beginning of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EdgePattern {
+    Name(String),
+    Prefix(String),
+}
+
+impl EdgePattern {
+    #[must_use]
+    pub fn matches(&self, device: &str) -> bool {
+        match self {
+            Self::Name(name) => name == device,
+            Self::Prefix(prefix) => device.starts_with(prefix),
+        }
+    }
+}
+
+/// Whose sockets are translated at connect time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sockets {
+    Off,
+    Host,
+    All,
+}
+
+/// How much of the stack translated packets may skip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortcuts {
+    /// What was asked for, for the status.
+    pub asked: &'static str,
+    /// Why the mode in force, which is always `off` in this version, is not the one asked for.
+    pub why_off: &'static str,
+}

@@ -1,0 +1,63 @@
+//! Sluice's own flags.
+
+use super::error::ConfigError;
+use super::parse::Given;
+use super::{EdgePattern, Edges, Shortcuts, SluiceArgs, Sockets};
+
+pub struct Own {
+    pub edges: Edges,
+    pub sockets: Sockets,
+    pub shortcuts: Shortcuts,
+    pub flows: Option<u32>,
+}
+
+pub fn resolve(args: &SluiceArgs) -> Result<Own, ConfigError> {
+    let given = |name: &str, text| Given { name: name.to_owned(), text };
+    let sockets = given("--sockets", Some(args.sockets.as_str()));
+    let flows = given("--flows", args.flows.as_deref());
+    let flows = flows.number(1_024, 16_777_216, "a number of entries from 1024 to 16777216")?;
+    Ok(Own {
+        edges: edges(&given("--edges", Some(args.edges.as_str())))?,
+        sockets: sockets
+            .word(
+                &[("off", Sockets::Off), ("host", Sockets::Host), ("all", Sockets::All)],
+                "off, host or all",
+            )?
+            .unwrap_or(Sockets::Host),
+        shortcuts: shortcuts(&given("--shortcuts", args.shortcuts.as_deref()))?,
+        flows: flows.and_then(|n| u32::try_from(n).ok()),
+    })
+}
+
+/// Linux limits device names to 15 bytes without `/` and white space.
+fn edges(given: &Given<'_>) -> Result<Edges, ConfigError> {
+    let allowed =
+        "auto, or device names of at most 15 bytes separated by commas, each either exact or ending in *";
+    let items: Vec<_> = given.items().collect();
+    if items == ["auto"] {
+        return Ok(Edges::Auto);
+    }
+    let pattern = |item: &str| {
+        let (name, prefix) = item.strip_suffix('*').map_or((item, false), |name| (name, true));
+        let clean = !name.contains(|c: char| c == '/' || c == '*' || c.is_whitespace()) && name != "auto";
+        if !clean || name.len() > 15 || (name.is_empty() && !prefix) {
+            return Err(given.refuse(allowed));
+        }
+        Ok(if prefix { EdgePattern::Prefix(name.to_owned()) } else { EdgePattern::Name(name.to_owned()) })
+    };
+    if items.is_empty() {
+        return Err(given.refuse(allowed));
+    }
+    items.into_iter().map(pattern).collect::<Result<_, _>>().map(Edges::Names)
+}
+
+fn shortcuts(given: &Given<'_>) -> Result<Shortcuts, ConfigError> {
+    const LATER: &str = "this version has no shortcuts: every packet goes by the stack";
+    let words = [
+        ("off", Shortcuts { asked: "off", why_off: "asked for" }),
+        ("established", Shortcuts { asked: "established", why_off: LATER }),
+        ("always", Shortcuts { asked: "always", why_off: LATER }),
+    ];
+    let asked = given.word(&words, "off, established or always")?;
+    Ok(asked.unwrap_or(Shortcuts { asked: "established", why_off: LATER }))
+}
