@@ -1,5 +1,201 @@
 //! What the cluster wants, and what follows from it for this node. Pure: no clock, no I/O, no aya.
+//!
+//! Events go in by [`Model::apply`]; what changed by them comes out of [`Model::drain_changes`], planned anew for
+//! the touched Services only.
 
+mod addresses;
+mod claims;
 mod desired;
+mod node_ports;
+mod plan;
+mod select;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 pub use desired::{Family, PortChange, PortFrontend, PortId, PortState, Protocol};
+pub use node_ports::{node_ips, node_port_addresses};
+
+use crate::cluster::types::{Node, ObjectName, Problem, Service, Slice};
+use crate::cluster::{Change, Event};
+use claims::Claims;
+use plan::Planned;
+use store::Store;
+
+/// What the plan needs to know besides objects.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node's name, as in the endpoints' `nodeName` (A9, I6).
+    pub node_name: Arc<str>,
+    /// Whether `spec.externalIPs` is served (gate AllowServiceExternalIPs, A10).
+    pub external_ips: bool,
+}
+
+/// The cluster's state as far as this node needs it.
+#[derive(Debug)]
+pub struct Model {
+    settings: Settings,
+    store: Store,
+    claims: Claims,
+    dirty: BTreeSet<ObjectName>,
+    node: Option<Node>,
+    source_problems: Vec<Problem>,
+    connected: bool,
+    services_listed: bool,
+    slices_listed: bool,
+}
+
+impl Model {
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            store: Store::default(),
+            claims: Claims::default(),
+            dirty: BTreeSet::new(),
+            node: None,
+            source_problems: Vec::new(),
+            connected: false,
+            services_listed: false,
+            slices_listed: false,
+        }
+    }
+
+    /// Takes in what a source tells. The result depends on the final set of objects only, not on their order (C-17).
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Services(change) => self.apply_services(change),
+            Event::Slices(change) => self.apply_slices(change),
+            Event::Nodes(change) => self.apply_nodes(change),
+            Event::Problems(problems) => self.source_problems = problems,
+            Event::Connection { connected } => self.connected = connected,
+        }
+    }
+
+    /// Whether Services and EndpointSlices have both been listed: nothing may be installed or removed before (I1).
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.services_listed && self.slices_listed
+    }
+
+    /// Every port of every Service that was touched since the last call; empty before [`Self::is_complete`]. A
+    /// port may come out unchanged.
+    pub fn drain_changes(&mut self) -> Vec<PortChange> {
+        if !self.is_complete() {
+            return Vec::new();
+        }
+        let mut changes = Vec::new();
+        for name in std::mem::take(&mut self.dirty) {
+            let Planned { ports, problems } = self.plan(&name);
+            if let Some(entry) = self.store.entries.get_mut(&name) {
+                let now: Vec<_> = ports.iter().map(|(id, _)| id.clone()).collect();
+                let before = std::mem::replace(&mut entry.ports, now);
+                let gone = before.into_iter().filter(|id| !entry.ports.contains(id));
+                changes.extend(gone.map(|id| (id, None)));
+                entry.problems = problems;
+            }
+            changes.extend(ports.into_iter().map(|(id, state)| (id, Some(state))));
+            self.store.tidy(&name);
+        }
+        changes
+    }
+
+    /// Everything that should be installed; costs as much as planning the whole cluster.
+    #[must_use]
+    pub fn desired(&self) -> BTreeMap<PortId, PortState> {
+        self.store.entries.keys().flat_map(|name| self.plan(name).ports).collect()
+    }
+
+    /// What keeps this node from serving all that the cluster asks for, as of the last [`Self::drain_changes`].
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.source_problems.clone();
+        problems.extend(self.store.entries.values().flat_map(|entry| entry.problems.iter().cloned()));
+        problems.sort_unstable();
+        problems
+    }
+
+    /// This node's own object, once it has been seen.
+    #[must_use]
+    pub const fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    /// Whether the source can be reached at present.
+    #[must_use]
+    pub const fn connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Number of Services and of endpoints (each address of each slice) known.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let entries = || self.store.entries.values();
+        let endpoints = entries().flat_map(|e| e.slices.values()).map(|slice| slice.endpoints.len()).sum();
+        (entries().filter(|e| e.service.is_some()).count(), endpoints)
+    }
+
+    fn plan(&self, name: &ObjectName) -> Planned {
+        let Some(entry) = self.store.entries.get(name) else { return Planned::default() };
+        let Some(service) = &entry.service else { return Planned::default() };
+        plan::plan(service, entry.slices.iter(), &self.claims)
+    }
+
+    fn apply_services(&mut self, change: Change<Service, ObjectName>) {
+        match change {
+            Change::Apply(service) => self.set_service(&service.name.clone(), Some(service)),
+            Change::Delete(name) => self.set_service(&name, None),
+            Change::Snapshot(services) => {
+                let listed: BTreeSet<_> = services.iter().map(|service| service.name.clone()).collect();
+                let known = self.store.entries.iter().filter(|(_, entry)| entry.service.is_some());
+                let gone: Vec<_> =
+                    known.map(|(name, _)| name.clone()).filter(|n| !listed.contains(n)).collect();
+                gone.iter().for_each(|name| self.set_service(name, None));
+                services
+                    .into_iter()
+                    .for_each(|service| self.set_service(&service.name.clone(), Some(service)));
+                self.services_listed = true;
+            }
+        }
+    }
+
+    fn set_service(&mut self, name: &ObjectName, mut service: Option<Service>) {
+        if let Some(service) = service.as_mut().filter(|_| !self.settings.external_ips) {
+            service.external_ips.clear();
+        }
+        let Some(before) = self.store.set_service(name, service) else { return };
+        let now = self.store.entries.get(name).and_then(|entry| entry.service.as_ref());
+        self.dirty.extend(self.claims.replace(before.as_ref(), now));
+        self.dirty.insert(name.clone());
+    }
+
+    fn apply_slices(&mut self, change: Change<Slice, ObjectName>) {
+        let node = self.settings.node_name.clone();
+        match change {
+            Change::Apply(slice) => self.store.set_slice(slice, &node, &mut self.dirty),
+            Change::Delete(name) => self.store.remove_slice(&name, &mut self.dirty),
+            Change::Snapshot(slices) => {
+                let listed: BTreeSet<_> = slices.iter().map(|slice| slice.name.clone()).collect();
+                let known = self.store.slice_names();
+                let gone: Vec<_> = known.filter(|name| !listed.contains(name)).cloned().collect();
+                // New homes first: an endpoint that moved between slices is never out of the model in between.
+                slices.into_iter().for_each(|slice| self.store.set_slice(slice, &node, &mut self.dirty));
+                gone.iter().for_each(|name| self.store.remove_slice(name, &mut self.dirty));
+                self.slices_listed = true;
+            }
+        }
+    }
+
+    fn apply_nodes(&mut self, change: Change<Node, Arc<str>>) {
+        let own = |node: &Node| node.name == self.settings.node_name;
+        match change {
+            Change::Apply(node) if own(&node) => self.node = Some(node),
+            Change::Delete(name) if name == self.settings.node_name => self.node = None,
+            Change::Snapshot(nodes) => self.node = nodes.into_iter().find(own),
+            Change::Apply(_) | Change::Delete(_) => {}
+        }
+    }
+}
