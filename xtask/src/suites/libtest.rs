@@ -47,14 +47,22 @@ impl fmt::Display for Tally {
 /// Reads one `cargo test` line by line.
 #[derive(Debug, Default)]
 pub struct Reader {
-    passed: usize,
+    done: Tally,
+    /// Test programs that began, and those that came to their end.
+    begun: usize,
+    ended: usize,
+    running: Binary,
+    section: Section,
+}
+
+/// What the binary that is running has said so far.
+#[derive(Debug, Default)]
+struct Binary {
+    good: HashSet<String>,
     failures: Vec<String>,
     skips: Vec<(String, String)>,
-    /// Tests of this binary that the harness calls passed.
-    good: HashSet<String>,
-    /// Binaries that came to their end.
-    binaries: usize,
-    section: Section,
+    /// Tests that the harness calls passed and that say of themselves that they did not run.
+    hollow: usize,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -62,8 +70,8 @@ enum Section {
     /// One line per test.
     #[default]
     Verdicts,
-    /// Output of tests that passed: only skips in it are of interest.
-    Successes,
+    /// Output of tests that passed, now of the one named: only skips in it are of interest.
+    Successes(String),
     /// Output of tests that failed, and their list.
     Failures,
 }
@@ -72,30 +80,67 @@ impl Reader {
     /// Takes in one line; whether it is worth showing.
     pub fn read(&mut self, line: &str) -> bool {
         if let Some(skip) = line.trim_start().strip_prefix("skipped: ") {
-            return self.self_skip(skip);
+            self.self_skip(skip);
+            return true;
         }
         match line {
-            "successes:" => self.section = Section::Successes,
+            "successes:" => self.section = Section::Successes(String::new()),
             "failures:" => self.section = Section::Failures,
-            _ if line.starts_with("test result: ") => self.end_of_binary(),
-            _ if line.starts_with("running ") => self.section = Section::Verdicts,
-            _ if self.section == Section::Verdicts => self.verdict(line),
+            _ if line.starts_with("test result: ") => self.end_of_binary(line),
+            _ if is_beginning(line) => self.begun += 1,
+            _ if self.section == Section::Verdicts => self.running.verdict(line),
             _ => (),
         }
-        self.section != Section::Successes
+        let Section::Successes(test) = &mut self.section else { return true };
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            *test = name.into();
+        }
+        false
     }
 
     /// A test that passed because it found that it could not run here says so on a line of its own.
-    fn self_skip(&mut self, skip: &str) -> bool {
+    fn self_skip(&mut self, skip: &str) {
         let (name, reason) = skip.split_once(": ").unwrap_or((skip, "no reason given"));
+        let speaker = matches!(&self.section, Section::Successes(test) if test == name);
         // A part of a test may be skipped under a name of its own: then the test itself still counts.
-        if self.good.remove(name) {
-            self.passed -= 1;
+        if self.running.good.remove(name) || speaker {
+            self.running.hollow += 1;
         }
-        self.skips.push((name.into(), reason.into()));
-        true
+        self.running.skips.push((name.into(), reason.into()));
     }
 
+    /// The harness's own sums count: lines of single tests may be torn by output of child processes.
+    fn end_of_binary(&mut self, line: &str) {
+        let binary = std::mem::take(&mut self.running);
+        let passed = sum(line, "passed").unwrap_or(binary.good.len() + binary.hollow);
+        self.done.passed += passed.saturating_sub(binary.hollow);
+        let unnamed = sum(line, "failed").unwrap_or(0).saturating_sub(binary.failures.len());
+        self.done.failures.extend(binary.failures);
+        self.done.failures.extend((0..unnamed).map(|_| "a test whose name was lost in other output".into()));
+        self.done.skips.extend(binary.skips);
+        self.ended += 1;
+        self.section = Section::Verdicts;
+    }
+
+    /// What the suite comes to, given whether cargo was content.
+    pub fn finish(mut self, suite: &str, content: bool) -> Tally {
+        // What is left belongs to a binary that did not come to its end.
+        let Binary { good, failures, skips, .. } = self.running;
+        self.done.add(Tally { passed: good.len(), failures, skips });
+        let mut tally = self.done;
+        tally.failures.iter_mut().for_each(|name| *name = format!("{suite}: {name}"));
+        if self.begun > self.ended {
+            tally.fail(format!("{suite}: a test program did not come to its end: see its messages above"));
+        } else if !content && tally.failures.is_empty() {
+            tally.fail(format!("{suite}: did not build: see the messages above"));
+        } else if self.ended == 0 || tally.passed + tally.failures.len() + tally.skips.len() == 0 {
+            tally.fail(format!("{suite}: ran no test"));
+        }
+        tally
+    }
+}
+
+impl Binary {
     fn verdict(&mut self, line: &str) {
         let Some((name, verdict)) = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
         else {
@@ -103,37 +148,28 @@ impl Reader {
         };
         let name = name.trim_end_matches(" - should panic");
         match verdict {
-            "ok" => {
-                self.passed += 1;
-                self.good.insert(name.into());
-            }
+            "ok" => _ = self.good.insert(name.into()),
             "FAILED" => self.failures.push(name.into()),
             "ignored" => self.skips.push((name.into(), "ignored".into())),
             _ => {
-                if let Some(reason) = verdict.strip_prefix("ignored, ") {
-                    self.skips.push((name.into(), reason.into()));
-                }
+                let reason = verdict.strip_prefix("ignored, ");
+                self.skips.extend(reason.map(|reason| (name.into(), reason.into())));
             }
         }
     }
+}
 
-    fn end_of_binary(&mut self) {
-        self.binaries += 1;
-        self.good.clear();
-        self.section = Section::Verdicts;
-    }
+/// `running 12 tests`, in which a test program says that it begins.
+fn is_beginning(line: &str) -> bool {
+    let words: Vec<&str> = line.split(' ').collect();
+    matches!(words[..], ["running", count, "test" | "tests"] if count.parse::<usize>().is_ok())
+}
 
-    /// What the suite comes to, given whether cargo was content.
-    pub fn finish(self, suite: &str, content: bool) -> Tally {
-        let named = self.failures.into_iter().map(|name| format!("{suite}: {name}"));
-        let mut tally = Tally { passed: self.passed, failures: named.collect(), skips: self.skips };
-        if !content && tally.failures.is_empty() {
-            tally.fail(format!("{suite}: did not build or did not come to its end: see its messages above"));
-        } else if self.binaries == 0 || tally.passed + tally.failures.len() + tally.skips.len() == 0 {
-            tally.fail(format!("{suite}: ran no test"));
-        }
-        tally
-    }
+/// The number before a word in `test result: ok. 2 passed; 0 failed; ...`.
+fn sum(line: &str, word: &str) -> Option<usize> {
+    let words: Vec<&str> = line.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+    let at = words.iter().position(|candidate| *candidate == word)?;
+    words.get(at.checked_sub(1)?)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -188,17 +224,33 @@ mod tests {
                 "skipped: table/sctp: no module\n1 passed, 0 failed, 1 skipped",
             ),
             (
+                "verdicts torn by child processes still count",
+                "running 3 tests\ntest a ... ok\ntest b ... noise\nok\ntest c ... noise\nFAILED\n\nsuccesses:\n\n\
+                 ---- b stdout ----\nskipped: b: no device\n\nfailures:\n    c\n\n\
+                 test result: FAILED. 2 passed; 1 failed; 0 ignored\n",
+                false,
+                "failed: s: a test whose name was lost in other output\nskipped: b: no device\n\
+                 1 passed, 1 failed, 1 skipped",
+            ),
+            (
+                "a crash after a failure",
+                "running 9 tests\ntest a ... ok\ntest b ... FAILED\n",
+                false,
+                "failed: s: b\nfailed: s: a test program did not come to its end: see its messages above\n\
+                 1 passed, 2 failed, 0 skipped",
+            ),
+            (
                 "a crash after some tests",
                 "running 9 tests\ntest a ... ok\n",
                 false,
-                "failed: s: did not build or did not come to its end: see its messages above\n\
+                "failed: s: a test program did not come to its end: see its messages above\n\
                  1 passed, 1 failed, 0 skipped",
             ),
             (
                 "nothing built",
                 "",
                 false,
-                "failed: s: did not build or did not come to its end: see its messages above\n\
+                "failed: s: did not build: see the messages above\n\
                  0 passed, 1 failed, 0 skipped",
             ),
             (

@@ -82,6 +82,7 @@ pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
     let suites = if named { selection.suites.clone() } else { Suite::ALL.to_vec() };
     let coverage = selection.coverage.then(|| Coverage::prepare(workspace)).transpose()?;
     let mut total = Tally::default();
+    let mut ran = Vec::new();
     for suite in suites {
         if let Some(why) = suite.absent() {
             total.skip(suite.name(), why);
@@ -89,6 +90,7 @@ pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
             total.skip(suite.name(), "needs root: it makes network namespaces and loads programs");
         } else {
             println!("\n== {} ==", suite.name());
+            ran.push(suite);
             match run_suite(workspace, suite, selection, coverage.as_ref()) {
                 Ok(tally) => total.add(tally),
                 Err(error) => total.fail(format!("{}: {error:#}", suite.name())),
@@ -96,7 +98,7 @@ pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
         }
     }
     if let Some(coverage) = coverage {
-        coverage.report(workspace)?;
+        coverage.report(workspace, &ran)?;
     }
     println!("\n{total}");
     Ok(total.failed() == 0)
