@@ -1,6 +1,7 @@
 //! Where the agent's orders come from: a Kubernetes API server or a folder of manifests. Both deliver the same
 //! [`Event`]s through a channel.
 
+pub mod manifests;
 pub mod types;
 
 use std::sync::Arc;

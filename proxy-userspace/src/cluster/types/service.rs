@@ -129,12 +129,13 @@ impl Kind for Service {
     fn from_raw(raw: Raw, meta: &Meta, mut defects: Defects) -> Self {
         let spec = defects.nested(raw.spec, "spec");
         let status = defects.nested(raw.status, "status");
+        let kind = service_type(spec.r#type, &mut defects);
         Self {
             name: meta.object_name(),
             created: meta.created,
-            kind: service_type(spec.r#type, &mut defects),
+            kind,
             other_proxy: !meta.labels.service_proxy_name.is_missing(),
-            cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, &mut defects),
+            cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, &mut defects),
             external_ips: addresses(spec.external_ips, "spec.externalIPs", &mut defects),
             load_balancer_ips: ingress(status, &mut defects),
             external_local: local(spec.external_traffic_policy, "spec.externalTrafficPolicy", &mut defects),
@@ -162,13 +163,22 @@ fn service_type(field: Loose<String>, defects: &mut Defects) -> ServiceType {
     }
 }
 
-/// `clusterIPs`, or `clusterIP` alone, as older objects have it.
-fn cluster_ips(one: Loose<String>, all: Loose<Vec<Loose<String>>>, defects: &mut Defects) -> Vec<IpAddr> {
+/// `clusterIPs`, or `clusterIP` alone, as older objects have it. An API server allocates a missing one, for a
+/// manifest nobody does.
+fn cluster_ips(
+    one: Loose<String>,
+    all: Loose<Vec<Loose<String>>>,
+    kind: ServiceType,
+    defects: &mut Defects,
+) -> Vec<IpAddr> {
     let one = defects.take(one, "spec.clusterIP").filter(|ip| !ip.is_empty());
     if one.as_deref() == Some("None") {
         return Vec::new();
     }
     let texts = defects.items(all, "spec.clusterIPs");
+    if texts.is_empty() && one.is_none() && kind != ServiceType::ExternalName {
+        defects.add("spec.clusterIP is missing, not served", "write an address, or None if that is meant");
+    }
     if texts.is_empty() {
         return one.and_then(|text| address(&text, "spec.clusterIP", defects)).into_iter().collect();
     }
