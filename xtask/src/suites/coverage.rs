@@ -86,9 +86,9 @@ impl Coverage {
     /// Test programs of these suites as far as they build, and the agent.
     fn executables(&self, workspace: &Workspace, suites: &[Suite]) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        for suite in suites {
+        for arguments in suites.iter().flat_map(|suite| suite.calls()) {
             let mut list = workspace.cargo("test");
-            list.args(["--no-run", "--quiet", "--message-format=json"]).args(suite.arguments());
+            list.args(["--no-run", "--quiet", "--message-format=json"]).args(arguments);
             self.apply(&mut list);
             // A suite that does not build has been counted as failed already.
             let Ok(messages) = shell::output(&mut list) else { continue };

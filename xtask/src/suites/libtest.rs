@@ -55,6 +55,9 @@ pub struct Reader {
     section: Section,
 }
 
+/// libtest's word for a test that is not run, and all that it says where no reason was written.
+const IGNORED: &str = "ignored";
+
 /// What the binary that is running has said so far.
 #[derive(Debug, Default)]
 struct Binary {
@@ -102,11 +105,11 @@ impl Reader {
     fn self_skip(&mut self, skip: &str) {
         let (name, reason) = skip.split_once(": ").unwrap_or((skip, "no reason given"));
         let speaker = matches!(&self.section, Section::Successes(test) if test == name);
+        let first = self.running.skip(name, reason);
         // A part of a test may be skipped under a name of its own: then the test itself still counts.
-        if self.running.good.remove(name) || speaker {
+        if first && (self.running.good.remove(name) || speaker) {
             self.running.hollow += 1;
         }
-        self.running.skips.push((name.into(), reason.into()));
     }
 
     /// The harness's own sums count: lines of single tests may be torn by output of child processes.
@@ -150,12 +153,27 @@ impl Binary {
         match verdict {
             "ok" => _ = self.good.insert(name.into()),
             "FAILED" => self.failures.push(name.into()),
-            "ignored" => self.skips.push((name.into(), "ignored".into())),
+            IGNORED => _ = self.skip(name, IGNORED),
             _ => {
-                let reason = verdict.strip_prefix("ignored, ");
-                self.skips.extend(reason.map(|reason| (name.into(), reason.into())));
+                if let Some(reason) = verdict.strip_prefix("ignored, ") {
+                    self.skip(name, reason);
+                }
             }
         }
+    }
+
+    /// Notes a skip; `false` if that name was noted before: a harness may say `ignored` and the test why.
+    fn skip(&mut self, name: &str, reason: &str) -> bool {
+        let known = self.skips.iter_mut().find(|(known, _)| known == name);
+        match known {
+            Some((_, known)) if *known == IGNORED => reason.clone_into(known),
+            Some(_) => (),
+            None => {
+                self.skips.push((name.into(), reason.into()));
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -215,6 +233,13 @@ mod tests {
                  test result: ok. 2 passed; 0 failed\n",
                 true,
                 "skipped: m::a: no cgroup v2: none mounted\n1 passed, 0 failed, 1 skipped",
+            ),
+            (
+                "a harness that says ignored and then why means one skip",
+                "running 2 tests\ntest a ... ok\ntest b ... ignored\nskipped: b: no bridge\n\
+                 test result: ok. 1 passed; 0 failed; 1 ignored\n",
+                true,
+                "skipped: b: no bridge\n1 passed, 0 failed, 1 skipped",
             ),
             (
                 "a part skipped under its own name leaves its test counted",

@@ -66,12 +66,20 @@ impl Suite {
         self != Self::Host
     }
 
-    fn arguments(self) -> Vec<&'static str> {
+    /// Whether it runs under libtest; the others have a harness of their own, which shows what it prints.
+    fn captures_output(self) -> bool {
+        matches!(self, Self::Host | Self::Packet)
+    }
+
+    /// One list of arguments for each `cargo test` that the suite takes.
+    fn calls(self) -> Vec<Vec<&'static str>> {
         match self {
-            Self::Host => {
-                vec!["--package", "proxy-common", "--package", "proxy-userspace", "--package", "xtask"]
-            }
-            _ => vec!["--package", "sluice-tests", "--test", self.name()],
+            Self::Host => vec![
+                vec!["--package", "proxy-common", "--package", "proxy-userspace", "--package", "xtask"],
+                // The laboratory's own parts; its integration tests are the other suites.
+                vec!["--package", "sluice-tests", "--lib", "--bins"],
+            ],
+            _ => vec![vec!["--package", "sluice-tests", "--test", self.name()]],
         }
     }
 }
@@ -118,15 +126,26 @@ fn run_suite(
         environment(&mut build, selection, coverage);
         shell::run(&mut build)?;
     }
-    let mut test = workspace.cargo("test");
-    test.arg("--no-fail-fast").args(suite.arguments());
-    environment(&mut test, selection, coverage);
-    // Skips are announced by tests that pass, whose output libtest keeps to itself unless told.
-    test.args(["--", "--show-output"]).stdout(Stdio::piped());
-
-    let mut child = test.spawn().with_context(|| format!("cannot start `{}`", shell::line(&test)))?;
-    let output = child.stdout.take().context("cargo test has no output")?;
     let mut reader = Reader::default();
+    let mut content = true;
+    for arguments in suite.calls() {
+        let mut test = workspace.cargo("test");
+        test.arg("--no-fail-fast").args(arguments);
+        environment(&mut test, selection, coverage);
+        if suite.captures_output() {
+            // Skips are announced by tests that pass, whose output libtest keeps to itself unless told.
+            test.args(["--", "--show-output"]);
+        }
+        content &= read(&mut test, &mut reader)?;
+    }
+    Ok(reader.finish(suite.name(), content))
+}
+
+/// Passes on what one `cargo test` prints; whether cargo was content.
+fn read(test: &mut Command, reader: &mut Reader) -> Result<bool> {
+    test.stdout(Stdio::piped());
+    let mut child = test.spawn().with_context(|| format!("cannot start `{}`", shell::line(test)))?;
+    let output = child.stdout.take().context("cargo test has no output")?;
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what cargo test prints")?;
         let line = String::from_utf8_lossy(&line);
@@ -134,8 +153,7 @@ fn run_suite(
             writeln!(std::io::stdout(), "{line}").context("cannot print what cargo test prints")?;
         }
     }
-    let status = child.wait().context("cannot wait for cargo test")?;
-    Ok(reader.finish(suite.name(), status.success()))
+    Ok(child.wait().context("cannot wait for cargo test")?.success())
 }
 
 fn environment(cargo: &mut Command, selection: &Selection, coverage: Option<&Coverage>) {
