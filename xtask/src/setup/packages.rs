@@ -96,7 +96,10 @@ pub fn install_names(names: &[&str]) -> Result<()> {
             "packages are missing and only root installs them: run `{by_hand}` as root, or this command as root"
         );
     }
-    shell::run(apt().arg("update").stdout(Stdio::null()))?;
+    // One archive of several out of reach does not mean that the packages are.
+    if !shell::succeeds(apt().arg("update").stdout(Stdio::null()))? {
+        println!("setup: not all package lists could be refreshed; going on with those that are here");
+    }
     let mut unknown = Vec::new();
     for name in names {
         let mut known = Command::new("apt-cache");
