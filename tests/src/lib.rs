@@ -1,1 +1,7 @@
+//! Sluice's laboratory: nodes, pods and clients as network namespaces, real traffic, and oracles that judge it.
+
 pub mod api;
+pub mod lab;
+mod sys;
+pub mod traffic;
+pub mod wire;

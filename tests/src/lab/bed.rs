@@ -1,0 +1,367 @@
+//! A bed: all namespaces, their wires, taps and helpers, made and taken away together.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+use super::agent::{Agent, AgentHome};
+use super::app::{App, Backend, Manifests, Objects};
+use super::cgroup::Cgroup;
+use super::control::Nftables;
+use super::namespace::Namespace;
+use super::place::Place;
+use super::plan::{CLUSTER_CIDR, Who, Wiring, knowledge};
+use super::sockets::Sockets;
+use super::wiring::{NAMESPACES, Names, script};
+use super::{cleanup, command};
+use crate::traffic::Servers;
+use crate::wire::rules::End;
+use crate::wire::{Capture, Rules, Tap};
+
+/// What a bed looks like.
+#[derive(Clone, Copy, Debug)]
+pub struct BedConfig {
+    pub wiring: Wiring,
+    /// Leave checksums and segmentation to the (virtual) hardware, as machines do by default (P-80). Off, checksums
+    /// on the wire are finished and the oracle sees them.
+    pub offload: bool,
+    /// n1 drops and counts what conntrack calls invalid (P-49).
+    pub invalid_drop: bool,
+    /// Give the agent a bpffs.
+    pub bpffs: bool,
+}
+
+impl BedConfig {
+    #[must_use]
+    pub const fn new(wiring: Wiring) -> Self {
+        Self { wiring, offload: false, invalid_drop: false, bpffs: true }
+    }
+}
+
+/// Fields are dropped in this order: processes, then sockets, then namespaces, then files.
+#[derive(Debug)]
+pub struct Bed {
+    pub config: BedConfig,
+    /// The agent of n1, if one was started.
+    pub agent: Option<Agent>,
+    pub servers: Servers,
+    pub capture: Capture,
+    pub manifests: Manifests,
+    /// Present instead of an agent in a control bed.
+    control: Option<Nftables>,
+    places: BTreeMap<Who, Place>,
+    namespaces: BTreeMap<&'static str, Namespace>,
+    pub names: Names,
+    home: AgentHome,
+    cgroup: Cgroup,
+    files: Files,
+}
+
+/// The bed's directory.
+#[derive(Debug)]
+struct Files(PathBuf);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        cleanup::remove_files(&self.0);
+    }
+}
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+impl Bed {
+    /// Builds it; no agent runs yet.
+    ///
+    /// # Errors
+    /// Whatever the kernel or a tool refuses; what was made is taken away.
+    pub fn build(config: BedConfig) -> Result<Self> {
+        cleanup::undisturbed(|| Self::make(config)).context("cannot build the laboratory's bed")
+    }
+
+    fn make(config: BedConfig) -> Result<Self> {
+        let prefix = format!("{}{}", cleanup::own_prefix(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let names = Names::new(prefix.clone());
+        let files = Files(cleanup::directory().join(&prefix));
+        fs::create_dir(&files.0).with_context(|| format!("cannot make {}", files.0.display()))?;
+        let cgroup = Cgroup::create(&prefix)?;
+        let mut namespaces = BTreeMap::new();
+        for short in NAMESPACES {
+            namespaces.insert(short, Namespace::create(names.full(short))?);
+        }
+        prepare(&namespaces)?;
+        script(&names, config.wiring).run()?;
+        settle(&namespaces, config)?;
+        let places = places(&namespaces, &cgroup)?;
+        let capture = Capture::start(taps(&namespaces)?)?;
+        let manifests = Manifests::create(files.0.join("manifests"))?;
+        let home = home(&namespaces["n1"], &cgroup, &files.0, config, &manifests)?;
+        let servers = Servers::new()?;
+        Ok(Self {
+            config,
+            agent: None,
+            servers,
+            capture,
+            manifests,
+            control: None,
+            places,
+            namespaces,
+            names,
+            home,
+            cgroup,
+            files,
+        })
+    }
+
+    /// Starts the agent on n1 and waits until it serves the pods' and the NIC's edges.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let mut agent = Agent::start(self.home.clone())?;
+        agent.ready(Who::LOCAL_PODS.len() + 1)?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// Serves Services by nftables rules from now on.
+    pub fn start_control(&mut self) {
+        self.control = Some(Nftables::new(self.namespaces["n1"].path().to_owned()));
+    }
+
+    /// Where the agent lives; flags may be added before it starts.
+    pub fn home(&mut self) -> &mut AgentHome {
+        &mut self.home
+    }
+
+    /// Applies an application and waits until the agent has it installed.
+    ///
+    /// # Errors
+    /// The agent does not take it over.
+    pub fn apply(&self, app: &App) -> Result<()> {
+        match &self.control {
+            Some(control) => control.apply(app),
+            None => {
+                self.manifests.apply(app)?;
+                self.wait_installed(app)
+            }
+        }
+    }
+
+    /// Waits until what `sluice services` prints for an application is what it should be.
+    ///
+    /// # Errors
+    /// It never is.
+    pub fn wait_installed(&self, app: &App) -> Result<()> {
+        let Some(agent) = &self.agent else { return Ok(()) };
+        let mut want: Vec<String> = app
+            .backends
+            .iter()
+            .flat_map(|b| {
+                super::Family::BOTH.map(|f| std::net::SocketAddr::new(b.who.address(f), b.port).to_string())
+            })
+            .collect();
+        want.sort_unstable();
+        super::agent::wait_for(&format!("{} to be installed", app.name), || {
+            let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
+            let installed = installed(&services, &format!("lab/{}", app.name));
+            let complete = installed.iter().all(|port| *port == want);
+            if installed.len() == Transports::COUNT && complete {
+                Ok(())
+            } else {
+                Err(format!("installed: {services}"))
+            }
+        })
+        .with_context(|| agent.home.log_tail())
+    }
+
+    /// Starts a server of a place at a port.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn serve(&mut self, who: Who, port: u16) -> Result<Backend> {
+        self.servers.start(&self.places[&who], port)
+    }
+
+    /// The address that n1's kernel writes from towards `to`: what masquerading takes on that route's device.
+    ///
+    /// # Errors
+    /// No route.
+    pub fn route_source(&self, to: std::net::IpAddr) -> Result<std::net::IpAddr> {
+        let n1 = self.namespaces["n1"].name();
+        let route = command::run("ip", &["-n", n1, "route", "get", &to.to_string()])?;
+        let source = route.split_whitespace().skip_while(|word| *word != "src").nth(1);
+        source.and_then(|word| word.parse().ok()).with_context(|| format!("no source address in {route:?}"))
+    }
+
+    #[must_use]
+    pub fn place(&self, who: Who) -> &Place {
+        &self.places[&who]
+    }
+
+    /// The namespace with this short name.
+    #[must_use]
+    pub fn namespace(&self, short: &str) -> &Namespace {
+        &self.namespaces[short]
+    }
+
+    /// The node's cgroup subtree.
+    #[must_use]
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// The bed's own directory, gone with the bed.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.files.0
+    }
+
+    /// Packets that n1 has dropped as invalid; `None` without the rules.
+    ///
+    /// # Errors
+    /// nft fails.
+    pub fn invalid_drops(&self) -> Result<Option<u64>> {
+        if !self.config.invalid_drop {
+            return Ok(None);
+        }
+        let rules = command::run_in(self.namespaces["n1"].path(), "nft", &["list", "table", "inet", "lab"])?;
+        let counts = rules
+            .lines()
+            .filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok());
+        Ok(Some(counts.sum()))
+    }
+}
+
+/// Lists of endpoints of each Service port named `service` in the answer of `sluice services`, per protocol; the two
+/// families of a port are taken together.
+fn installed(services: &serde_json::Value, service: &str) -> Vec<Vec<String>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for port in services.as_array().into_iter().flatten() {
+        let name = port["name"].as_str().unwrap_or_default();
+        if name.split(':').next() != Some(service) {
+            continue;
+        }
+        let protocol = port["frontends"][0]["protocol"].as_str().unwrap_or_default();
+        let list = found.entry(protocol.to_lowercase()).or_default();
+        list.extend(port["external"].as_array().into_iter().flatten().filter_map(endpoint));
+    }
+    found
+        .into_values()
+        .map(|mut list| {
+            list.sort_unstable();
+            list
+        })
+        .collect()
+}
+
+/// An endpoint is printed as `address:port` or as an object with both.
+fn endpoint(value: &serde_json::Value) -> Option<String> {
+    if let Some(text) = value.as_str() {
+        return Some(text.to_owned());
+    }
+    let ip: std::net::IpAddr = value["address"].as_str()?.parse().ok()?;
+    Some(std::net::SocketAddr::new(ip, u16::try_from(value["port"].as_u64()?).ok()?).to_string())
+}
+
+struct Transports;
+
+impl Transports {
+    const COUNT: usize = crate::wire::Transport::BOTH.len();
+}
+
+/// Settings that devices inherit when they are made.
+fn prepare(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<()> {
+    for short in ["n1", "n2", "rt"] {
+        namespaces[short].sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
+    }
+    // P-70: strict reverse-path filtering on the node.
+    namespaces["n1"]
+        .sysctls(&[("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/default/rp_filter", "1")])
+}
+
+const INVALID_DROP: &str = "table inet lab {
+  chain input { type filter hook input priority 0; ct state invalid counter drop; }
+  chain forward { type filter hook forward priority 0; ct state invalid counter drop; }
+  chain output { type filter hook output priority 0; ct state invalid counter drop; }
+}";
+
+fn settle(namespaces: &BTreeMap<&'static str, Namespace>, config: BedConfig) -> Result<()> {
+    if !config.offload {
+        for short in ["pa", "pb", "pc", "pd", "cl"] {
+            command::run_in(namespaces[short].path(), "ethtool", &["-K", "eth0", "tx", "off"])?;
+        }
+    }
+    if config.invalid_drop {
+        let n1 = &namespaces["n1"];
+        if config.wiring == Wiring::Bridged {
+            // Without it conntrack sees only the routed half of a flow between two ports; kube-proxy needs it too.
+            n1.sysctls(&[
+                ("net/bridge/bridge-nf-call-iptables", "1"),
+                ("net/bridge/bridge-nf-call-ip6tables", "1"),
+            ])?;
+        }
+        let net = format!("--net={}", n1.path().display());
+        command::with_input("nsenter", &[&net, "nft", "-f", "-"], INVALID_DROP)?;
+    }
+    Ok(())
+}
+
+fn places(namespaces: &BTreeMap<&'static str, Namespace>, cgroup: &Cgroup) -> Result<BTreeMap<Who, Place>> {
+    let host = Arc::new(Sockets::start(Some(&cgroup.child("n1/host")?))?);
+    let pods = Arc::new(Sockets::start(Some(&cgroup.child("n1/pods")?))?);
+    let others = Arc::new(Sockets::start(None)?);
+    let place = |who: Who| {
+        let sockets = match who {
+            Who::Host => &host,
+            Who::Pd | Who::Client => &others,
+            Who::Pa | Who::Pb | Who::Pc => &pods,
+        };
+        Place { who, netns: namespaces[who.namespace()].path().to_owned(), sockets: sockets.clone() }
+    };
+    Ok(Who::ALL.into_iter().map(|who| (who, place(who))).collect())
+}
+
+fn taps(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<Vec<Tap>> {
+    let knowledge = Arc::new(knowledge());
+    namespaces
+        .iter()
+        .map(|(short, namespace)| {
+            let end = match *short {
+                "n1" | "n2" => End::Node,
+                "rt" => End::Router,
+                _ => End::Host,
+            };
+            namespace.within(|| Ok(Tap::open(Rules::new(short, end, knowledge.clone()))?))
+        })
+        .collect()
+}
+
+fn home(
+    n1: &Namespace,
+    cgroup: &Cgroup,
+    files: &Path,
+    config: BedConfig,
+    manifests: &Manifests,
+) -> Result<AgentHome> {
+    let bpffs = files.join("bpf");
+    if config.bpffs {
+        fs::create_dir(&bpffs)?;
+        nix::mount::mount(Some("bpf"), &bpffs, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
+            .context("cannot mount a bpffs")?;
+    }
+    let mut flags = manifests.flags();
+    flags.extend(["--hostname-override", "n1", "--cluster-cidr", CLUSTER_CIDR].map(String::from));
+    Ok(AgentHome {
+        netns: n1.path().to_owned(),
+        cgroup: cgroup.child("n1")?,
+        own_cgroup: cgroup.child("n1/agent")?,
+        bpffs: config.bpffs.then_some(bpffs),
+        run_dir: files.join("run"),
+        log: files.join("agent.log"),
+        flags,
+    })
+}

@@ -1,0 +1,12 @@
+//! What the laboratory needs from the kernel that has no safe wrapper. The only `unsafe` of this crate.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Takes a descriptor that was just received in a control message.
+///
+/// The caller hands over a number that the kernel has made for this message and that nobody else owns.
+#[must_use]
+pub fn adopt(received: RawFd) -> OwnedFd {
+    // SAFETY: the kernel installed this descriptor for the message it came in; the caller owns it alone.
+    unsafe { OwnedFd::from_raw_fd(received) }
+}

@@ -1,0 +1,7 @@
+//! Servers that tell who they are and whom they see, and clients that tell what became of a connection.
+
+pub mod client;
+pub mod server;
+
+pub use client::{Answer, Connection, Dial, Outcome};
+pub use server::Servers;

@@ -1,0 +1,243 @@
+//! Packet sockets in every namespace of a bed, read by one thread that judges as it reads.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+};
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
+
+use super::check::Offload;
+use super::packet::Packet;
+use super::rules::{Rules, Seen, Violation};
+
+sockopt_impl!(
+    /// Puts a `virtio_net_hdr` before each packet: it tells unfinished checksums and GSO.
+    PacketVnetHdr,
+    SetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_VNET_HDR,
+    bool
+);
+
+sockopt_impl!(
+    /// Packets seen and packets lost since the last query.
+    PacketStatistics,
+    GetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_STATISTICS,
+    libc::tpacket_stats
+);
+
+/// Room for bursts of GSO packets: a lost packet is an unjudged packet.
+const BUFFER: usize = 256 << 20;
+/// `struct virtio_net_hdr` without the mergeable buffers' field.
+const VNET_HEADER: usize = 10;
+/// `PACKET_OUTGOING` and `PACKET_LOOPBACK` of packet(7).
+const OUTGOING: u8 = 4;
+
+/// A packet socket in one namespace.
+#[derive(Debug)]
+pub struct Tap {
+    socket: OwnedFd,
+    rules: Rules,
+    /// Names by ifindex; loopback is left out.
+    devices: HashMap<usize, String>,
+}
+
+impl Tap {
+    /// Opens the socket in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn open(rules: Rules) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
+        setsockopt(&socket, PacketVnetHdr, &true)?;
+        setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
+        let devices = nix::net::if_::if_nameindex()?
+            .into_iter()
+            .map(|i| (i.index() as usize, i.name().to_string_lossy().into_owned()))
+            .collect();
+        Ok(Self { socket, rules, devices })
+    }
+
+    /// Reads until nothing is left; `buffer` is scratch space.
+    fn drain(&mut self, buffer: &mut [u8], observed: &Mutex<Observed>) -> io::Result<()> {
+        loop {
+            let (length, from) = match recvfrom::<LinkAddr>(self.socket.as_raw_fd(), buffer) {
+                Ok(received) => received,
+                Err(nix::Error::EAGAIN) => return Ok(()),
+                // A device that went away reports so on the socket; the others go on.
+                Err(nix::Error::ENETDOWN | nix::Error::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let Some(from) = from.filter(|_| length > VNET_HEADER) else { continue };
+            let name = self.devices.get(&from.ifindex()).map_or("?", String::as_str);
+            if name == "lo" {
+                continue;
+            }
+            let (header, frame) = buffer[..length].split_at(VNET_HEADER);
+            let offload = Offload { partial: header[0] & 1 != 0, segments: header[1] != 0 };
+            let seen = Seen { frame, outgoing: from.pkttype() == OUTGOING, offload };
+            let violations = self.rules.judge(name, seen);
+            lock(observed).add(violations, Packet::parse(frame).ok().filter(|_| !seen.outgoing));
+        }
+    }
+
+    fn lost(&self) -> usize {
+        nix::sys::socket::getsockopt(&self.socket, PacketStatistics).map_or(0, |s| s.tp_drops as usize)
+    }
+}
+
+/// What the capture has found since the last [`Capture::take`].
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// The first violations, up to [`Observed::KEPT`].
+    pub violations: Vec<Violation>,
+    /// All violations, kept or not.
+    pub count: usize,
+    /// Packets judged.
+    pub packets: usize,
+    /// ICMP redirects that arrived at a pod or client.
+    pub redirects: usize,
+    /// Packets the kernel had no room for.
+    pub lost: usize,
+    /// Arrived packets that [`Capture::watch`]'s predicate asked for.
+    pub watched: usize,
+    watch: Option<Watch>,
+}
+
+#[derive(Clone, Copy)]
+struct Watch(fn(&Packet) -> bool);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl Observed {
+    const KEPT: usize = 5;
+
+    fn add(&mut self, violations: Vec<Violation>, arrived: Option<Packet>) {
+        self.packets += 1;
+        if let Some(packet) = arrived {
+            self.redirects += usize::from(matches!(packet, Packet::Error { redirect: true, .. }));
+            self.watched += usize::from(self.watch.is_some_and(|w| w.0(&packet)));
+        }
+        for violation in violations {
+            self.count += 1;
+            if self.violations.len() < Self::KEPT {
+                self.violations.push(violation);
+            }
+        }
+    }
+}
+
+fn lock(observed: &Mutex<Observed>) -> std::sync::MutexGuard<'_, Observed> {
+    observed.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All taps of a bed and the thread that reads them.
+#[derive(Debug)]
+pub struct Capture {
+    observed: Arc<Mutex<Observed>>,
+    wake: UnixStream,
+    /// Asks the thread to drain once more and answer, or (closed) to end.
+    requests: Option<Sender<Sender<()>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Starts judging.
+    ///
+    /// # Errors
+    /// No event descriptor.
+    pub fn start(taps: Vec<Tap>) -> io::Result<Self> {
+        let observed = Arc::new(Mutex::new(Observed::default()));
+        let (wake, woken) = UnixStream::pair()?;
+        woken.set_nonblocking(true)?;
+        let (requests, inbox) = channel();
+        let thread = std::thread::Builder::new().name("capture".into()).spawn({
+            let observed = observed.clone();
+            move || read_all(taps, &observed, woken, &inbox)
+        })?;
+        Ok(Self { observed, wake, requests: Some(requests), thread: Some(thread) })
+    }
+
+    /// Counts arriving packets that satisfy `predicate` from now on, in [`Observed::watched`].
+    pub fn watch(&self, predicate: fn(&Packet) -> bool) {
+        let mut observed = lock(&self.observed);
+        observed.watch = Some(Watch(predicate));
+        observed.watched = 0;
+    }
+
+    /// Everything found so far; what is in flight in the sockets is judged first.
+    #[must_use]
+    pub fn take(&self) -> Observed {
+        let (done, wait) = channel();
+        if let Some(requests) = &self.requests
+            && requests.send(done).is_ok()
+            && (&self.wake).write(&[1]).is_ok()
+        {
+            // The thread answers, or has ended and dropped the sender: either ends the wait.
+            let _ = wait.recv();
+        }
+        let mut observed = lock(&self.observed);
+        let watch = observed.watch;
+        std::mem::replace(&mut *observed, Observed { watch, ..Observed::default() })
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.requests = None;
+        if (&self.wake).write(&[1]).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read_all(
+    mut taps: Vec<Tap>,
+    observed: &Mutex<Observed>,
+    mut woken: UnixStream,
+    inbox: &Receiver<Sender<()>>,
+) {
+    let mut buffer = vec![0; 1 << 17];
+    loop {
+        {
+            let fds = taps.iter().map(|tap| tap.socket.as_fd()).chain([woken.as_fd()]);
+            let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            // Interrupted or not: every socket is looked at below.
+            let _ = nix::poll::poll(&mut fds, PollTimeout::NONE);
+        }
+        // When nobody woke us this fails, and nothing is lost.
+        let _ = woken.read(&mut [0; 16]);
+        for tap in &mut taps {
+            if tap.drain(&mut buffer, observed).is_err() {
+                return;
+            }
+        }
+        loop {
+            match inbox.try_recv() {
+                Ok(done) => {
+                    lock(observed).lost += taps.iter().map(Tap::lost).sum::<usize>();
+                    let _ = done.send(());
+                }
+                Err(std::sync::mpsc::TryRecvError::Empty) => break,
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The suite `net`: real traffic through the real agent, in beds of network namespaces.
+
+#[path = "net/basics.rs"]
+mod basics;
+#[path = "net/harness.rs"]
+mod harness;
+#[path = "net/matrix.rs"]
+mod matrix;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if let Err(error) = sluice_tests::lab::enter() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    let mut groups = vec![];
+    groups.extend(basics::groups());
+    groups.extend(matrix::groups());
+    harness::main(groups)
+}

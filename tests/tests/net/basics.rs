@@ -1,0 +1,84 @@
+//! The bed itself, without any proxy: if these fail, nothing else means anything.
+
+use anyhow::{Result, ensure};
+use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
+use sluice_tests::traffic::{Dial, Outcome};
+use sluice_tests::wire::Transport;
+
+use crate::harness::{Group, Story};
+
+/// One bed a wiring, traffic by address only.
+pub fn groups() -> Vec<Group> {
+    Wiring::BOTH.into_iter().map(group).collect()
+}
+
+fn group(wiring: Wiring) -> Group {
+    let mut stories = Vec::new();
+    for family in Family::BOTH {
+        for transport in Transport::BOTH {
+            stories.push(Story::new(
+                format!("everybody_reaches_every_pod::{family}::{transport}"),
+                move |bed| everybody_reaches_every_pod(bed, family, transport),
+            ));
+            stories.push(Story::new(format!("a_closed_port_refuses::{family}::{transport}"), move |bed| {
+                a_closed_port_refuses(bed, family, transport)
+            }));
+        }
+    }
+    stories.push(Story::new("bulk_moves_both_ways", bulk_moves_both_ways));
+    stories.push(Story::new("the_oracle_sees_every_hop", the_oracle_sees_every_hop));
+    Group {
+        name: format!("bed::{wiring}"),
+        config: BedConfig { invalid_drop: true, ..BedConfig::new(wiring) },
+        setup: Box::new(|bed| {
+            for who in Who::ALL {
+                bed.serve(who, 8_080)?;
+            }
+            Ok(())
+        }),
+        stories,
+    }
+}
+
+fn everybody_reaches_every_pod(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    for from in Who::ALL {
+        for to in Who::ALL {
+            let dial = Dial::new(bed.place(from), (to.address(family), 8_080).into(), transport);
+            let answer = dial.probe().ok()?;
+            ensure!(answer.backend == format!("{}:8080", to.name()), "{from:?} to {to:?}: {answer:?}");
+            // A node has several addresses to write from; pods and clients have one.
+            let own = answer.seen.ip() == from.address(family) || from == Who::Host;
+            ensure!(own, "{from:?} to {to:?}: seen as {}", answer.seen);
+        }
+    }
+    Ok(())
+}
+
+fn a_closed_port_refuses(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    for from in [Who::Pa, Who::Host, Who::Client] {
+        let outcome = Dial::new(bed.place(from), (Who::Pb.address(family), 9).into(), transport).probe();
+        ensure!(outcome == Outcome::Refused, "{from:?}: {outcome}");
+    }
+    Ok(())
+}
+
+fn bulk_moves_both_ways(bed: &mut Bed) -> Result<()> {
+    for family in Family::BOTH {
+        let dial = Dial::new(bed.place(Who::Client), (Who::Pd.address(family), 8_080).into(), Transport::Tcp);
+        let mut connection = dial.open().map_err(|outcome| anyhow::anyhow!("{outcome}"))?;
+        connection.bulk(1 << 20).map_err(|outcome| anyhow::anyhow!("{outcome}"))?;
+    }
+    Ok(())
+}
+
+/// A datagram from client to pod and back passes at least six namespace ends.
+fn the_oracle_sees_every_hop(bed: &mut Bed) -> Result<()> {
+    let before = bed.capture.take();
+    ensure!(before.count == 0, "violations before: {:?}", before.violations);
+    let to = (Who::Pa.address(Family::V6), 8_080).into();
+    Dial::new(bed.place(Who::Client), to, Transport::Udp).probe().ok()?;
+    let seen = bed.capture.take();
+    ensure!(seen.packets >= 12, "only {} packets seen", seen.packets);
+    ensure!(seen.count == 0, "violations: {:?}", seen.violations);
+    Ok(())
+}
