@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     }
     let mut groups = vec![];
     groups.extend(basics::groups());
+    groups.extend(matrix::control());
     groups.extend(matrix::groups());
     harness::main(groups)
 }

@@ -185,17 +185,21 @@ impl Agent {
             status["synced"] == true && status["edges"].as_array().is_some_and(|found| found.len() >= edges)
         };
         let home = self.home.clone();
-        wait_for("the agent to be in sync", || {
+        let answer = wait_for("the agent to be in sync", || {
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(format!("the agent has ended with {status}"));
+                return Ok(Err(status));
             }
             match home.json(&["status"]) {
-                Ok(status) if synced(&status) => Ok(status),
+                Ok(status) if synced(&status) => Ok(Ok(status)),
                 Ok(status) => Err(format!("status: {status}")),
                 Err(error) => Err(format!("{error:#}")),
             }
-        })
-        .with_context(|| self.home.log_tail())
+        });
+        match answer {
+            Ok(Ok(status)) => Ok(status),
+            Ok(Err(ended)) => bail!("the agent has ended with {ended}; {}", self.home.log_tail()),
+            Err(error) => Err(error.context(self.home.log_tail())),
+        }
     }
 
     /// Sends a signal.

@@ -54,6 +54,23 @@ pub enum Via {
     LoadBalancer,
 }
 
+impl Via {
+    pub const ALL: [Self; 5] =
+        [Self::ClusterIp, Self::NodePort, Self::NodePortSecond, Self::ExternalIp, Self::LoadBalancer];
+
+    /// For test names.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "cluster_ip",
+            Self::NodePort => "node_port",
+            Self::NodePortSecond => "node_port_on_second_address",
+            Self::ExternalIp => "external_ip",
+            Self::LoadBalancer => "load_balancer",
+        }
+    }
+}
+
 impl App {
     #[must_use]
     pub fn new(name: &str, number: u8, backends: impl IntoIterator<Item = Backend>) -> Self {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 
@@ -58,6 +58,7 @@ pub struct Bed {
     pub names: Names,
     home: AgentHome,
     cgroup: Cgroup,
+    invalid_before: AtomicU64,
     files: Files,
 }
 
@@ -112,6 +113,7 @@ impl Bed {
             names,
             home,
             cgroup,
+            invalid_before: AtomicU64::new(0),
             files,
         })
     }
@@ -130,6 +132,12 @@ impl Bed {
     /// Serves Services by nftables rules from now on.
     pub fn start_control(&mut self) {
         self.control = Some(Nftables::new(self.namespaces["n1"].path().to_owned()));
+    }
+
+    /// Whether rules serve instead of an agent.
+    #[must_use]
+    pub const fn is_control(&self) -> bool {
+        self.control.is_some()
     }
 
     /// Where the agent lives; flags may be added before it starts.
@@ -220,7 +228,7 @@ impl Bed {
         &self.files.0
     }
 
-    /// Packets that n1 has dropped as invalid; `None` without the rules.
+    /// Packets that n1 has dropped as invalid since this was last asked; `None` without the rules.
     ///
     /// # Errors
     /// nft fails.
@@ -229,10 +237,9 @@ impl Bed {
             return Ok(None);
         }
         let rules = command::run_in(self.namespaces["n1"].path(), "nft", &["list", "table", "inet", "lab"])?;
-        let counts = rules
-            .lines()
-            .filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok());
-        Ok(Some(counts.sum()))
+        let counts = rules.lines().filter_map(|line| line.split("packets ").nth(1)?.split(' ').next());
+        let total: u64 = counts.filter_map(|count| count.parse::<u64>().ok()).sum();
+        Ok(Some(total - self.invalid_before.swap(total, Ordering::Relaxed)))
     }
 }
 

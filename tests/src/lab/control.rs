@@ -75,9 +75,9 @@ fn rules<'a>(apps: impl Iterator<Item = &'a App>) -> String {
     format!(
         "table inet control\ndelete table inet control\ntable inet control {{
   chain services {{\n{nat}  }}
-  chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
-  chain output {{ type nat hook output priority dstnat; jump services; }}
-  chain postrouting {{ type nat hook postrouting priority srcnat; meta mark & 0x4000 == 0x4000 masquerade\n{hairpin}  }}
+  chain prerouting {{ type nat hook prerouting priority -100; jump services; }}
+  chain output {{ type nat hook output priority -100; jump services; }}
+  chain postrouting {{ type nat hook postrouting priority 100; meta mark & 0x4000 == 0x4000 masquerade\n{hairpin}  }}
   chain refuse {{\n{reject}  }}
   chain in {{ type filter hook input priority -10; ct state new jump refuse; }}
   chain forward {{ type filter hook forward priority -10; ct state new jump refuse; }}
@@ -103,9 +103,8 @@ fn service(app: &App, family: Family, transport: Transport, nat: &mut String, re
         .map(|(n, b)| format!("{n} : {} . {}", b.who.address(family), b.port))
         .collect();
     let choose = format!("dnat {ip} to numgen random mod {} map {{ {} }}", targets.len(), targets.join(", "));
-    let vias = [Via::ClusterIp, Via::NodePort, Via::NodePortSecond, Via::ExternalIp, Via::LoadBalancer];
     let gateway_port = (gateway(family), app.node_port()).into();
-    let addresses = vias.map(|via| (via, app.address(via, family)));
+    let addresses = Via::ALL.map(|via| (via, app.address(via, family)));
     for (via, address) in addresses.into_iter().chain([(Via::NodePort, gateway_port)]) {
         let (to, port) = (address.ip(), address.port());
         let matches = format!("{ip} daddr {to} {transport} dport {port}");

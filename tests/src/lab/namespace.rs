@@ -29,6 +29,9 @@ impl Namespace {
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/default/dad_transmits", "0"),
             ("net/ipv6/conf/default/accept_ra", "0"),
+            // Tests provoke more errors than hosts like to report.
+            ("net/ipv4/icmp_ratelimit", "0"),
+            ("net/ipv6/icmp/ratelimit", "0"),
         ])?;
         run("ip", &["-n", &namespace.name, "link", "set", "lo", "up"])?;
         Ok(namespace)

@@ -10,14 +10,12 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use sluice_tests::lab::{Bed, BedConfig};
 
-/// What a story ends with when nothing is wrong.
-pub enum Verdict {
-    Passed,
-    /// Cannot run here, and why.
-    Skipped(String),
-}
+/// An error that means: this story cannot run on this machine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Skip(pub String);
 
-type Run = Box<dyn FnOnce(&mut Bed) -> Result<Verdict> + Send>;
+type Run = Box<dyn FnOnce(&mut Bed) -> Result<()> + Send>;
 
 /// One named behaviour.
 pub struct Story {
@@ -27,23 +25,17 @@ pub struct Story {
 
 impl Story {
     pub fn new(name: impl Into<String>, run: impl FnOnce(&mut Bed) -> Result<()> + Send + 'static) -> Self {
-        Self { name: name.into(), run: Box::new(move |bed| run(bed).map(|()| Verdict::Passed)) }
-    }
-
-    /// A story that may find that it cannot run here.
-    pub fn maybe(
-        name: impl Into<String>,
-        run: impl FnOnce(&mut Bed) -> Result<Verdict> + Send + 'static,
-    ) -> Self {
-        Self { name: name.into(), run: Box::new(run) }
+        Self { name: name.into(), run: Box::new(move |bed| run(bed)) }
     }
 }
+
+type Setup = Box<dyn FnOnce(&mut Bed) -> Result<()> + Send>;
 
 /// Stories on one bed.
 pub struct Group {
     pub name: String,
     pub config: BedConfig,
-    pub setup: Box<dyn FnOnce(&mut Bed) -> Result<()> + Send>,
+    pub setup: Setup,
     pub stories: Vec<Story>,
 }
 
@@ -154,7 +146,11 @@ fn run_group(group: Group, report: &dyn Fn(String, Report)) {
     let mut bed = match ready(config, setup) {
         Ok(bed) => bed,
         Err(why) => {
-            stories.into_iter().for_each(|s| report(full(&name, &s.name), Report::Failed(why.clone())));
+            let mut told = why;
+            for story in stories {
+                report(full(&name, &story.name), Report::Failed(told));
+                told = "the bed could not be set up, see the group's first story".into();
+            }
             return;
         }
     };
@@ -175,22 +171,22 @@ fn run_group(group: Group, report: &dyn Fn(String, Report)) {
     }
 }
 
-fn ready(config: BedConfig, setup: Box<dyn FnOnce(&mut Bed) -> Result<()> + Send>) -> Result<Bed, String> {
+fn ready(config: BedConfig, setup: Setup) -> Result<Bed, String> {
     guarded(|| {
         let mut bed = Bed::build(config)?;
         setup(&mut bed)?;
         oracles(&bed)?;
         Ok(bed)
     })
-    .map_err(|error| format!("the bed could not be set up: {error}"))
+    .map_err(|error| format!("the bed could not be set up: {error:#}"))
 }
 
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T, String> {
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| format!("{error:#}")),
+        Ok(result) => result,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
-            Err(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned())
+            bail!("panicked: {}", text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?"))
         }
     }
 }

@@ -11,8 +11,6 @@ use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
 
-const VIAS: [Via; 5] =
-    [Via::ClusterIp, Via::NodePort, Via::NodePortSecond, Via::ExternalIp, Via::LoadBalancer];
 const CLIENTS: [Who; 3] = [Who::Pa, Who::Host, Who::Client];
 
 /// The applications of a matrix bed.
@@ -39,49 +37,65 @@ fn apps() -> Apps {
     }
 }
 
-/// Sluice in both wirings with every oracle, once with offloads on and without bpffs; and the control.
+/// Sluice in both wirings with every oracle, and once with offloads on and without bpffs.
 pub fn groups() -> Vec<Group> {
     let strict = |wiring| BedConfig { invalid_drop: true, ..BedConfig::new(wiring) };
     let mut groups: Vec<_> = Wiring::BOTH
         .into_iter()
-        .map(|wiring| group(format!("services::{wiring}"), strict(wiring), Bed::start_agent))
+        .map(|wiring| {
+            group(format!("services::{wiring}"), strict(wiring), Bed::start_agent, &[answers, refusals])
+        })
         .collect();
     let offload = BedConfig { offload: true, bpffs: false, ..BedConfig::new(Wiring::Routed) };
-    groups.push(group("services::offload".into(), offload, Bed::start_agent));
-    groups.push(group("control::bridged".into(), strict(Wiring::Bridged), |bed| {
-        bed.start_control();
-        Ok(())
-    }));
-    groups.push(group("control::routed".into(), strict(Wiring::Routed), |bed| {
-        bed.start_control();
-        Ok(())
-    }));
+    groups.push(group("services::offload".into(), offload, Bed::start_agent, &[answers, refusals]));
     groups
 }
 
-fn group(name: String, config: BedConfig, proxy: fn(&mut Bed) -> Result<()>) -> Group {
+/// The same table by nftables rules: what fails here is the bed's fault or the table's. Refusals differ from
+/// Sluice's on purpose (the node's own UDP gets EPERM, IPv6 TCP hears at its second SYN), so they are left out.
+pub fn control() -> Vec<Group> {
+    let proxy = |bed: &mut Bed| {
+        bed.start_control();
+        Ok(())
+    };
+    vec![group("control".into(), BedConfig::new(Wiring::Routed), proxy, &[answers])]
+}
+
+type Chapter = fn(Who, Family, Transport) -> Vec<Story>;
+
+fn group(name: String, config: BedConfig, proxy: fn(&mut Bed) -> Result<()>, chapters: &[Chapter]) -> Group {
     let mut stories = Vec::new();
     for family in Family::BOTH {
         for transport in Transport::BOTH {
             for client in CLIENTS {
-                for via in VIAS {
-                    let name = format!("{client:?}_to_{via:?}::{family}::{transport}");
-                    stories.push(Story::new(name, move |bed| reaches(bed, client, via, family, transport)));
-                }
-                let name = |what: &str| format!("{client:?}_{what}::{family}::{transport}");
-                stories.push(Story::new(name("is_refused_without_endpoints"), move |bed| {
-                    refused_everywhere(bed, client, family, transport, &apps().empty)
-                }));
-                stories.push(Story::new(name("is_refused_when_the_server_is_down"), move |bed| {
-                    refused_everywhere(bed, client, family, transport, &apps().down)
-                }));
-                stories.push(Story::new(name("is_refused_at_unlisted_ports"), move |bed| {
-                    unlisted(bed, client, family, transport)
-                }));
+                stories.extend(chapters.iter().flat_map(|chapter| chapter(client, family, transport)));
             }
         }
     }
     Group { name, config, setup: Box::new(move |bed| setup(bed, proxy)), stories }
+}
+
+fn answers(client: Who, family: Family, transport: Transport) -> Vec<Story> {
+    Via::ALL
+        .into_iter()
+        .map(|via| {
+            let name = format!("{}_reaches_{}::{family}::{transport}", client.name(), via.name());
+            Story::new(name, move |bed| reaches(bed, client, via, family, transport))
+        })
+        .collect()
+}
+
+fn refusals(client: Who, family: Family, transport: Transport) -> Vec<Story> {
+    let name = |what: &str| format!("{}_is_refused_{what}::{family}::{transport}", client.name());
+    vec![
+        Story::new(name("without_endpoints"), move |bed| {
+            refused_everywhere(bed, client, family, transport, &apps().empty)
+        }),
+        Story::new(name("when_the_server_is_down"), move |bed| {
+            refused_everywhere(bed, client, family, transport, &apps().down)
+        }),
+        Story::new(name("at_unlisted_ports"), move |bed| unlisted(bed, client, family, transport)),
+    ]
 }
 
 fn setup(bed: &mut Bed, proxy: fn(&mut Bed) -> Result<()>) -> Result<()> {
@@ -99,6 +113,10 @@ fn setup(bed: &mut Bed, proxy: fn(&mut Bed) -> Result<()>) -> Result<()> {
 
 fn reaches(bed: &mut Bed, client: Who, via: Via, family: Family, transport: Transport) -> Result<()> {
     for (name, app) in &apps().answering {
+        if bed.is_control() && family == Family::V6 && app.backends[0].who == client {
+            // The kernel's own translation lets ICMPv6 redirects about hairpins through to the pod.
+            continue;
+        }
         let told = || format!("{client:?} to {via:?} of {name:?}");
         let to = app.address(via, family);
         let connection = Dial::new(bed.place(client), to, transport).open();
@@ -140,7 +158,7 @@ fn refused_everywhere(
     transport: Transport,
     app: &App,
 ) -> Result<()> {
-    for via in VIAS {
+    for via in Via::ALL {
         let outcome = Dial::new(bed.place(client), app.address(via, family), transport).probe();
         ensure!(outcome == Outcome::Refused, "{via:?}: {outcome} (P-17, P-23)");
     }
