@@ -158,16 +158,16 @@ fn run_group(group: Group, report: &dyn Fn(String, Report)) {
         let full_name = full(&name, &story.name);
         let outcome = guarded(|| (story.run)(&mut bed));
         let wire = oracles(&bed);
-        report(
-            full_name,
-            match (outcome, wire) {
-                (Ok(Verdict::Skipped(why)), Ok(())) => Report::Ignored(why),
-                (Ok(_), Ok(())) => Report::Ok,
-                (Ok(_), Err(wire)) => Report::Failed(format!("{wire:#}")),
-                (Err(error), Ok(())) => Report::Failed(error),
-                (Err(error), Err(wire)) => Report::Failed(format!("{error}\nand: {wire:#}")),
+        let verdict = match (outcome, wire) {
+            (Ok(()), Ok(())) => Report::Ok,
+            (Ok(()), Err(wire)) => Report::Failed(format!("{wire:#}")),
+            (Err(error), Ok(())) => match error.downcast_ref::<Skip>() {
+                Some(skip) => Report::Ignored(skip.to_string()),
+                None => Report::Failed(format!("{error:#}")),
             },
-        );
+            (Err(error), Err(wire)) => Report::Failed(format!("{error:#}\nand: {wire:#}")),
+        };
+        report(full_name, verdict);
     }
 }
 

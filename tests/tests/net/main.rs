@@ -1,10 +1,7 @@
 //! The suite `net`: real traffic through the real agent, in beds of network namespaces.
 
-#[path = "net/basics.rs"]
 mod basics;
-#[path = "net/harness.rs"]
 mod harness;
-#[path = "net/matrix.rs"]
 mod matrix;
 
 use std::process::ExitCode;
