@@ -1,1 +1,36 @@
+//! Sluice's BPF programs: thin shims around `proxy_common::path`.
+//!
+//! ```text
+//! programs/  one entry point per hook: context in, verdict out
+//! packet.rs  the one place that touches packet memory
+//! maps.rs    map statics
+//! tables.rs  proxy_common's Tables over them, one family at a time
+//! ```
+//!
+//! On the host this crate is an empty binary, so that the whole workspace builds and lints with one command.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod programs;
+#[cfg(target_arch = "bpf")]
+mod tables;
+
+/// Helpers that the kernel only offers to GPL-compatible programs are used.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -6,3 +6,6 @@
 pub mod cluster;
 pub mod config;
 pub mod model;
+
+/// The BPF object, as built by build.rs: programs and map definitions.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.o"));

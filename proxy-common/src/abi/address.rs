@@ -14,6 +14,19 @@ impl<const N: usize> Abi for Addr<N> {
 impl<const N: usize> Addr<N> {
     /// `0.0.0.0` or `::`. As a frontend's address it stands for every address that serves NodePorts.
     pub const UNSPECIFIED: Self = Self([0; N]);
+
+    /// Equality by words: in the kernel `==` on arrays becomes a call to memcmp.
+    #[must_use]
+    #[inline(always)]
+    pub const fn same(&self, other: &Self) -> bool {
+        let mut difference = 0;
+        let mut word = 0;
+        while word < N {
+            difference |= self.0[word] ^ other.0[word];
+            word += 1;
+        }
+        difference == 0
+    }
 }
 
 impl Addr<1> {

@@ -1,0 +1,170 @@
+//! The two hooks of an edge.
+
+use super::established::{Known, pass_known};
+use super::icmp::About;
+use super::traits::{Packet, Tables, Verdict};
+use super::{icmp, masquerade, pair, reject, translate};
+use crate::abi::{Addr, AddressClass, Frontend, FrontendKey, Hook, Reason};
+use crate::wire::{Headers, Transport, parse};
+
+/// A packet enters the node's stack. `l3` is where its network header starts: 14 behind Ethernet, else 0.
+///
+/// A packet to an address that is nothing to us costs one look-up. `room` is where the headers are written down; what it
+/// holds before does not matter.
+#[inline(always)]
+pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    room: &mut Headers<N>,
+    l3: u32,
+) -> Verdict {
+    if parse(packet, l3, Hook::Ingress, room).is_none() {
+        return Verdict::Pass;
+    }
+    let headers = &*room;
+    let class = tables.address_class(&headers.key.dst);
+    if class.bits == 0 {
+        return Verdict::Pass;
+    }
+    match headers.transport {
+        Transport::Tcp(_) | Transport::Udp => {}
+        Transport::IcmpError | Transport::IcmpRedirect => {
+            return match quoted(packet, tables, headers) {
+                Some(verdict) => verdict,
+                None => unserved(tables, class, Reason::Protocol),
+            };
+        }
+        Transport::Fragment => return unserved(tables, class, Reason::Fragment),
+        Transport::Malformed => return unserved(tables, class, Reason::Malformed),
+        Transport::Other => return unserved(tables, class, Reason::Protocol),
+    }
+    if let Some(verdict) = known(packet, tables, headers) {
+        return verdict;
+    }
+    let verdict = match frontend(tables, class, headers) {
+        Some(frontend) => translate::open(packet, tables, &headers, frontend),
+        None if class.any(AddressClass::ENDPOINT) && headers.opens() => direct(packet, tables, headers),
+        None if owned(class) => reject::answer(packet, &headers, Reason::Unlisted),
+        None => Verdict::Pass,
+    };
+    counted(tables, verdict)
+}
+
+/// A packet leaves the node's stack by an edge; arguments as for [`ingress`].
+#[inline(always)]
+pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    room: &mut Headers<N>,
+    l3: u32,
+) -> Verdict {
+    if parse(packet, l3, Hook::Egress, room).is_none() {
+        return Verdict::Pass;
+    }
+    let headers = &*room;
+    match headers.transport {
+        Transport::Tcp(_) | Transport::Udp => {}
+        Transport::IcmpError | Transport::IcmpRedirect => {
+            return quoted(packet, tables, headers).unwrap_or(Verdict::Pass);
+        }
+        Transport::Fragment | Transport::Malformed | Transport::Other => return Verdict::Pass,
+    }
+    if let Some(verdict) = known(packet, tables, headers) {
+        return verdict;
+    }
+    if packet.mark() & tables.masquerade_mark() != 0 || masquerade::shadowed(tables, headers) {
+        return counted(tables, masquerade::open(packet, tables, headers));
+    }
+    Verdict::Pass
+}
+
+/// A packet of a known flow. `None`: there is none, or there was one that has ended and made room.
+#[inline(always)]
+fn known<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Option<Verdict> {
+    let entry = tables.flow(&headers.key)?;
+    match pass_known(packet, tables, headers, &entry) {
+        Known::Verdict(verdict) => Some(counted(tables, verdict)),
+        Known::Ended => None,
+    }
+}
+
+/// An ICMP error or redirect. `None`: not about a flow of ours.
+#[inline(always)]
+fn quoted<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Option<Verdict> {
+    Some(counted(
+        tables,
+        match icmp::error(packet, tables, headers) {
+            About::Unknown => return None,
+            About::Rewritten => Verdict::Pass,
+            About::Redirect => Verdict::Drop(Reason::Redirect),
+            About::Failed => Verdict::Drop(Reason::Rewrite),
+        },
+    ))
+}
+
+/// Service addresses that are not also bound on this node: nothing of theirs is left to the stack (P-24, P-28).
+const fn owned(class: AddressClass) -> bool {
+    class.any(AddressClass::SERVICE) && !class.any(AddressClass::LOCAL)
+}
+
+#[inline(always)]
+fn unserved<const N: usize, T: Tables<N>>(tables: &T, class: AddressClass, reason: Reason) -> Verdict {
+    if owned(class) { counted(tables, Verdict::Drop(reason)) } else { Verdict::Pass }
+}
+
+#[inline(always)]
+fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdict {
+    if let Verdict::Drop(reason) | Verdict::Reject(reason) = verdict {
+        tables.count(reason);
+    }
+    verdict
+}
+
+/// Whom the packet dials: the exact address first, then, on addresses that serve them, the NodePorts (B9, B10).
+#[inline(always)]
+fn frontend<const N: usize, T: Tables<N>>(
+    tables: &T,
+    class: AddressClass,
+    headers: &Headers<N>,
+) -> Option<Frontend> {
+    let mut key = FrontendKey {
+        address: headers.key.dst,
+        port: headers.key.dport,
+        protocol: headers.key.protocol,
+        pad: 0,
+    };
+    if class.any(AddressClass::SERVICE)
+        && let Some(frontend) = tables.frontend(&key)
+    {
+        return Some(frontend);
+    }
+    if class.any(AddressClass::NODE_PORT) {
+        key.address = Addr::UNSPECIFIED;
+        return tables.frontend(&key);
+    }
+    None
+}
+
+/// A packet that opens a flow straight to an endpoint. Its answer must not meet another flow's restore entry: a
+/// closed one goes, beside a live one the direct flow takes another source port (P-60, P-61).
+#[inline(always)]
+fn direct<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    let reply = headers.key.reply();
+    let Some(entry) = tables.flow(&reply) else { return Verdict::Pass };
+    if pair::remove_if_closed(tables, &reply, &entry) {
+        return Verdict::Pass;
+    }
+    translate::open_direct(packet, tables, headers)
+}

@@ -1,0 +1,151 @@
+//! ICMP errors and redirects that quote a packet of a known flow.
+
+use super::rewrite;
+use super::traits::{Entry, Packet, Tables};
+use crate::abi::{Addr, Flow, FlowKey, protocol};
+use crate::wire::{Diff, Headers, Transport, apply, parse_quoted};
+
+/// What an error or redirect turned out to be about. Without payload: LLVM stores the parts of a result that was not
+/// returned, which the verifier refuses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum About {
+    /// Nothing of ours.
+    Unknown = 0,
+    /// A known flow; the error has been rewritten.
+    Rewritten = 1,
+    /// A known flow, and a redirect.
+    Redirect = 2,
+    /// A known flow; the kernel refused to change the packet.
+    Failed = 3,
+}
+
+/// Rewrites an error outside and inside (P-14 … P-17). A redirect must be dropped: one that names a Service address would
+/// poison the client's route for 300 s. No entry is made or refreshed (P-18).
+///
+/// The quoted packet travelled the other way: with its ends swapped it is the key of the entry at this hook, and
+/// what the entry makes of the key's source is right for the quote's destination.
+#[inline(never)]
+pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> About {
+    let redirect = headers.transport == Transport::IcmpRedirect;
+    let at = match redirected(packet, headers.l4) {
+        Some(at) if redirect && N == 4 => at,
+        _ => headers.l4 + 8,
+    };
+    let about = tables.scratch(|scratch| {
+        let (key, flow, quoted) = (&mut scratch.reply_key, &mut scratch.flow, &mut scratch.quoted);
+        if parse_quoted(packet, at, quoted).is_none() {
+            return About::Unknown;
+        }
+        key.src = quoted.key.dst;
+        key.dst = quoted.key.src;
+        key.sport = quoted.key.dport;
+        key.dport = quoted.key.sport;
+        key.protocol = quoted.key.protocol;
+        key.hook = headers.key.hook;
+        key.pad = 0;
+        let Some(entry) = tables.flow(key) else { return About::Unknown };
+        *flow = entry.read();
+        if flow.tag != key.tag() {
+            return About::Unknown;
+        }
+        if redirect {
+            return About::Redirect;
+        }
+        match rewritten(packet, headers, quoted, key, flow) {
+            Some(()) => About::Rewritten,
+            None => About::Failed,
+        }
+    });
+    about.unwrap_or(About::Unknown)
+}
+
+/// Where an ICMPv6 redirect quotes the packet: behind the options that precede "redirected header" (RFC 4861
+/// sections 4.5 and 4.6.3).
+#[inline(always)]
+fn redirected<P: Packet>(packet: &P, l4: u32) -> Option<u32> {
+    let mut at = l4 + 40;
+    for _ in 0..3 {
+        let option: [u8; 2] = packet.load(at)?;
+        if option[0] == 4 {
+            return Some(at + 8);
+        }
+        // One unit is all that the options before it take; anything longer is not worth following.
+        if option[1] != 1 {
+            return None;
+        }
+        at += 8;
+    }
+    None
+}
+
+#[inline(always)]
+fn rewritten<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    quoted: &Headers<N>,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+) -> Option<()> {
+    let addresses = Diff(flow.address_diff);
+    let ports = Diff::port(key.sport, flow.sport).and(Diff::port(key.dport, flow.dport));
+    let mut covered =
+        addresses.and(ports).and(quoted_checksum(packet, headers, quoted, addresses.and(ports))?);
+    rewrite::store_addresses(packet, quoted.l3, &flow.dst, &flow.src)?;
+    let [a, b] = flow.dport.0.to_ne_bytes();
+    let [c, d] = flow.sport.0.to_ne_bytes();
+    packet.store(quoted.l4, [a, b, c, d])?;
+    if N == 1 {
+        let before = u16::from_ne_bytes(packet.load(quoted.l3 + 10)?);
+        rewrite::header_checksum(packet, quoted.l3, addresses)?;
+        covered = covered.and(Diff::half(before, apply(before, addresses)));
+    }
+    let src = replaced(&headers.key.src, &key.src, &flow.src);
+    let dst = replaced(&headers.key.dst, &key.dst, &flow.dst);
+    let outside = Diff::address(&headers.key.src, &src).and(Diff::address(&headers.key.dst, &dst));
+    rewrite::store_addresses(packet, headers.l3, &src, &dst)?;
+    if N == 1 {
+        rewrite::header_checksum(packet, headers.l3, outside)?;
+    } else {
+        // The pseudo header of ICMPv6 (RFC 4443 section 2.3).
+        covered = covered.and(outside);
+    }
+    let checksum = u16::from_ne_bytes(packet.load(headers.l4 + 2)?);
+    packet.store(headers.l4 + 2, apply(checksum, covered).to_ne_bytes())
+}
+
+/// Errors come from a party of the flow or from a router on the way; only the former is renamed.
+#[inline(always)]
+fn replaced<const N: usize>(address: &Addr<N>, old: &Addr<N>, new: &Addr<N>) -> Addr<N> {
+    if address.same(old) { *new } else { *address }
+}
+
+/// Updates the quoted transport checksum as far as it was quoted (P-15) and returns what that adds to the outer one. An
+/// absent UDP checksum stays absent, one that becomes zero is sent as all ones (P-58).
+#[inline(always)]
+fn quoted_checksum<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    quoted: &Headers<N>,
+    change: Diff,
+) -> Option<Diff> {
+    let at = quoted.checksum_at();
+    if at + 2 > headers.end {
+        return Some(Diff::NONE);
+    }
+    let Some(old) = packet.load::<2>(at).map(u16::from_ne_bytes) else { return Some(Diff::NONE) };
+    let udp = quoted.key.protocol == protocol::UDP;
+    if udp && old == 0 {
+        return Some(Diff::NONE);
+    }
+    let new = match apply(old, change) {
+        0 if udp => 0xffff,
+        new => new,
+    };
+    packet.store(at, new.to_ne_bytes())?;
+    Some(Diff::half(old, new))
+}

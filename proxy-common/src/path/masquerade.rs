@@ -1,0 +1,70 @@
+//! The first packet of a masqueraded flow, at the backend's edge.
+
+use super::traits::{Entry, Packet, Returned, Tables, Verdict};
+use super::{pair, rewrite};
+use crate::abi::{Addr, AddressClass, FrontendKey, Kind, Reason};
+use crate::wire::Headers;
+
+/// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
+/// have changed the source port since the client's edge.
+#[inline(always)]
+pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    open_apart(packet, tables, headers).into()
+}
+
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn open_apart<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Returned {
+    decide(packet, tables, headers).into()
+}
+
+#[inline(always)]
+fn decide<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    let Some(address) = tables.masquerade_address(packet.ifindex()) else {
+        return Verdict::Drop(Reason::NoMasqueradeAddress);
+    };
+    let free = |port| {
+        let frontend =
+            FrontendKey { address: Addr::UNSPECIFIED, port, protocol: headers.key.protocol, pad: 0 };
+        tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &address, port)
+    };
+    let opened = tables.scratch(|scratch| {
+        let ifindex = packet.ifindex();
+        pair::start(
+            &mut scratch.flow,
+            &address,
+            &headers.key.dst,
+            headers.key.dport,
+            Kind::Masquerade,
+            ifindex,
+        );
+        pair::open(tables, &headers.key, scratch, None, free)?;
+        packet.set_mark(packet.mark() & !tables.masquerade_mark());
+        Ok(rewrite::packet(packet, headers, &scratch.flow))
+    });
+    pair::verdict(opened)
+}
+
+/// Whether a new flow of the node itself to an endpoint would get its answers unmasqueraded to somebody else, because a
+/// live masqueraded flow owns the reply's key. Such a flow is masqueraded like any other (P-64).
+#[inline(always)]
+pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
+    if !headers.opens() || !tables.address_class(&headers.key.dst).any(AddressClass::ENDPOINT) {
+        return false;
+    }
+    let reply = headers.key.reply();
+    let Some(entry) = tables.flow(&reply) else { return false };
+    entry.read().kind() == Some(Kind::Unmasquerade) && !pair::remove_if_closed(tables, &reply, &entry)
+}

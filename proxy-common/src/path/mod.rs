@@ -1,0 +1,40 @@
+//! Decisions: what happens to a packet at an edge, and to a socket at connect time.
+//!
+//! ```text
+//! edge.rs        ingress and egress of an edge: which of the stories below a packet belongs to
+//! established.rs a packet of a known flow: TCP state, stale entries, the rewrite
+//! translate.rs   the first packet to a frontend: choice of a backend, the pair translate/restore
+//! masquerade.rs  the first packet at the backend's edge: choice of a port, the pair masquerade/unmasquerade
+//! pair.rs        inserting both halves of a flow, exclusive keys, other source ports
+//! reclaim.rs     second chance: how the flow table forgets
+//! icmp.rs        errors and redirects about known flows
+//! reject.rs      answering with RST or port unreachable
+//! rewrite.rs     the bytes of a rewrite
+//! socket.rs      connect, sendmsg, recvmsg, getpeername
+//! ```
+
+mod edge;
+mod established;
+mod icmp;
+mod masquerade;
+mod pair;
+mod reclaim;
+mod reject;
+mod rewrite;
+pub mod socket;
+mod traits;
+mod translate;
+
+pub use edge::{egress, ingress};
+pub use reclaim::idle_limit;
+pub use traits::{Entry, Insert, Packet, Scratch, Tables, Verdict};
+
+/// Draw number `n` of a run that must be repeatable, in the kernel and on the host alike.
+#[must_use]
+#[inline(always)]
+pub const fn repeatable_draw(seed: u32, n: u32) -> u32 {
+    let mut hash = (seed ^ n.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 15
+}

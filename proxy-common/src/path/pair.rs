@@ -1,0 +1,171 @@
+//! The two halves of a flow: made together, removed together.
+
+use super::reclaim;
+use super::traits::{Entry, Insert, Scratch, Tables, Verdict};
+use crate::abi::{Addr, Flow, FlowKey, Kind, Port, Reason, state};
+use crate::wire::Diff;
+
+/// Source ports tried before a flow is refused (P-62).
+const PORT_TRIES: u32 = 8;
+
+/// Removes both halves.
+#[inline(always)]
+pub(super) fn remove<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, partner: &FlowKey<N>) {
+    tables.remove_flow(partner);
+    tables.remove_flow(key);
+}
+
+/// Removes the pair when its TCP connection is over: both sides have sent FIN, or one has reset.
+#[inline(always)]
+pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    entry: &T::Entry,
+) -> bool {
+    if entry.tag() != key.tag() {
+        return true;
+    }
+    let partner = entry.partner(key);
+    let answered = tables.flow(&partner).map_or(state::RST, |entry| entry.state());
+    if !closed(entry.state(), answered) {
+        return false;
+    }
+    remove(tables, key, &partner);
+    true
+}
+
+/// Starts the forward half in the scratch room: `key`'s packet goes to `dst`:`dport` from `src`.
+#[inline(always)]
+pub(super) fn start<const N: usize>(
+    flow: &mut Flow<N>,
+    src: &Addr<N>,
+    dst: &Addr<N>,
+    dport: Port,
+    kind: Kind,
+    ifindex: u32,
+) {
+    flow.src = *src;
+    flow.dst = *dst;
+    flow.dport = dport;
+    flow.kind = kind as u8;
+    flow.ifindex = ifindex;
+    flow.state = state::SEEN;
+    flow.service = Flow::<N>::NO_SERVICE;
+    flow.endpoint = 0;
+    flow.generation = 0;
+}
+
+/// The verdict of a hook that has tried to open a flow.
+pub(super) fn verdict(opened: Option<Result<Verdict, Reason>>) -> Verdict {
+    match opened {
+        Some(Ok(verdict)) => verdict,
+        Some(Err(reason)) => Verdict::Drop(reason),
+        None => Verdict::Drop(Reason::Rewrite),
+    }
+}
+
+/// Whether a connection whose two directions have shown `a` and `b` is over.
+#[inline(always)]
+pub(super) const fn closed(a: u8, b: u8) -> bool {
+    (a | b) & state::RST != 0 || a & b & state::FIN != 0
+}
+
+/// Source port number `attempt` of a flow: first from 1024 to 29999, which neither ephemeral sockets nor kernel
+/// MASQUERADE use, then from the rest.
+#[inline(always)]
+pub(super) const fn candidate(secret: u32, attempt: u32) -> Port {
+    let mut hash = (secret ^ attempt.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 15;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^= hash >> 13;
+    let (first, count) = if attempt < PORT_TRIES - 2 { (1024, 28_976) } else { (30_000, 35_536) };
+    Port::new((first + (hash as u64 * count >> 32)) as u16)
+}
+
+/// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
+/// live flow owns it, this one takes another source port, beginning with `first`. `free` says whether a port
+/// may be used at all.
+#[inline(always)]
+pub(super) fn open<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    scratch: &mut Scratch<N>,
+    first: Option<Port>,
+    free: impl Fn(Port) -> bool,
+) -> Result<(), Reason> {
+    let now = tables.now();
+    let flow = &mut scratch.flow;
+    flow.created = now;
+    flow.seen = now;
+    flow.tag = key.tag();
+    flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
+    if !reclaim::turn(tables, key, now) {
+        return Err(Reason::FlowTableFull);
+    }
+    let secret = tables.seed() ^ scratch.flow.tag;
+    let mut full = false;
+    for attempt in 0..PORT_TRIES {
+        let port = match first {
+            Some(port) if attempt == 0 => port,
+            _ => candidate(secret, attempt),
+        };
+        if !free(port) {
+            continue;
+        }
+        scratch.flow.sport = port;
+        match insert_halves(tables, key, scratch) {
+            Insert::Done => {
+                tables.count(Reason::FlowCreated);
+                return Ok(());
+            }
+            Insert::Exists => {}
+            // A reclaimed element may have been the last one's: one more turn, then it is full.
+            Insert::Full if full => return Err(Reason::FlowTableFull),
+            Insert::Full => full = true,
+        }
+    }
+    Err(if full { Reason::FlowTableFull } else { Reason::PortsExhausted })
+}
+
+/// The reply's half first: without it an answer would reach the client unrestored.
+#[inline(never)]
+fn insert_halves<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    scratch: &mut Scratch<N>,
+) -> Insert {
+    scratch.reply_key = scratch.flow.partner(key);
+    // Field by field: a whole value would be built on the stack first.
+    let (flow, reply) = (&scratch.flow, &mut scratch.reply);
+    reply.src = key.dst;
+    reply.dst = key.src;
+    reply.sport = key.dport;
+    reply.dport = key.sport;
+    reply.address_diff = !flow.address_diff;
+    reply.seen = flow.seen;
+    reply.created = flow.created;
+    reply.service = flow.service;
+    reply.endpoint = flow.endpoint;
+    reply.ifindex = flow.ifindex;
+    reply.generation = flow.generation;
+    reply.kind = flow.kind + 1;
+    reply.state = 0;
+    reply.tag = scratch.reply_key.tag();
+    let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
+    if inserted == Insert::Exists
+        && let Some(entry) = tables.flow(&scratch.reply_key)
+        && remove_if_closed(tables, &scratch.reply_key, &entry)
+    {
+        inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
+    }
+    if inserted != Insert::Done {
+        return inserted;
+    }
+    match tables.insert_flow(key, &scratch.flow) {
+        Insert::Done => Insert::Done,
+        other => {
+            tables.remove_flow(&scratch.reply_key);
+            other
+        }
+    }
+}

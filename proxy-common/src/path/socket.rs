@@ -1,0 +1,104 @@
+//! Sockets of the node's own processes: translated when they dial, not per packet.
+
+use super::traits::Tables;
+use super::translate;
+use crate::abi::{
+    Addr, AddressClass, Backend, FrontendKey, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs,
+    service_flags,
+};
+
+/// What becomes of an address that a socket dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dial<const N: usize> {
+    /// Not a Service's: leave it.
+    Pass,
+    /// Connect there instead.
+    To(Backend<N>),
+    /// ECONNREFUSED (B17); already counted.
+    Refuse,
+}
+
+/// Decides for one address. The choice is a draw: a connecting socket has no source yet to hash.
+#[inline(always)]
+pub fn dial<const N: usize, T: Tables<N>>(
+    tables: &T,
+    address: &Addr<N>,
+    port: Port,
+    protocol: u8,
+) -> Dial<N> {
+    let class = tables.address_class(address);
+    if !class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) {
+        return Dial::Pass;
+    }
+    let mut key = FrontendKey { address: *address, port, protocol, pad: 0 };
+    let mut found = tables.frontend(&key);
+    if found.is_none() && class.any(AddressClass::NODE_PORT) {
+        key.address = Addr::UNSPECIFIED;
+        found = tables.frontend(&key);
+    }
+    let refuse = |reason| {
+        tables.count(reason);
+        Dial::Refuse
+    };
+    let Some(frontend) = found else {
+        return if class.any(AddressClass::LOCAL) { Dial::Pass } else { refuse(Reason::Unlisted) };
+    };
+    let (Some(kind), Some(service)) = (frontend.kind(), tables.service(frontend.service)) else {
+        return refuse(Reason::Unlisted);
+    };
+    if service.flags & service_flags::IN_USE == 0 {
+        return refuse(Reason::Unlisted);
+    }
+    let run = if kind.is_external() { service.external } else { service.internal };
+    match translate::choose(tables, run) {
+        Some(backend) => Dial::To(backend),
+        None => refuse(Reason::NoEndpoint),
+    }
+}
+
+/// The pair under which a socket has dialled this frontend before.
+#[inline(always)]
+#[must_use]
+pub fn recall<'a>(pairs: &'a SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
+    let mut i = 0;
+    while i < SOCKET_PAIRS {
+        let pair = &pairs.pairs[i];
+        if pair.used != 0 && pair.frontend_port == port && Addr(pair.frontend).same(&Addr(*address)) {
+            return Some(pair);
+        }
+        i += 1;
+    }
+    None
+}
+
+/// The pair whose backend this is: what recvmsg and getpeername show instead (J14, S-07).
+#[inline(always)]
+#[must_use]
+pub fn dialled<'a>(pairs: &'a SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
+    let mut i = 0;
+    while i < SOCKET_PAIRS {
+        let pair = &pairs.pairs[i];
+        if pair.used != 0 && pair.backend_port == port && Addr(pair.backend).same(&Addr(*address)) {
+            return Some(pair);
+        }
+        i += 1;
+    }
+    None
+}
+
+/// Remembers a pair: in the place of the same frontend's old one, else in a free place. False: no place is left.
+#[inline(always)]
+pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair) -> bool {
+    let mut i = 0;
+    while i < SOCKET_PAIRS {
+        let old = &mut pairs.pairs[i];
+        if old.used == 0
+            || (old.frontend_port == pair.frontend_port && Addr(old.frontend).same(&Addr(pair.frontend)))
+        {
+            *old = *pair;
+            return true;
+        }
+        i += 1;
+    }
+    false
+}

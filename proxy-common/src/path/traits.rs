@@ -1,0 +1,194 @@
+//! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
+
+use crate::abi::{
+    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, RingHead, Service,
+};
+use crate::wire::{Diff, Headers};
+
+/// What becomes of a packet. Numbers of a hook appear only in its shim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The stack goes on with it, rewritten or not.
+    Pass,
+    /// Dropped; already counted.
+    Drop(Reason),
+    /// It has been turned into an answer: send it out of the device it came in by. Already counted.
+    Reject(Reason),
+}
+
+/// A [`Verdict`] that crosses a call between subprograms. As an enum it would be returned through memory, and LLVM stores
+/// the undefined reason of `Pass` as well, which the verifier refuses.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Returned(u32);
+
+const DROP: u32 = 0x100;
+const REJECT: u32 = 0x200;
+
+impl From<Verdict> for Returned {
+    #[inline(always)]
+    fn from(verdict: Verdict) -> Self {
+        Self(match verdict {
+            Verdict::Pass => 0,
+            Verdict::Drop(reason) => DROP | reason as u32,
+            Verdict::Reject(reason) => REJECT | reason as u32,
+        })
+    }
+}
+
+impl From<Returned> for Verdict {
+    #[inline(always)]
+    fn from(returned: Returned) -> Self {
+        let mut reason = Reason::Rewrite;
+        for candidate in Reason::ALL {
+            if candidate as u32 == returned.0 & 0xff {
+                reason = candidate;
+            }
+        }
+        match returned.0 & (DROP | REJECT) {
+            0 => Self::Pass,
+            DROP => Self::Drop(reason),
+            _ => Self::Reject(reason),
+        }
+    }
+}
+
+/// A packet under a hook's hands. Offsets are bytes from the start of the frame.
+///
+/// Methods that may move packet memory take `&mut self`, so that nothing read before can be mistaken for current.
+pub trait Packet {
+    /// Length of the frame in bytes, the part that is not linear included.
+    fn len(&self) -> u32;
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `K` bytes at `at` (below [`crate::wire::MAX_OFFSET`]), or `None` when the packet is shorter.
+    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]>;
+
+    /// Overwrites `K` bytes at `at`.
+    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()>;
+
+    /// Updates the TCP or UDP checksum at `at` for a change of addresses and of ports. Partial checksums stay
+    /// partial (P-80), an absent UDP checksum stays absent (P-58).
+    fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()>;
+
+    /// Cuts the frame, or grows it by bytes of unspecified content, to `len` bytes.
+    fn resize(&mut self, len: u32) -> Option<()>;
+
+    /// Inserts `bytes` (a header's size) before the network header at `l3`.
+    fn make_room(&mut self, l3: u32, bytes: u32) -> Option<()>;
+
+    /// The packet's mark.
+    fn mark(&self) -> u32;
+
+    /// Replaces the packet's mark.
+    fn set_mark(&mut self, mark: u32);
+
+    /// Device the hook belongs to.
+    fn ifindex(&self) -> u32;
+}
+
+/// Result of inserting a flow entry that must not exist yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// Inserted.
+    Done,
+    /// The key is taken.
+    Exists,
+    /// No room.
+    Full,
+}
+
+/// A flow entry in place.
+pub trait Entry<const N: usize> {
+    /// A copy of the value.
+    fn read(&self) -> Flow<N>;
+    /// [`Flow::tag`].
+    fn tag(&self) -> u32;
+    /// [`Flow::seen`].
+    fn seen(&self) -> u32;
+    /// [`Flow::state`].
+    fn state(&self) -> u8;
+    /// [`Flow::partner`] of the value in place.
+    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N>;
+    /// Overwrites [`Flow::seen`].
+    fn set_seen(&self, tick: u32);
+    /// Overwrites [`Flow::state`].
+    fn set_state(&self, state: u8);
+}
+
+/// Room for a flow in the making. The kernel's stack has 512 bytes for all frames together; an IPv6 pair alone takes
+/// half of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch<const N: usize> {
+    /// The half of the packet's own direction.
+    pub flow: Flow<N>,
+    /// Key of the reply's half.
+    pub reply_key: FlowKey<N>,
+    /// The reply's half.
+    pub reply: Flow<N>,
+    /// The packet that an ICMP error quotes.
+    pub quoted: Headers<N>,
+}
+
+/// The maps of one family, the clock and the dice.
+pub trait Tables<const N: usize> {
+    /// Handle of a flow entry.
+    type Entry: Entry<N>;
+
+    /// What an address is to this node; no bits for a stranger.
+    fn address_class(&self, address: &Addr<N>) -> AddressClass;
+    /// Who is dialled.
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend>;
+    /// The Service port with this index.
+    fn service(&self, index: u32) -> Option<Service>;
+    /// The endpoint in this slot.
+    fn backend(&self, slot: u32) -> Option<Backend<N>>;
+    /// Generation of a live endpoint id, 0 when it is gone.
+    fn endpoint_generation(&self, id: u32) -> u32;
+    /// Address that packets leaving by `ifindex` are masqueraded with.
+    fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>>;
+    /// Whether a socket of the node owns `address`:`port` towards the destination of `key` (P-64).
+    fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool;
+
+    /// Lends this CPU's scratch room; `None` never happens, but the verifier does not know that.
+    fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R>;
+
+    /// A flow entry.
+    fn flow(&self, key: &FlowKey<N>) -> Option<Self::Entry>;
+    /// Inserts a flow entry unless the key is taken.
+    fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert;
+    /// Removes a flow entry.
+    fn remove_flow(&self, key: &FlowKey<N>);
+
+    /// Keys this CPU's ring can hold, a power of two.
+    fn ring_size(&self) -> u32;
+    /// This CPU's ring positions.
+    fn ring_head(&self) -> RingHead;
+    /// Moves this CPU's ring positions.
+    fn set_ring_head(&self, head: RingHead);
+    /// The key at a position of this CPU's ring.
+    fn ring_key(&self, position: u32) -> Option<FlowKey<N>>;
+    /// Writes the key at a position of this CPU's ring.
+    fn set_ring_key(&self, position: u32, key: &FlowKey<N>);
+
+    /// Whether `source` belongs to the cluster's pods; `None` without a local-traffic detector (F8).
+    fn is_cluster_source(&self, source: &Addr<N>) -> Option<bool>;
+    /// Whether all ClusterIP traffic is masqueraded (F4).
+    fn masquerade_all(&self) -> bool;
+    /// The masquerade mark's bit (F3).
+    fn masquerade_mark(&self) -> u32;
+    /// Secret that orders masquerade ports.
+    fn seed(&self) -> u32;
+
+    /// Monotonic time in ticks of 2^30 ns.
+    fn now(&self) -> u32;
+    /// A uniform 32-bit draw.
+    fn random(&self) -> u32;
+    /// Counts something that happened.
+    fn count(&self, reason: Reason);
+}

@@ -1,0 +1,170 @@
+//! The first packet of a flow, at the client's edge.
+
+use super::traits::{Entry, Packet, Returned, Tables, Verdict};
+use super::{pair, reject, rewrite};
+use crate::abi::{
+    Addr, AddressClass, Backend, Flow, Frontend, Kind, Reason, Run, Service, service_flags, state,
+};
+use crate::wire::Headers;
+
+/// A packet to a frontend, without a flow.
+#[inline(always)]
+pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    frontend: Frontend,
+) -> Verdict {
+    open_apart(packet, tables, headers, frontend).into()
+}
+
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn open_apart<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    frontend: Frontend,
+) -> Returned {
+    decide(packet, tables, headers, frontend).into()
+}
+
+#[inline(always)]
+fn decide<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    frontend: Frontend,
+) -> Verdict {
+    let (Some(kind), Some(service)) = (frontend.kind(), tables.service(frontend.service)) else {
+        return reject::answer(packet, headers, Reason::Unlisted);
+    };
+    let external = kind.is_external();
+    if service.flags & service_flags::IN_USE == 0 {
+        return reject::answer(packet, headers, Reason::Unlisted);
+    }
+    if !headers.opens() {
+        return stray(packet, tables, headers);
+    }
+    let run = if external { service.external } else { service.internal };
+    let Some(backend) = choose(tables, run) else {
+        let silent = if external { service_flags::DROP_EXTERNAL } else { service_flags::DROP_INTERNAL };
+        return if service.flags & silent != 0 {
+            Verdict::Drop(Reason::NoLocalEndpoint)
+        } else {
+            reject::answer(packet, headers, Reason::NoEndpoint)
+        };
+    };
+    let marked = is_masqueraded(tables, headers, external, &service, &backend.address);
+    let opened = tables.scratch(|scratch| {
+        let (key, ifindex) = (&headers.key, packet.ifindex());
+        pair::start(&mut scratch.flow, &key.src, &backend.address, backend.port, Kind::Translate, ifindex);
+        scratch.flow.service = frontend.service;
+        scratch.flow.endpoint = backend.id;
+        scratch.flow.generation = backend.generation;
+        if marked {
+            scratch.flow.state |= state::MARK;
+            packet.set_mark(packet.mark() | tables.masquerade_mark());
+        }
+        pair::open(tables, &headers.key, scratch, Some(headers.key.sport), |_| true)?;
+        Ok(rewrite::packet(packet, headers, &scratch.flow))
+    });
+    pair::verdict(opened)
+}
+
+/// A packet straight to an endpoint whose restore key another flow owns: the same destination, another source port.
+#[inline(always)]
+pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    open_direct_apart(packet, tables, headers).into()
+}
+
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn open_direct_apart<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Returned {
+    decide_direct(packet, tables, headers).into()
+}
+
+#[inline(always)]
+fn decide_direct<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    let opened = tables.scratch(|scratch| {
+        let (key, ifindex) = (&headers.key, packet.ifindex());
+        pair::start(&mut scratch.flow, &key.src, &key.dst, key.dport, Kind::Translate, ifindex);
+        pair::open(tables, &headers.key, scratch, None, |_| true)?;
+        Ok(rewrite::packet(packet, headers, &scratch.flow))
+    });
+    pair::verdict(opened)
+}
+
+/// Gives an unanswered flow another source port; the client's next SYN uses it. `headers` and `flow` are those of the
+/// answer that showed the clash.
+#[inline(never)]
+pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, flow: &Flow<N>) {
+    let key = flow.partner(&headers.key);
+    let state = tables.flow(&key).map_or(0, |entry| entry.state());
+    pair::remove(tables, &headers.key, &key);
+    // A failure leaves no entry: the next SYN opens the flow afresh.
+    let _ = tables.scratch(|scratch| {
+        let own = &headers.key;
+        pair::start(&mut scratch.flow, &own.dst, &own.src, own.sport, Kind::Translate, flow.ifindex);
+        scratch.flow.state = state;
+        scratch.flow.service = flow.service;
+        scratch.flow.endpoint = flow.endpoint;
+        scratch.flow.generation = flow.generation;
+        pair::open(tables, &key, scratch, None, |_| true)
+    });
+}
+
+/// The backend for a new flow: a uniform draw, since a seeded hash would pin a client's retries to a dead endpoint.
+#[inline(always)]
+pub(super) fn choose<const N: usize, T: Tables<N>>(tables: &T, run: Run) -> Option<Backend<N>> {
+    if run.count() == 0 {
+        return None;
+    }
+    let drawn = (u64::from(tables.random()) * u64::from(run.count())) >> 32;
+    tables.backend(run.offset().wrapping_add(drawn as u32))
+}
+
+/// The masquerade matrix of kube-proxy: external frontends under policy Cluster (C5), ClusterIP by `masqueradeAll` (F4)
+/// or for sources that are not pods (F5), hairpin always (B7).
+#[inline(always)]
+fn is_masqueraded<const N: usize, T: Tables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    external: bool,
+    service: &Service,
+    backend: &Addr<N>,
+) -> bool {
+    if headers.key.src.same(backend) {
+        return true;
+    }
+    if external {
+        return service.flags & service_flags::MASQUERADE_EXTERNAL != 0;
+    }
+    tables.masquerade_all() || tables.is_cluster_source(&headers.key.src) == Some(false)
+}
+
+/// A TCP segment to a frontend, not a SYN, without a flow. On the node's own addresses the stack answers; on a Service's
+/// it is refused, never given a random backend (P-41, P-45). A reset is not answered.
+#[inline(always)]
+fn stray<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    if tables.address_class(&headers.key.dst).any(AddressClass::LOCAL) {
+        return Verdict::Pass;
+    }
+    reject::answer(packet, headers, Reason::NoFlow)
+}

@@ -1,0 +1,79 @@
+//! Internet checksums (RFC 1071) and their incremental update (RFC 1624).
+//!
+//! Sums are taken over words as they lie in memory: ones' complement addition does not care about byte order as
+//! long as it is the same everywhere.
+
+use crate::abi::{Addr, Port};
+
+/// Folds a sum to 16 bits.
+#[must_use]
+#[inline(always)]
+pub const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// `checksum` (as it lies in memory) after the bytes it covers have changed by `diff`.
+#[must_use]
+#[inline(always)]
+pub const fn apply(checksum: u16, diff: Diff) -> u16 {
+    !fold(!checksum as u64 + diff.0 as u64)
+}
+
+/// What a change of some bytes adds to the ones' complement sum over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Diff(pub u32);
+
+impl Diff {
+    /// No change.
+    pub const NONE: Self = Self(0);
+
+    const fn of(sum: u64) -> Self {
+        let sum = (sum & 0xffff_ffff) + (sum >> 32);
+        Self(((sum & 0xffff_ffff) + (sum >> 32)) as u32)
+    }
+
+    /// Both changes.
+    #[must_use]
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self::of(self.0 as u64 + other.0 as u64)
+    }
+
+    /// One aligned 32-bit word replaced.
+    #[must_use]
+    #[inline(always)]
+    pub const fn word(old: u32, new: u32) -> Self {
+        Self::of(!old as u64 + new as u64)
+    }
+
+    /// One aligned 16-bit word replaced.
+    #[must_use]
+    #[inline(always)]
+    pub const fn half(old: u16, new: u16) -> Self {
+        Self::of((!old) as u64 + new as u64)
+    }
+
+    /// One port replaced.
+    #[must_use]
+    #[inline(always)]
+    pub const fn port(old: Port, new: Port) -> Self {
+        Self::half(old.0, new.0)
+    }
+
+    /// One address replaced.
+    #[must_use]
+    #[inline(always)]
+    pub const fn address<const N: usize>(old: &Addr<N>, new: &Addr<N>) -> Self {
+        let mut diff = Self::NONE;
+        let mut word = 0;
+        while word < N {
+            diff = diff.and(Self::word(old.0[word], new.0[word]));
+            word += 1;
+        }
+        diff
+    }
+}

@@ -1,0 +1,266 @@
+//! The parser: from a frame to addresses, transport and ports.
+
+use crate::abi::{Addr, FlowKey, Hook, Port, protocol};
+use crate::path::Packet;
+
+/// No header position that this module returns reaches this offset.
+pub const MAX_OFFSET: u32 = 0x800;
+
+/// Extension headers walked before a packet counts as unreadable (P-03).
+const MAX_EXTENSIONS: usize = 6;
+
+/// TCP flag bits (RFC 9293 section 3.1).
+pub mod tcp_flags {
+    /// FIN.
+    pub const FIN: u8 = 1;
+    /// SYN.
+    pub const SYN: u8 = 2;
+    /// RST.
+    pub const RST: u8 = 4;
+    /// ACK.
+    pub const ACK: u8 = 16;
+}
+
+/// What follows the network header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP with these flags; ports are in the key.
+    Tcp(u8),
+    /// UDP; ports are in the key.
+    Udp,
+    /// An ICMP or ICMPv6 error that quotes a packet; the quote starts 8 bytes further.
+    IcmpError,
+    /// An ICMP redirect (type 5 or 137).
+    IcmpRedirect,
+    /// A fragment: no complete transport header to act on.
+    Fragment,
+    /// Headers for TCP or UDP that lie about their length (P-01), or an extension chain that is too long.
+    Malformed,
+    /// Anything else.
+    Other,
+}
+
+/// A parsed packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<const N: usize> {
+    /// Addresses and, for TCP and UDP, ports. The hook is the caller's.
+    pub key: FlowKey<N>,
+    /// Start of the network header.
+    pub l3: u32,
+    /// Start of the transport header.
+    pub l4: u32,
+    /// End of the packet according to the network header.
+    pub end: u32,
+    /// What was found at `l4`.
+    pub transport: Transport,
+}
+
+impl<const N: usize> Headers<N> {
+    /// A TCP segment that opens a connection: SYN and nothing that contradicts it.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_bare_syn(&self) -> bool {
+        use tcp_flags::{ACK, FIN, RST, SYN};
+        matches!(self.transport, Transport::Tcp(flags) if flags & (SYN | ACK | RST | FIN) == SYN)
+    }
+
+    /// A packet that may open a flow.
+    #[must_use]
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        matches!(self.transport, Transport::Udp) || self.is_bare_syn()
+    }
+
+    /// Offset of the transport checksum.
+    #[must_use]
+    #[inline(always)]
+    pub const fn checksum_at(&self) -> u32 {
+        if self.key.protocol == protocol::UDP { self.l4 + 6 } else { self.l4 + 16 }
+    }
+}
+
+impl<const N: usize> Headers<N> {
+    /// Nothing parsed yet.
+    pub const EMPTY: Self = Self {
+        key: FlowKey {
+            src: Addr::UNSPECIFIED,
+            dst: Addr::UNSPECIFIED,
+            sport: Port(0),
+            dport: Port(0),
+            protocol: 0,
+            hook: 0,
+            pad: 0,
+        },
+        l3: 0,
+        l4: 0,
+        end: 0,
+        transport: Transport::Other,
+    };
+}
+
+/// What the network header says about the rest.
+struct Rest {
+    fragment: bool,
+    unreadable: bool,
+}
+
+/// Parses the packet whose network header starts at `l3` into `headers`. `None`: not a packet that this family's path
+/// can read, leave it to the kernel.
+///
+/// The result is written in place: the kernel's stack has no room for copies.
+#[inline(always)]
+pub fn parse<const N: usize, P: Packet>(
+    packet: &P,
+    l3: u32,
+    hook: Hook,
+    headers: &mut Headers<N>,
+) -> Option<()> {
+    let rest = network(packet, l3, headers)?;
+    if headers.end > packet.len() {
+        return None;
+    }
+    headers.key.hook = hook as u8;
+    headers.transport = transport(packet, &rest, headers);
+    Some(())
+}
+
+/// Parses the packet quoted by an ICMP error: cut short as a rule, with at least the first 8 bytes of TCP or UDP.
+#[inline(always)]
+pub fn parse_quoted<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<()> {
+    let rest = network(packet, l3, headers)?;
+    headers.transport = match headers.key.protocol {
+        _ if rest.fragment || rest.unreadable => return None,
+        protocol::TCP => Transport::Tcp(0),
+        protocol::UDP => Transport::Udp,
+        _ => return None,
+    };
+    let ports: [u8; 4] = packet.load(headers.l4)?;
+    set_ports(headers, ports);
+    Some(())
+}
+
+#[inline(always)]
+const fn set_ports<const N: usize>(headers: &mut Headers<N>, [a, b, c, d]: [u8; 4]) {
+    headers.key.sport = Port(u16::from_ne_bytes([a, b]));
+    headers.key.dport = Port(u16::from_ne_bytes([c, d]));
+}
+
+#[inline(always)]
+fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
+    headers.l3 = l3;
+    headers.key.sport = Port(0);
+    headers.key.dport = Port(0);
+    headers.key.pad = 0;
+    let rest = if N == 1 { network_v4(packet, l3, headers) } else { network_v6(packet, l3, headers) }?;
+    let addresses = l3 + if N == 1 { 12 } else { 8 };
+    let mut word = 0;
+    while word < N {
+        let at = addresses + 4 * word as u32;
+        headers.key.src.0[word] = u32::from_ne_bytes(packet.load(at)?);
+        headers.key.dst.0[word] = u32::from_ne_bytes(packet.load(at + 4 * N as u32)?);
+        word += 1;
+    }
+    Some(rest)
+}
+
+/// IPv4 with options (RFC 791, P-02).
+#[inline(always)]
+fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
+    let header: [u8; 12] = packet.load(l3)?;
+    let length = u32::from(header[0] & 0xf) * 4;
+    let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    if header[0] >> 4 != 4 || length < 20 || total < length {
+        return None;
+    }
+    headers.key.protocol = header[9];
+    headers.l4 = l3 + length;
+    headers.end = l3 + total;
+    Some(Rest { fragment: u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0, unreadable: false })
+}
+
+/// IPv6 with extension headers (RFC 8200, P-03). A routing header with segments left means that the destination is
+/// not final: not ours.
+#[inline(always)]
+fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
+    let header: [u8; 8] = packet.load(l3)?;
+    if header[0] >> 4 != 6 {
+        return None;
+    }
+    headers.end = l3 + 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let mut protocol = header[6];
+    let mut at = l3 + 40;
+    let mut fragment = false;
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(protocol) || at >= MAX_OFFSET - 64 {
+            break;
+        }
+        let extension: [u8; 4] = packet.load(at)?;
+        at += match protocol {
+            43 if extension[3] != 0 => return None,
+            44 => {
+                // An atomic fragment is a whole packet (RFC 6946, P-12).
+                fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
+                8
+            }
+            51 => (u32::from(extension[1]) + 2) * 4,
+            _ => (u32::from(extension[1]) + 1) * 8,
+        };
+        protocol = extension[0];
+    }
+    headers.key.protocol = protocol;
+    headers.l4 = at;
+    Some(Rest { fragment, unreadable: is_extension(protocol) || at >= MAX_OFFSET - 64 })
+}
+
+/// Hop-by-hop, routing, fragment, authentication, destination options.
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, 0 | 43 | 44 | 51 | 60)
+}
+
+#[inline(always)]
+fn transport<const N: usize, P: Packet>(packet: &P, rest: &Rest, headers: &mut Headers<N>) -> Transport {
+    if rest.fragment {
+        return Transport::Fragment;
+    }
+    if rest.unreadable {
+        return Transport::Malformed;
+    }
+    let (l4, end) = (headers.l4, headers.end);
+    match headers.key.protocol {
+        protocol::UDP => {
+            let Some(h) = packet.load::<8>(l4) else { return Transport::Malformed };
+            let length = u32::from(u16::from_be_bytes([h[4], h[5]]));
+            if l4 + 8 > end || length < 8 || l4 + length > end {
+                return Transport::Malformed;
+            }
+            set_ports(headers, [h[0], h[1], h[2], h[3]]);
+            Transport::Udp
+        }
+        protocol::TCP => {
+            let Some(h) = packet.load::<20>(l4) else { return Transport::Malformed };
+            let length = u32::from(h[12] >> 4) * 4;
+            if length < 20 || l4 + length > end {
+                return Transport::Malformed;
+            }
+            set_ports(headers, [h[0], h[1], h[2], h[3]]);
+            Transport::Tcp(h[13])
+        }
+        protocol::ICMP if N == 1 => match icmp_type(packet, l4) {
+            Some(3 | 4 | 11 | 12) => Transport::IcmpError,
+            Some(5) => Transport::IcmpRedirect,
+            _ => Transport::Other,
+        },
+        protocol::ICMPV6 if N == 4 => match icmp_type(packet, l4) {
+            Some(1..=4) => Transport::IcmpError,
+            Some(137) => Transport::IcmpRedirect,
+            _ => Transport::Other,
+        },
+        _ => Transport::Other,
+    }
+}
+
+#[inline(always)]
+fn icmp_type<P: Packet>(packet: &P, l4: u32) -> Option<u8> {
+    packet.load::<8>(l4).map(|header| header[0])
+}

@@ -1,0 +1,10 @@
+//! Headers and checksums: where things stand in a packet. No tables, no policy.
+//!
+//! Offsets are bytes from the start of the frame. Every offset a parser returns is below [`MAX_OFFSET`], so that a
+//! shim may mask it for the verifier without changing it.
+
+mod checksum;
+mod headers;
+
+pub use checksum::{Diff, apply, fold};
+pub use headers::{Headers, MAX_OFFSET, Transport, parse, parse_quoted, tcp_flags};

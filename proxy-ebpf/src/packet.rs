@@ -1,0 +1,156 @@
+//! Packet memory: every bounds check and every raw access of this crate.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::generated::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data},
+    programs::TcContext,
+};
+use core::ptr::read_volatile;
+use proxy_common::{
+    path::Packet,
+    wire::{Diff, MAX_OFFSET},
+};
+
+/// `BPF_F_IPV6` (kernel 6.16): with it the helper keeps CHECKSUM_COMPLETE right for IPv6, whose address change the
+/// transport checksum compensates.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// Bytes that must be linear before anything is read: Ethernet, IPv6, a few extension headers, TCP.
+const HEADERS: u32 = 14 + 40 + 64 + 20;
+
+/// A socket buffer at a tc hook.
+pub struct Skb {
+    ctx: TcContext,
+}
+
+impl Skb {
+    /// Takes over the context, and makes the headers linear when the device left them in fragments (P-07).
+    #[inline(always)]
+    pub fn new(ctx: TcContext) -> Self {
+        let skb = Self { ctx };
+        let want = if skb.len() < HEADERS { skb.len() } else { HEADERS };
+        let (data, end) = skb.bounds();
+        if data.wrapping_add(want as usize) > end {
+            // SAFETY: the context is the hook's own; pointers are read anew after every helper.
+            unsafe { bpf_skb_pull_data(skb.ctx.skb.skb, want) };
+        }
+        skb
+    }
+
+    /// EtherType in host order.
+    #[inline(always)]
+    pub fn protocol(&self) -> u16 {
+        // SAFETY: the kernel hands every tc program a valid __sk_buff.
+        u16::from_be(unsafe { (*self.ctx.skb.skb).protocol } as u16)
+    }
+
+    /// Whether the frame belongs to a VLAN: its own device serves it (P-04).
+    #[inline(always)]
+    pub fn is_tagged(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
+    }
+
+    /// Volatile, or LLVM narrows the pointers to 32-bit values that the verifier takes for numbers.
+    #[inline(always)]
+    fn bounds(&self) -> (*mut u8, *mut u8) {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the kernel hands every tc program a valid __sk_buff.
+        let data = unsafe { read_volatile(&raw const (*skb).data) };
+        // SAFETY: as above.
+        let end = unsafe { read_volatile(&raw const (*skb).data_end) };
+        (data as usize as *mut u8, end as usize as *mut u8)
+    }
+
+    /// A pointer to `size` bytes at `at`, if they are there.
+    #[inline(always)]
+    fn at(&self, at: u32, size: usize) -> Option<*mut u8> {
+        let (data, end) = self.bounds();
+        // The mask is what the verifier believes; `wire` promises that it changes nothing.
+        let start = data.wrapping_add((at & (MAX_OFFSET - 1)) as usize);
+        if start.wrapping_add(size) > end { None } else { Some(start) }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]> {
+        let start = self.at(at, K)?;
+        // SAFETY: `at` compared start + K with data_end; any bytes make a [u8; K].
+        Some(unsafe { start.cast::<[u8; K]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()> {
+        let start = self.at(at, K)?;
+        // SAFETY: `at` compared start + K with data_end.
+        unsafe { start.cast::<[u8; K]>().write_unaligned(bytes) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()> {
+        let skb = self.ctx.skb.skb;
+        let kind = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let family = if v6 { BPF_F_IPV6 } else { 0 };
+        if addresses != Diff::NONE {
+            let flags = u64::from(BPF_F_PSEUDO_HDR) | kind | family;
+            // SAFETY: the helper checks the offset itself.
+            let failed = unsafe { bpf_l4_csum_replace(skb, at, 0, u64::from(addresses.0), flags) };
+            if failed != 0 {
+                return None;
+            }
+        }
+        if ports != Diff::NONE {
+            // SAFETY: as above.
+            let failed = unsafe { bpf_l4_csum_replace(skb, at, 0, u64::from(ports.0), kind) };
+            if failed != 0 {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Option<()> {
+        // SAFETY: the context is the hook's own; pointers are read anew after every helper.
+        let failed = unsafe { bpf_skb_change_tail(self.ctx.skb.skb, len, 0) };
+        if failed == 0 { Some(()) } else { None }
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _l3: u32, bytes: u32) -> Option<()> {
+        // SAFETY: as above.
+        let failed = unsafe { bpf_skb_adjust_room(self.ctx.skb.skb, bytes as i32, BPF_ADJ_ROOM_MAC, 0) };
+        if failed == 0 { Some(()) } else { None }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: the kernel hands every tc program a valid __sk_buff.
+        unsafe { (*self.ctx.skb.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        self.ctx.set_mark(mark);
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel hands every tc program a valid __sk_buff.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+}
+
+impl EbpfContext for Skb {
+    fn as_ptr(&self) -> *mut core::ffi::c_void {
+        self.ctx.as_ptr()
+    }
+}

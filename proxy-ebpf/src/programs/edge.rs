@@ -1,0 +1,122 @@
+//! tc programs of an edge.
+
+use crate::maps::{HEADERS_V4, HEADERS_V6};
+use crate::packet::Skb;
+use crate::tables::{Maps, V4, V6};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::bpf_redirect,
+    macros::classifier,
+    programs::TcContext,
+};
+use proxy_common::path::{self, Packet, Verdict};
+
+const ETHERNET: u32 = 14;
+const NO_ETHERNET: u32 = 0;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+
+/// Ingress of a device with Ethernet headers.
+#[classifier]
+pub fn sluice_ingress(ctx: TcContext) -> i32 {
+    ingress(ctx, ETHERNET)
+}
+
+/// Egress of a device with Ethernet headers.
+#[classifier]
+pub fn sluice_egress(ctx: TcContext) -> i32 {
+    egress(ctx, ETHERNET)
+}
+
+/// Ingress of a device without link layer header (P-06).
+#[classifier]
+pub fn sluice_ingr_l3(ctx: TcContext) -> i32 {
+    ingress(ctx, NO_ETHERNET)
+}
+
+/// Egress of a device without link layer header.
+#[classifier]
+pub fn sluice_egr_l3(ctx: TcContext) -> i32 {
+    egress(ctx, NO_ETHERNET)
+}
+
+#[inline(always)]
+fn ingress(ctx: TcContext, l3: u32) -> i32 {
+    let mut skb = Skb::new(ctx);
+    match skb.protocol() {
+        // A tagged frame is its VLAN device's to serve (P-04).
+        _ if skb.is_tagged() => TC_ACT_UNSPEC,
+        ETH_P_IP => ingress_v4(&mut skb, l3),
+        ETH_P_IPV6 => ingress_v6(&mut skb, l3),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+#[inline(always)]
+fn egress(ctx: TcContext, l3: u32) -> i32 {
+    let mut skb = Skb::new(ctx);
+    match skb.protocol() {
+        _ if skb.is_tagged() => TC_ACT_UNSPEC,
+        ETH_P_IP => egress_v4(&mut skb, l3),
+        ETH_P_IPV6 => egress_v6(&mut skb, l3),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+// One subprogram per family: in one frame the two would not fit the stack.
+
+#[inline(never)]
+fn ingress_v4(skb: &mut Skb, l3: u32) -> i32 {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(room) = HEADERS_V4.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
+        return TC_ACT_UNSPEC;
+    };
+    let maps = Maps::<V4>::new(skb.as_ptr());
+    let verdict = path::ingress::<1, _, _>(skb, &maps, room, l3);
+    action(skb, verdict)
+}
+
+#[inline(never)]
+fn ingress_v6(skb: &mut Skb, l3: u32) -> i32 {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(room) = HEADERS_V6.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
+        return TC_ACT_UNSPEC;
+    };
+    let maps = Maps::<V6>::new(skb.as_ptr());
+    let verdict = path::ingress::<4, _, _>(skb, &maps, room, l3);
+    action(skb, verdict)
+}
+
+#[inline(never)]
+fn egress_v4(skb: &mut Skb, l3: u32) -> i32 {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(room) = HEADERS_V4.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
+        return TC_ACT_UNSPEC;
+    };
+    let maps = Maps::<V4>::new(skb.as_ptr());
+    let verdict = path::egress::<1, _, _>(skb, &maps, room, l3);
+    action(skb, verdict)
+}
+
+#[inline(never)]
+fn egress_v6(skb: &mut Skb, l3: u32) -> i32 {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(room) = HEADERS_V6.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
+        return TC_ACT_UNSPEC;
+    };
+    let maps = Maps::<V6>::new(skb.as_ptr());
+    let verdict = path::egress::<4, _, _>(skb, &maps, room, l3);
+    action(skb, verdict)
+}
+
+/// The hook's number for a verdict: "unspecified" lets programs behind ours run (L-10).
+#[inline(always)]
+fn action(skb: &Skb, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(_) => TC_ACT_SHOT,
+        // SAFETY: takes numbers only.
+        Verdict::Reject(_) => unsafe { bpf_redirect(skb.ifindex(), 0) as i32 },
+    }
+}

@@ -1,0 +1,4 @@
+//! Entry points, one file per kind of hook.
+
+mod edge;
+mod socket;

@@ -1,0 +1,303 @@
+//! cgroup programs: sockets of the node's own processes.
+
+use crate::maps::{CONFIG, SOCKETS};
+use crate::tables::{Maps, V4, V6};
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
+    macros::cgroup_sock_addr,
+    programs::SockAddrContext,
+};
+use core::ptr::{read_volatile, write_volatile};
+use proxy_common::{
+    abi::{Addr, Port, SocketPair, SocketPairs, config_flags, protocol},
+    path::{
+        Tables,
+        socket::{self, Dial},
+    },
+};
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+/// Third word of an IPv4-mapped IPv6 address.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+/// connect(2) on an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn sluice_connect4(ctx: SockAddrContext) -> i32 {
+    dial_v4(&ctx)
+}
+
+/// connect(2) on an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn sluice_connect6(ctx: SockAddrContext) -> i32 {
+    dial_v6(&ctx)
+}
+
+/// sendto(2), sendmsg(2) with an address on an IPv4 UDP socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sluice_sendmsg4(ctx: SockAddrContext) -> i32 {
+    dial_v4(&ctx)
+}
+
+/// sendto(2), sendmsg(2) with an address on an IPv6 UDP socket.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sluice_sendmsg6(ctx: SockAddrContext) -> i32 {
+    dial_v6(&ctx)
+}
+
+/// recvmsg(2) on an IPv4 UDP socket: the sender's address.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn sluice_recvmsg4(ctx: SockAddrContext) -> i32 {
+    show_v4(&ctx)
+}
+
+/// recvmsg(2) on an IPv6 UDP socket: the sender's address.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn sluice_recvmsg6(ctx: SockAddrContext) -> i32 {
+    show_v6(&ctx)
+}
+
+/// getpeername(2) on an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn sluice_getpeer4(ctx: SockAddrContext) -> i32 {
+    show_v4(&ctx)
+}
+
+/// getpeername(2) on an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn sluice_getpeer6(ctx: SockAddrContext) -> i32 {
+    show_v6(&ctx)
+}
+
+/// An address and port as the hook shows them, IPv4 in mapped form.
+#[derive(Clone, Copy)]
+struct Name {
+    address: [u32; 4],
+    port: Port,
+}
+
+impl Name {
+    #[inline(always)]
+    const fn mapped(address: u32, port: Port) -> Self {
+        Self { address: [0, 0, MAPPED, address], port }
+    }
+
+    #[inline(always)]
+    const fn is_mapped(&self) -> bool {
+        self.address[0] | self.address[1] | (self.address[2] ^ MAPPED) == 0
+    }
+}
+
+#[inline(always)]
+fn dial_v4(ctx: &SockAddrContext) -> i32 {
+    let mut name = read_v4(ctx.sock_addr);
+    match dial(ctx, &mut name) {
+        Answer::Rewrite => write_v4(ctx.sock_addr, name),
+        Answer::Leave => {}
+        Answer::Refuse => return DENY,
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn dial_v6(ctx: &SockAddrContext) -> i32 {
+    let mut name = read_v6(ctx.sock_addr);
+    match dial(ctx, &mut name) {
+        Answer::Rewrite => write_v6(ctx.sock_addr, name),
+        Answer::Leave => {}
+        Answer::Refuse => return DENY,
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn show_v4(ctx: &SockAddrContext) -> i32 {
+    if let Some(name) = shown(ctx, read_v4(ctx.sock_addr)) {
+        write_v4(ctx.sock_addr, name);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn show_v6(ctx: &SockAddrContext) -> i32 {
+    if let Some(name) = shown(ctx, read_v6(ctx.sock_addr)) {
+        write_v6(ctx.sock_addr, name);
+    }
+    ALLOW
+}
+
+/// What becomes of a name that a socket dials.
+enum Answer {
+    Leave,
+    /// Use the name as it is now.
+    Rewrite,
+    Refuse,
+}
+
+/// Decides about `name` and puts the backend in its place. The name is changed in place because LLVM computes with the
+/// parts of a result that was not returned, which the verifier refuses.
+#[inline(always)]
+fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
+    // SAFETY: the kernel hands every sock_addr program a valid context.
+    let transport = unsafe { (*ctx.sock_addr).protocol } as u8;
+    if !matches!(transport, protocol::TCP | protocol::UDP) || !is_served(ctx) {
+        return Answer::Leave;
+    }
+    let mut pair = SocketPair {
+        frontend: name.address,
+        backend: [0, 0, MAPPED, 0],
+        frontend_port: name.port,
+        backend_port: Port(0),
+        endpoint: 0,
+        generation: 0,
+        used: 1,
+    };
+    let as_ptr = ctx.sock_addr.cast();
+    let answer = if name.is_mapped() {
+        let maps = Maps::<V4>::new(as_ptr);
+        if kept(ctx, &maps, name, transport) {
+            return Answer::Rewrite;
+        }
+        let dialled = socket::dial::<1, _>(&maps, &Addr([name.address[3]]), name.port, transport);
+        chosen(dialled, &mut pair, |to, address| to[3] = address.0[0])
+    } else {
+        let maps = Maps::<V6>::new(as_ptr);
+        if kept(ctx, &maps, name, transport) {
+            return Answer::Rewrite;
+        }
+        let dialled = socket::dial::<4, _>(&maps, &Addr(name.address), name.port, transport);
+        chosen(dialled, &mut pair, |to, address| *to = address.0)
+    };
+    if !matches!(answer, Answer::Rewrite) {
+        return answer;
+    }
+    // A socket with more frontends than it can remember is left to the packet path: the reply must show the address
+    // that was dialled.
+    if !remember(ctx, &pair) {
+        return Answer::Leave;
+    }
+    name.address = pair.backend;
+    name.port = pair.backend_port;
+    Answer::Rewrite
+}
+
+#[inline(always)]
+fn chosen<const N: usize>(
+    dialled: Dial<N>,
+    pair: &mut SocketPair,
+    set: impl Fn(&mut [u32; 4], Addr<N>),
+) -> Answer {
+    match dialled {
+        Dial::Pass => Answer::Leave,
+        Dial::Refuse => {
+            // SAFETY: takes a number only.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            Answer::Refuse
+        }
+        Dial::To(backend) => {
+            set(&mut pair.backend, backend.address);
+            pair.backend_port = backend.port;
+            pair.endpoint = backend.id;
+            pair.generation = backend.generation;
+            Answer::Rewrite
+        }
+    }
+}
+
+/// The backend that a UDP socket has used for this frontend before, while it may still be used.
+#[inline(always)]
+fn kept<const N: usize, T: Tables<N>>(
+    ctx: &SockAddrContext,
+    tables: &T,
+    name: &mut Name,
+    transport: u8,
+) -> bool {
+    if transport != protocol::UDP {
+        return false;
+    }
+    let Some(pairs) = pairs(ctx) else { return false };
+    let Some(pair) = socket::recall(pairs, &name.address, name.port) else { return false };
+    if tables.endpoint_generation(pair.endpoint) != u32::from(pair.generation) {
+        return false;
+    }
+    name.address = pair.backend;
+    name.port = pair.backend_port;
+    true
+}
+
+/// What a socket is shown in place of a backend.
+#[inline(always)]
+fn shown(ctx: &SockAddrContext, name: Name) -> Option<Name> {
+    let pair = socket::dialled(pairs(ctx)?, &name.address, name.port)?;
+    Some(Name { address: pair.frontend, port: pair.frontend_port })
+}
+
+#[inline(always)]
+fn pairs(ctx: &SockAddrContext) -> Option<&'static mut SocketPairs> {
+    // SAFETY: the context's socket is valid while the program runs; the storage lives as long as the socket.
+    unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }
+}
+
+#[inline(always)]
+fn remember(ctx: &SockAddrContext, pair: &SocketPair) -> bool {
+    // SAFETY: as in `pairs`.
+    let storage = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
+    storage.is_some_and(|pairs| socket::remember(pairs, pair))
+}
+
+/// Whether this socket is one that is translated: the node's own, or all by `--sockets all`.
+#[inline(always)]
+fn is_served(ctx: &SockAddrContext) -> bool {
+    let Some(config) = CONFIG.get(0) else { return false };
+    // SAFETY: the kernel hands every sock_addr program a valid context.
+    let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
+    config.flags & config_flags::SOCKETS_ALL != 0 || cookie == config.netns_cookie
+}
+
+#[inline(always)]
+fn read_v4(ctx: *mut bpf_sock_addr) -> Name {
+    // SAFETY: the kernel hands every sock_addr program a valid context.
+    let address = unsafe { (*ctx).user_ip4 };
+    Name::mapped(address, read_port(ctx))
+}
+
+#[inline(always)]
+fn read_v6(ctx: *mut bpf_sock_addr) -> Name {
+    let mut address = [0; 4];
+    for (i, word) in address.iter_mut().enumerate() {
+        // SAFETY: the kernel hands every sock_addr program a valid context. Volatile, so that LLVM does not merge
+        // the words into an access that the verifier refuses.
+        *word = unsafe { read_volatile(&raw const (*ctx).user_ip6[i]) };
+    }
+    Name { address, port: read_port(ctx) }
+}
+
+#[inline(always)]
+fn read_port(ctx: *mut bpf_sock_addr) -> Port {
+    // SAFETY: the kernel hands every sock_addr program a valid context.
+    Port(unsafe { (*ctx).user_port } as u16)
+}
+
+#[inline(always)]
+fn write_v4(ctx: *mut bpf_sock_addr, name: Name) {
+    // SAFETY: the kernel hands every sock_addr program a valid context.
+    unsafe { (*ctx).user_ip4 = name.address[3] };
+    write_port(ctx, name.port);
+}
+
+#[inline(always)]
+fn write_v6(ctx: *mut bpf_sock_addr, name: Name) {
+    for (i, word) in name.address.iter().enumerate() {
+        // SAFETY: as in `read_v6`.
+        unsafe { write_volatile(&raw mut (*ctx).user_ip6[i], *word) };
+    }
+    write_port(ctx, name.port);
+}
+
+#[inline(always)]
+fn write_port(ctx: *mut bpf_sock_addr, port: Port) {
+    // SAFETY: the kernel hands every sock_addr program a valid context.
+    unsafe { (*ctx).user_port = u32::from(port.0) };
+}

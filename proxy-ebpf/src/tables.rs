@@ -1,0 +1,394 @@
+//! `proxy_common::path::Tables` over the maps, one family at a time.
+
+use crate::maps::*;
+use aya_ebpf::{
+    bindings::{
+        BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    },
+    helpers::{
+        bpf_get_prandom_u32, bpf_get_smp_processor_id,
+        generated::{bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    },
+    maps::HashMap,
+};
+use core::ffi::c_void;
+use core::marker::PhantomData;
+use proxy_common::{
+    abi::{
+        Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port,
+        Reason, RingHead, Service, config_flags, protocol,
+    },
+    path::{Entry, Insert, Scratch, Tables},
+};
+
+/// `-E2BIG` and `-ENOMEM`; anything else that an insert can fail with means that the key is there.
+const FULL: [i32; 2] = [-7, -12];
+
+/// The maps of one family.
+pub trait Family<const N: usize> {
+    /// Index into RING_HEADS.
+    const RING: u32;
+    fn frontends() -> &'static HashMap<FrontendKey<N>, Frontend>;
+    fn addresses() -> &'static HashMap<Addr<N>, AddressClass>;
+    fn flows() -> &'static HashMap<FlowKey<N>, Flow<N>>;
+    fn ring(index: u32) -> Option<*mut FlowKey<N>>;
+    fn slot(slot: u32) -> Option<Backend<N>>;
+    fn scratch() -> Option<*mut Scratch<N>>;
+    fn masquerade(device: &Device) -> Addr<N>;
+    fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
+    fn tuple(key: &FlowKey<N>, address: &Addr<N>, port: Port) -> (bpf_sock_tuple, u32);
+}
+
+pub struct V4;
+pub struct V6;
+
+macro_rules! family {
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $rings:ident, $slots:ident, $scratch:ident, $masquerade:ident,
+     $detect:ident, $cluster:ident, $tuple:expr) => {
+        impl Family<$n> for $family {
+            const RING: u32 = $ring;
+            #[inline(always)]
+            fn frontends() -> &'static HashMap<FrontendKey<$n>, Frontend> {
+                &$frontends
+            }
+            #[inline(always)]
+            fn addresses() -> &'static HashMap<Addr<$n>, AddressClass> {
+                &$addresses
+            }
+            #[inline(always)]
+            fn flows() -> &'static HashMap<FlowKey<$n>, Flow<$n>> {
+                &$flows
+            }
+            #[inline(always)]
+            fn ring(index: u32) -> Option<*mut FlowKey<$n>> {
+                $rings.get_ptr_mut(index)
+            }
+            #[inline(always)]
+            fn slot(slot: u32) -> Option<Backend<$n>> {
+                $slots.get_value(slot / CHUNK, &(slot % CHUNK)).copied()
+            }
+            #[inline(always)]
+            fn scratch() -> Option<*mut Scratch<$n>> {
+                $scratch.get_ptr_mut(0)
+            }
+            #[inline(always)]
+            fn masquerade(device: &Device) -> Addr<$n> {
+                device.$masquerade
+            }
+            #[inline(always)]
+            fn detector(config: &Config, source: &Addr<$n>) -> Option<bool> {
+                (config.flags & config_flags::$detect != 0).then(|| config.$cluster.contains(source))
+            }
+            #[inline(always)]
+            fn tuple(key: &FlowKey<$n>, address: &Addr<$n>, port: Port) -> (bpf_sock_tuple, u32) {
+                let tuple: fn(&FlowKey<$n>, &Addr<$n>, Port) -> (bpf_sock_tuple__bindgen_ty_1, usize) =
+                    $tuple;
+                let (addresses, size) = tuple(key, address, port);
+                (bpf_sock_tuple { __bindgen_anon_1: addresses }, size as u32)
+            }
+        }
+    };
+}
+
+family!(
+    V4,
+    1,
+    0,
+    FRONTENDS_V4,
+    ADDRESSES_V4,
+    FLOWS_V4,
+    RINGS_V4,
+    SLOTS_V4,
+    SCRATCH_V4,
+    masquerade_v4,
+    DETECT_V4,
+    cluster_v4,
+    |key, address, port| {
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: key.dst.0[0],
+            daddr: address.0[0],
+            sport: key.dport.0,
+            dport: port.0,
+        };
+        (bpf_sock_tuple__bindgen_ty_1 { ipv4 }, size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>())
+    }
+);
+family!(
+    V6,
+    4,
+    1,
+    FRONTENDS_V6,
+    ADDRESSES_V6,
+    FLOWS_V6,
+    RINGS_V6,
+    SLOTS_V6,
+    SCRATCH_V6,
+    masquerade_v6,
+    DETECT_V6,
+    cluster_v6,
+    |key, address, port| {
+        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: key.dst.0,
+            daddr: address.0,
+            sport: key.dport.0,
+            dport: port.0,
+        };
+        (bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>())
+    }
+);
+
+/// The maps of family `F`, for a program whose context is `ctx`.
+pub struct Maps<F> {
+    ctx: *mut c_void,
+    family: PhantomData<F>,
+}
+
+impl<F> Maps<F> {
+    #[inline(always)]
+    pub const fn new(ctx: *mut c_void) -> Self {
+        Self { ctx, family: PhantomData }
+    }
+
+    #[inline(always)]
+    fn config() -> Option<&'static Config> {
+        CONFIG.get(0)
+    }
+}
+
+/// A flow element in place.
+pub struct Element<const N: usize>(*mut Flow<N>);
+
+impl<const N: usize> Entry<N> for Element<N> {
+    #[inline(always)]
+    fn read(&self) -> Flow<N> {
+        // SAFETY: the pointer is what a look-up returned in this run of the program.
+        unsafe { *self.0 }
+    }
+
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).tag }
+    }
+
+    #[inline(always)]
+    fn seen(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).seen }
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u8 {
+        // SAFETY: as above.
+        unsafe { (*self.0).state }
+    }
+
+    #[inline(always)]
+    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
+        // SAFETY: as above.
+        unsafe { (*self.0).partner(key) }
+    }
+
+    #[inline(always)]
+    fn set_seen(&self, tick: u32) {
+        // SAFETY: as above; a torn or lost write of a time stamp does no harm.
+        unsafe { (*self.0).seen = tick };
+    }
+
+    #[inline(always)]
+    fn set_state(&self, state: u8) {
+        // SAFETY: as above; one byte is written at once.
+        unsafe { (*self.0).state = state };
+    }
+}
+
+impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
+    type Entry = Element<N>;
+
+    #[inline(always)]
+    fn address_class(&self, address: &Addr<N>) -> AddressClass {
+        // SAFETY: one word is read at once.
+        unsafe { F::addresses().get(address) }.copied().unwrap_or(AddressClass { bits: 0 })
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend> {
+        // SAFETY: written once per frontend; the id is reused after a grace period only.
+        unsafe { F::frontends().get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn service(&self, index: u32) -> Option<Service> {
+        SERVICES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, slot: u32) -> Option<Backend<N>> {
+        F::slot(slot)
+    }
+
+    #[inline(always)]
+    fn endpoint_generation(&self, id: u32) -> u32 {
+        ENDPOINTS.get(id).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
+        // SAFETY: a device's element is removed only after the device.
+        let address = F::masquerade(unsafe { DEVICES.get(ifindex) }?);
+        (!address.same(&Addr::UNSPECIFIED)).then_some(address)
+    }
+
+    // Apart, so that the tuple is off the stack when the flow is inserted.
+    #[inline(never)]
+    fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
+        let (mut tuple, size) = F::tuple(key, address, port);
+        // BPF_F_CURRENT_NETNS: the namespace of the packet's device.
+        let netns = u64::MAX;
+        let found = if key.protocol == protocol::TCP {
+            // SAFETY: the tuple is initialised up to `size`.
+            unsafe { bpf_skc_lookup_tcp(self.ctx, &raw mut tuple, size, netns, 0) }
+        } else {
+            // SAFETY: as above.
+            unsafe { bpf_sk_lookup_udp(self.ctx, &raw mut tuple, size, netns, 0) }
+        };
+        if found.is_null() {
+            return false;
+        }
+        // SAFETY: the look-up returned a reference that must be given back.
+        unsafe { bpf_sk_release(found.cast()) };
+        true
+    }
+
+    #[inline(always)]
+    fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
+        // SAFETY: this CPU's element, lent to one program at a time.
+        unsafe { F::scratch()?.as_mut() }.map(work)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<N>) -> Option<Element<N>> {
+        F::flows().get_ptr_mut(key).map(Element)
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert {
+        match F::flows().insert(key, flow, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Insert::Done,
+            Err(error) if error == FULL[0] || error == FULL[1] => Insert::Full,
+            Err(_) => Insert::Exists,
+        }
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey<N>) {
+        // Somebody else may have removed it: the aim is reached either way.
+        let _ = F::flows().remove(key);
+    }
+
+    #[inline(always)]
+    fn ring_size(&self) -> u32 {
+        RING_SIZE.load()
+    }
+
+    #[inline(always)]
+    fn ring_head(&self) -> RingHead {
+        RING_HEADS.get(F::RING).copied().unwrap_or(RingHead { head: 0, tail: 0 })
+    }
+
+    #[inline(always)]
+    fn set_ring_head(&self, head: RingHead) {
+        if let Some(own) = RING_HEADS.get_ptr_mut(F::RING) {
+            // SAFETY: this CPU's element, and tc programs do not interrupt each other.
+            unsafe { *own = head };
+        }
+    }
+
+    #[inline(always)]
+    fn ring_key(&self, position: u32) -> Option<FlowKey<N>> {
+        let key = F::ring(self.ring_index(position))?;
+        // SAFETY: array elements stay where they are.
+        Some(unsafe { *key })
+    }
+
+    #[inline(always)]
+    fn set_ring_key(&self, position: u32, key: &FlowKey<N>) {
+        if let Some(place) = F::ring(self.ring_index(position)) {
+            // SAFETY: this CPU's part of the array.
+            unsafe { *place = *key };
+        }
+    }
+
+    #[inline(always)]
+    fn is_cluster_source(&self, source: &Addr<N>) -> Option<bool> {
+        F::detector(Self::config()?, source)
+    }
+
+    #[inline(always)]
+    fn masquerade_all(&self) -> bool {
+        Self::config().is_some_and(|config| config.flags & config_flags::MASQUERADE_ALL != 0)
+    }
+
+    #[inline(always)]
+    fn masquerade_mark(&self) -> u32 {
+        Self::config().map_or(0, |config| config.masquerade_mark)
+    }
+
+    #[inline(always)]
+    fn seed(&self) -> u32 {
+        Self::config().map_or(0, |config| config.seed)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        if TEST_MODE.load() != 0 {
+            return Self::config().map_or(0, |config| config.test_clock);
+        }
+        // SAFETY: takes nothing, cannot fail. The coarse clock costs a tenth of the exact one.
+        (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        if TEST_MODE.load() != 0 {
+            return repeatable_draw(self.seed_of());
+        }
+        // SAFETY: takes nothing, cannot fail.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's element.
+            unsafe { *counter += 1 };
+        }
+    }
+}
+
+impl<F> Maps<F> {
+    #[inline(always)]
+    fn ring_index(&self, position: u32) -> u32 {
+        let size = RING_SIZE.load();
+        // SAFETY: takes nothing, cannot fail.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        cpu.wrapping_mul(size).wrapping_add(position & size.wrapping_sub(1))
+    }
+
+    #[inline(always)]
+    fn seed_of(&self) -> u32 {
+        Self::config().map_or(0, |config| config.seed)
+    }
+}
+
+/// Draw number n of a run: the host's tests compute the same.
+#[inline(always)]
+fn repeatable_draw(seed: u32) -> u32 {
+    let Some(draws) = DRAWS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's element.
+    let n = unsafe { *draws };
+    // SAFETY: as above.
+    unsafe { *draws = n.wrapping_add(1) };
+    proxy_common::path::repeatable_draw(seed, n)
+}

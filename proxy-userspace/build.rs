@@ -1,0 +1,103 @@
+//! Builds the BPF object and hands it to the crate as `OUT_DIR/sluice.o`.
+//!
+//! The object has a compiler of its own: Debian's `rustc-web`, which brings `core` for BPF ready made; where it is
+//! missing, a rustup nightly with `rust-src`. `cargo xtask setup` installs the former and the linker.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGET: &str = "bpfel-unknown-none";
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("..");
+    for dir in ["proxy-ebpf", "proxy-common"] {
+        println!("cargo::rerun-if-changed={}", root.join(dir).join("src").display());
+        println!("cargo::rerun-if-changed={}", root.join(dir).join("Cargo.toml").display());
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    if let Err(message) = build(&root, &out) {
+        println!("cargo::error={message}");
+    }
+}
+
+fn build(root: &Path, out: &Path) -> Result<(), String> {
+    let target_dir = out.join("bpf");
+    let mut flags = vec!["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf"];
+    let mut cargo = match Toolchain::find()? {
+        Toolchain::Debian => {
+            let mut cargo = Command::new("/usr/bin/cargo");
+            cargo
+                .env("RUSTC", "/usr/bin/rustc")
+                .env("CARGO", "/usr/bin/cargo")
+                .env("RUSTC_BOOTSTRAP", "aya_ebpf");
+            cargo.arg("build");
+            cargo
+        }
+        Toolchain::Nightly => {
+            let mut cargo = Command::new("rustup");
+            cargo
+                .args(["run", "nightly", "cargo", "build", "-Zbuild-std=core"])
+                .env_remove("RUSTC")
+                .env_remove("CARGO");
+            flags.push("-Cpanic=abort");
+            cargo
+        }
+    };
+    for inherited in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"] {
+        cargo.env_remove(inherited);
+    }
+    let status = cargo
+        .current_dir(root)
+        .args(["--package", "proxy-ebpf", "--release", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker()?)
+        .status()
+        .map_err(|error| format!("cannot start the BPF compiler: {error}; run `cargo xtask setup`"))?;
+    if !status.success() {
+        return Err("the BPF programs do not compile: see the errors above".into());
+    }
+    let object = target_dir.join(TARGET).join("release").join("proxy-ebpf");
+    std::fs::copy(&object, out.join("sluice.o"))
+        .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
+    Ok(())
+}
+
+enum Toolchain {
+    Debian,
+    Nightly,
+}
+
+impl Toolchain {
+    fn find() -> Result<Self, String> {
+        if Path::new("/usr/lib/rustlib").join(TARGET).exists() && Path::new("/usr/bin/cargo").exists() {
+            return Ok(Self::Debian);
+        }
+        let nightly = Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]).output();
+        if let Ok(output) = nightly
+            && output.status.success()
+            && Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("lib/rustlib/src/rust").exists()
+        {
+            return Ok(Self::Nightly);
+        }
+        Err("no compiler for BPF: run `cargo xtask setup` (Debian, Ubuntu), or install a rustup nightly with `rustup \
+             toolchain install nightly --component rust-src`"
+            .into())
+    }
+}
+
+/// `bpf-linker` from PATH, else from where `cargo xtask setup` puts it.
+fn linker() -> Result<PathBuf, String> {
+    let in_path =
+        env::split_paths(&env::var_os("PATH").unwrap_or_default()).map(|dir| dir.join("bpf-linker"));
+    let cache = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .unwrap_or_default();
+    in_path
+        .chain([cache.join("sluice/tools/bin/bpf-linker")])
+        .find(|path| path.exists())
+        .ok_or_else(|| "bpf-linker not found: run `cargo xtask setup`".into())
+}
