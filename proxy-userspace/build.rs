@@ -90,8 +90,8 @@ impl Toolchain {
 
 /// `bpf-linker` from PATH, else from where `cargo xtask setup` puts it.
 fn linker() -> Result<PathBuf, String> {
-    let in_path =
-        env::split_paths(&env::var_os("PATH").unwrap_or_default()).map(|dir| dir.join("bpf-linker"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let in_path = env::split_paths(&path).map(|dir| dir.join("bpf-linker"));
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))

@@ -57,9 +57,13 @@ impl Skb {
     fn bounds(&self) -> (*mut u8, *mut u8) {
         let skb = self.ctx.skb.skb;
         // SAFETY: the kernel hands every tc program a valid __sk_buff.
-        let data = unsafe { read_volatile(&raw const (*skb).data) };
+        let start = unsafe { &raw const (*skb).data };
         // SAFETY: as above.
-        let end = unsafe { read_volatile(&raw const (*skb).data_end) };
+        let end = unsafe { &raw const (*skb).data_end };
+        // SAFETY: fields of that __sk_buff.
+        let data = unsafe { read_volatile(start) };
+        // SAFETY: as above.
+        let end = unsafe { read_volatile(end) };
         (data as usize as *mut u8, end as usize as *mut u8)
     }
 

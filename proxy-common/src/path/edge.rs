@@ -42,9 +42,9 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
         return verdict;
     }
     let verdict = match frontend(tables, class, headers) {
-        Some(frontend) => translate::open(packet, tables, &headers, frontend),
+        Some(frontend) => translate::open(packet, tables, headers, frontend),
         None if class.any(AddressClass::ENDPOINT) && headers.opens() => direct(packet, tables, headers),
-        None if owned(class) => reject::answer(packet, &headers, Reason::Unlisted),
+        None if owned(class) => reject::answer(packet, headers, Reason::Unlisted),
         None => Verdict::Pass,
     };
     counted(tables, verdict)

@@ -79,7 +79,7 @@ pub(super) const fn candidate(secret: u32, attempt: u32) -> Port {
     hash = hash.wrapping_mul(0xc2b2_ae35);
     hash ^= hash >> 13;
     let (first, count) = if attempt < PORT_TRIES - 2 { (1024, 28_976) } else { (30_000, 35_536) };
-    Port::new((first + (hash as u64 * count >> 32)) as u16)
+    Port::new((first + ((hash as u64 * count) >> 32)) as u16)
 }
 
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a

@@ -237,14 +237,17 @@ fn shown(ctx: &SockAddrContext, name: Name) -> Option<Name> {
 #[inline(always)]
 fn pairs(ctx: &SockAddrContext) -> Option<&'static mut SocketPairs> {
     // SAFETY: the context's socket is valid while the program runs; the storage lives as long as the socket.
-    unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }
+    let storage = unsafe { SOCKETS.get_ptr_mut(ctx) };
+    // SAFETY: null or what the look-up found.
+    unsafe { storage.as_mut() }
 }
 
 #[inline(always)]
 fn remember(ctx: &SockAddrContext, pair: &SocketPair) -> bool {
     // SAFETY: as in `pairs`.
-    let storage = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
-    storage.is_some_and(|pairs| socket::remember(pairs, pair))
+    let storage = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+    // SAFETY: null or what the look-up found.
+    unsafe { storage.as_mut() }.is_some_and(|pairs| socket::remember(pairs, pair))
 }
 
 /// Whether this socket is one that is translated: the node's own, or all by `--sockets all`.
@@ -269,7 +272,9 @@ fn read_v6(ctx: *mut bpf_sock_addr) -> Name {
     for (i, word) in address.iter_mut().enumerate() {
         // SAFETY: the kernel hands every sock_addr program a valid context. Volatile, so that LLVM does not merge
         // the words into an access that the verifier refuses.
-        *word = unsafe { read_volatile(&raw const (*ctx).user_ip6[i]) };
+        let field = unsafe { &raw const (*ctx).user_ip6[i] };
+        // SAFETY: a field of that context.
+        *word = unsafe { read_volatile(field) };
     }
     Name { address, port: read_port(ctx) }
 }
@@ -291,7 +296,9 @@ fn write_v4(ctx: *mut bpf_sock_addr, name: Name) {
 fn write_v6(ctx: *mut bpf_sock_addr, name: Name) {
     for (i, word) in name.address.iter().enumerate() {
         // SAFETY: as in `read_v6`.
-        unsafe { write_volatile(&raw mut (*ctx).user_ip6[i], *word) };
+        let field = unsafe { &raw mut (*ctx).user_ip6[i] };
+        // SAFETY: a field of that context.
+        unsafe { write_volatile(field, *word) };
     }
     write_port(ctx, name.port);
 }
