@@ -5,7 +5,11 @@
 
 pub mod cluster;
 pub mod config;
+pub mod control;
+pub mod http;
+pub mod metrics;
 pub mod model;
+pub mod status;
 
 /// The BPF object, as built by build.rs: programs and map definitions.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.o"));

@@ -1,0 +1,265 @@
+//! Metrics: kube-proxy's mode-independent names, so that its dashboards keep working, and Sluice's own under `sluice_`.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family as Labelled;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::status::Status;
+
+type Labels = [(&'static str, &'static str); 1];
+type Histograms = Labelled<Labels, Histogram, fn() -> Histogram>;
+type Seconds = Labelled<Labels, Gauge<f64, std::sync::atomic::AtomicU64>>;
+
+/// Both families are synced together: each of kube-proxy's per-family metrics is told the same.
+const FAMILIES: [Labels; 2] = [[("ip_family", "IPv4")], [("ip_family", "IPv6")]];
+
+/// All metrics of the agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    status: Arc<Mutex<Status>>,
+    sync_seconds: Histograms,
+    last_sync: Seconds,
+    last_queued: Seconds,
+    service_changes: Counter,
+    service_changes_pending: Gauge,
+    endpoint_changes: Counter,
+    endpoint_changes_pending: Gauge,
+    healthz: Labelled<[(&'static str, String); 1], Counter>,
+    livez: Labelled<[(&'static str, String); 1], Counter>,
+    failed_writes: Counter,
+    attach_seconds: Histogram,
+}
+
+/// Which health path answered.
+#[derive(Clone, Copy, Debug)]
+pub enum HealthPath {
+    Healthz,
+    Livez,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    #[must_use]
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            status: Arc::default(),
+            sync_seconds: Histograms::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.001, 2.0, 15))
+            }),
+            last_sync: Seconds::default(),
+            last_queued: Seconds::default(),
+            service_changes: Counter::default(),
+            service_changes_pending: Gauge::default(),
+            endpoint_changes: Counter::default(),
+            endpoint_changes_pending: Gauge::default(),
+            healthz: Labelled::default(),
+            livez: Labelled::default(),
+            failed_writes: Counter::default(),
+            attach_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
+        };
+        metrics.register_kube_proxy();
+        metrics.register_own();
+        metrics
+    }
+
+    fn register_kube_proxy(&mut self) {
+        let r = self.registry.sub_registry_with_prefix("kubeproxy");
+        let name = "sync_proxy_rules_duration_seconds";
+        r.register(name, "Duration of a round of map writes", self.sync_seconds.clone());
+        let name = "sync_proxy_rules_last_timestamp_seconds";
+        r.register(name, "When everything was last installed", self.last_sync.clone());
+        let name = "sync_proxy_rules_last_queued_timestamp_seconds";
+        r.register(name, "When a change was last queued", self.last_queued.clone());
+        let name = "sync_proxy_rules_service_changes";
+        r.register(name, "Changes of Services received", self.service_changes.clone());
+        let name = "sync_proxy_rules_service_changes_pending";
+        r.register(name, "Changes of Services not yet installed", self.service_changes_pending.clone());
+        let name = "sync_proxy_rules_endpoint_changes";
+        r.register(name, "Changes of EndpointSlices received", self.endpoint_changes.clone());
+        let name = "sync_proxy_rules_endpoint_changes_pending";
+        r.register(
+            name,
+            "Changes of EndpointSlices not yet installed",
+            self.endpoint_changes_pending.clone(),
+        );
+        r.register("proxy_healthz", "Answers of /healthz by code", self.healthz.clone());
+        r.register("proxy_livez", "Answers of /livez by code", self.livez.clone());
+    }
+
+    fn register_own(&mut self) {
+        self.registry.register_collector(Box::new(StatusMetrics(self.status.clone())));
+        let r = self.registry.sub_registry_with_prefix("sluice");
+        r.register("map_writes_failed", "Failed rounds of map writes", self.failed_writes.clone());
+        let help = "From a device's event to both of its programs attached";
+        r.register("edge_attach_seconds", help, self.attach_seconds.clone());
+    }
+
+    /// A change of a Service came in.
+    pub fn service_changed(&self, wall: Duration) {
+        self.service_changes.inc();
+        self.service_changes_pending.inc();
+        self.queued(wall);
+    }
+
+    /// A change of an EndpointSlice came in.
+    pub fn slice_changed(&self, wall: Duration) {
+        self.endpoint_changes.inc();
+        self.endpoint_changes_pending.inc();
+        self.queued(wall);
+    }
+
+    fn queued(&self, wall: Duration) {
+        for family in &FAMILIES {
+            self.last_queued.get_or_create(family).set(wall.as_secs_f64());
+        }
+    }
+
+    /// Everything that was handed over has been installed; `wall` is the time since 1970.
+    pub fn synced(&self, took: Duration, wall: Duration) {
+        for family in &FAMILIES {
+            self.sync_seconds.get_or_create(family).observe(took.as_secs_f64());
+            self.last_sync.get_or_create(family).set(wall.as_secs_f64());
+        }
+    }
+
+    /// Changes that came in by now are about to be handed over.
+    pub fn taken(&self) {
+        self.service_changes_pending.set(0);
+        self.endpoint_changes_pending.set(0);
+    }
+
+    pub fn write_failed(&self) {
+        self.failed_writes.inc();
+    }
+
+    pub fn attached(&self, took: Duration) {
+        self.attach_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn health_answered(&self, path: HealthPath, code: u16) {
+        let family = match path {
+            HealthPath::Healthz => &self.healthz,
+            HealthPath::Livez => &self.livez,
+        };
+        family.get_or_create(&[("code", code.to_string())]).inc();
+    }
+
+    /// OpenMetrics text. What the status knows is taken from `status`; without one (the agent is busy), from the last.
+    ///
+    /// # Errors
+    /// None in practice: the text is written to memory.
+    pub fn encode(&self, status: Option<Status>) -> Result<String, fmt::Error> {
+        if let Some(status) = status {
+            *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        }
+        let mut page = String::new();
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}
+
+/// What is read when somebody asks, and has its truth elsewhere.
+#[derive(Debug)]
+struct StatusMetrics(Arc<Mutex<Status>>);
+
+impl Collector for StatusMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let status = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let gauges = [
+            ("sluice_flows", "Entries in the flow tables", status.flows.used),
+            ("sluice_flows_max", "Size of the flow tables", status.flows.max),
+            ("sluice_synced", "1 if all that the source told is installed", status.synced.into()),
+            ("sluice_source_connected", "1 if the source can be reached", status.source.connected.into()),
+            ("sluice_services", "Services known", status.services as u64),
+            ("sluice_endpoints", "Endpoint addresses known", status.endpoints as u64),
+            ("sluice_degraded", "Entries under `degraded` in the status", status.degraded.len() as u64),
+        ];
+        for (name, help, value) in gauges {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        let served = status.edges.iter().filter(|edge| !edge.hooks.is_empty()).count();
+        let help = "Devices, by whether they are served";
+        let mut edges = encoder.encode_descriptor("sluice_edges", help, None, MetricType::Gauge)?;
+        for (label, count) in [("true", served), ("false", status.edges.len() - served)] {
+            edges.encode_family(&[("served", label)])?.encode_gauge(&(count as i64))?;
+        }
+        let help = "Packets dropped or rejected by reason";
+        let mut drops = encoder.encode_descriptor("sluice_drops", help, None, MetricType::Counter)?;
+        for (reason, count) in &status.drops {
+            drops
+                .encode_family(&[("reason", reason.as_str())])?
+                .encode_counter::<[(&str, &str); 0], _, u64>(count, None)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Edge, Usage};
+
+    #[test]
+    fn h12_names_labels_and_values() {
+        let metrics = Metrics::new();
+        let wall = Duration::from_millis(1_500);
+        metrics.service_changed(wall);
+        metrics.slice_changed(wall);
+        metrics.taken();
+        metrics.slice_changed(wall);
+        metrics.synced(Duration::from_millis(3), wall);
+        metrics.health_answered(HealthPath::Healthz, 503);
+        metrics.health_answered(HealthPath::Livez, 200);
+        metrics.attached(Duration::from_millis(5));
+        let served = Edge { hooks: vec!["ingress".to_owned()], ..Edge::default() };
+        let status = Status {
+            edges: vec![served.clone(), served, Edge::default()],
+            flows: Usage { used: 7, max: 1024 },
+            drops: [("no_endpoint".to_owned(), 3), ("fragment".to_owned(), 1)].into(),
+            ..Status::default()
+        };
+        let page = metrics.encode(Some(status)).unwrap();
+        let lines = [
+            "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1.5",
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"} 1.5",
+            "kubeproxy_sync_proxy_rules_service_changes_total 1",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 2",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 1",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+            "sluice_edge_attach_seconds_count 1",
+            "sluice_flows 7",
+            "sluice_flows_max 1024",
+            "sluice_drops_total{reason=\"fragment\"} 1",
+            "sluice_drops_total{reason=\"no_endpoint\"} 3",
+            "sluice_edges{served=\"true\"} 2",
+            "sluice_edges{served=\"false\"} 1",
+        ];
+        for line in lines {
+            assert!(page.lines().any(|l| l == line), "missing {line} in\n{page}");
+        }
+        assert_eq!(page.matches("# TYPE sluice_edges gauge").count(), 1, "{page}");
+        assert!(metrics.encode(None).unwrap().contains("sluice_flows 7\n"), "the last status serves again");
+    }
+}

@@ -1,0 +1,188 @@
+//! What the agent tells about itself: the shapes behind `status`, `services` and `flows`.
+//!
+//! Field names are a contract with scripts: they may be added, never renamed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::types::Problem;
+
+/// Something that is not as it should be: the object, the cause, and what to do. Also the shape of every error that
+/// an operator reads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Trouble {
+    pub what: String,
+    pub why: String,
+    pub next: String,
+}
+
+impl Trouble {
+    #[must_use]
+    pub fn new(what: impl fmt::Display, why: impl fmt::Display, next: impl fmt::Display) -> Self {
+        Self { what: what.to_string(), why: why.to_string(), next: next.to_string() }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.what, self.why, self.next)
+    }
+}
+
+impl std::error::Error for Trouble {}
+
+impl From<Problem> for Trouble {
+    fn from(problem: Problem) -> Self {
+        Self { what: problem.object, why: problem.what, next: problem.next }
+    }
+}
+
+/// Troubles that stand until they are over, each under the name of the part that has it.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<BTreeMap<&'static str, Trouble>>>);
+
+impl Board {
+    /// Puts up a trouble; whether it is new.
+    pub fn post(&self, part: &'static str, trouble: Trouble) -> bool {
+        let mut troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.insert(part, trouble.clone()) != Some(trouble)
+    }
+
+    /// Whether there was one.
+    pub fn clear(&self, part: &'static str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(part).is_some()
+    }
+
+    #[must_use]
+    pub fn all(&self) -> Vec<Trouble> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// The answer to `status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// `proxy_common::abi::LAYOUT`.
+    pub layout: u32,
+    /// Everything that the source has told is installed; false before its first complete lists (I1).
+    pub synced: bool,
+    pub source: Source,
+    pub node: Node,
+    /// Services known, whatever their type.
+    pub services: usize,
+    /// Endpoint addresses known.
+    pub endpoints: usize,
+    pub edges: Vec<Edge>,
+    pub sockets: Mode,
+    pub shortcuts: Mode,
+    pub flows: Usage,
+    /// Packets dropped or rejected, by reason; reasons that have not occurred are left out.
+    pub drops: BTreeMap<String, u64>,
+    pub degraded: Vec<Trouble>,
+    /// The last failure of a map write or an attachment, also when it has been repaired since.
+    pub last_error: Option<String>,
+    /// Process id of the agent, as it sees itself.
+    pub pid: u32,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// `manifests` or `kubernetes`.
+    pub kind: String,
+    pub connected: bool,
+    /// Seconds since the source was last heard of; 0 while connected, null before the first time.
+    pub age_seconds: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    /// The node's own addresses that serve NodePorts, sorted.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A device that is served, or deliberately not served.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Edge {
+    pub name: String,
+    pub ifindex: u32,
+    /// `pod` or `uplink`.
+    pub kind: String,
+    /// `ingress`, `egress`; empty when not served.
+    pub hooks: Vec<String>,
+    pub mode: String,
+    /// Why this mode, empty when there is nothing to say.
+    pub why: String,
+    /// Milliseconds from the device's event to both programs attached; null if found at start.
+    pub attach_ms: Option<f64>,
+}
+
+/// A mode in force and the reason for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mode {
+    pub mode: String,
+    pub why: String,
+}
+
+/// Fill of the flow tables of both families.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    pub used: u64,
+    pub max: u64,
+}
+
+/// One Service port of one family, read back from the maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// `NAMESPACE/NAME`.
+    pub name: String,
+    /// Name of the port, empty for an unnamed one.
+    pub port: String,
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    pub frontends: Vec<FrontendView>,
+    /// Endpoints for every frontend but the ClusterIP.
+    pub external: Vec<SocketAddr>,
+    /// Endpoints for the ClusterIP.
+    pub internal: Vec<SocketAddr>,
+    pub flags: Vec<String>,
+}
+
+/// An address that clients dial. A NodePort stands here once for each address of the node that serves it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FrontendView {
+    /// `ClusterIP`, `NodePort`, `ExternalIP` or `LoadBalancer`.
+    pub kind: String,
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: String,
+}
+
+/// A flow, joined from the entries of the client's and the backend's edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FlowView {
+    pub client: SocketAddr,
+    pub frontend: SocketAddr,
+    pub backend: SocketAddr,
+    /// What the backend sees instead of the client; null if it sees the client.
+    pub masquerade: Option<SocketAddr>,
+    pub protocol: String,
+    /// `NAMESPACE/NAME:PORT`; null for a connection straight to an endpoint.
+    pub service: Option<String>,
+    /// `new`, `established`, `closing` or `reset`.
+    pub state: String,
+    /// Seconds since the flow was made.
+    pub age: u64,
+    /// Seconds since its last packet, in either direction.
+    pub idle: u64,
+    /// `stack`: every packet goes through the node's stack.
+    pub path: String,
+}
