@@ -11,7 +11,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
-use super::NetNs;
+use crate::lab::namespace::{Namespace, enter};
 
 /// Longest time for one request; an API server under load still answers well within it.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -39,10 +39,10 @@ impl Admin {
     ///
     /// # Errors
     /// If the login is unusable.
-    pub fn new(netns: &NetNs, server: &str, ca: &Path, login: &Login<'_>) -> Result<Self> {
+    pub fn new(netns: &Namespace, server: &str, ca: &Path, login: &Login<'_>) -> Result<Self> {
         let config = kubeconfig(server, ca, login);
         let config: Kubeconfig = serde_json::from_value(config).context("bad kubeconfig")?;
-        let netns = netns.try_clone()?;
+        let netns = netns.path().to_owned();
         let (jobs, inbox) = channel();
         let (ready, outcome) = channel();
         thread::spawn(move || serve(&netns, config, &inbox, &ready));
@@ -59,6 +59,10 @@ impl Admin {
             Method::PATCH => "application/merge-patch+json",
             _ => "application/json",
         };
+        self.send(method, path, kind, body)
+    }
+
+    fn send(&self, method: Method, path: &str, kind: &str, body: Option<&Value>) -> Result<Value> {
         let body = body.map(Value::to_string).unwrap_or_default().into_bytes();
         let request = Request::builder().method(&method).uri(path).header("content-type", kind);
         let request = request.body(body).with_context(|| format!("bad request for {path}"))?;
@@ -82,6 +86,15 @@ impl Admin {
     /// As [`Admin::request`].
     pub fn create(&self, path: &str, object: &Value) -> Result<Value> {
         self.request(Method::POST, path, Some(object))
+    }
+
+    /// Creates or replaces the object at `path` (server-side apply).
+    ///
+    /// # Errors
+    /// As [`Admin::request`].
+    pub fn apply(&self, path: &str, object: &Value) -> Result<Value> {
+        let path = format!("{path}?fieldManager=laboratory&force=true");
+        self.send(Method::PATCH, &path, "application/apply-patch+yaml", Some(object))
     }
 
     /// Merges `patch` into the object at `path` (RFC 7396: null removes).
@@ -127,8 +140,8 @@ pub fn kubeconfig(server: &str, ca: &Path, login: &Login<'_>) -> Value {
     })
 }
 
-fn serve(netns: &NetNs, config: Kubeconfig, inbox: &Receiver<Job>, ready: &Sender<Result<()>>) {
-    let started = netns.enter().and_then(|()| {
+fn serve(netns: &Path, config: Kubeconfig, inbox: &Receiver<Job>, ready: &Sender<Result<()>>) {
+    let started = enter(netns).and_then(|()| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(async {
             let options = KubeConfigOptions::default();

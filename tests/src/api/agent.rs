@@ -1,6 +1,5 @@
 //! The process under test: `sluice run` in a node's namespace, with a kubelet's mount at the fixed path.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Bed, PLANE_ADDRESS, Process, until};
+use super::{Bed, Process, until};
+use crate::lab::agent::binary;
 
 /// Where a pod finds its ServiceAccount, fixed by Kubernetes.
 pub const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How long the agent may take to follow a change on a machine that is busy with other work.
-const FOLLOW: Duration = Duration::from_secs(20);
+const FOLLOW: Duration = Duration::from_secs(45);
 
 /// Binds the token folder ($1) at the fixed path; `/run` is a fresh one, so the machine's own is not touched.
 const IN_POD: &str = r#"
@@ -30,10 +30,10 @@ exec "$@"
 pub struct AgentOptions<'a> {
     /// Folder with `token` and `ca.crt`.
     pub secrets: &'a Path,
-    /// `None` logs in as in-cluster, by environment and [`SECRETS`].
+    /// `None` logs in as in-cluster, by [`SECRETS`] and [`in_cluster`].
     pub kubeconfig: Option<&'a Path>,
-    /// Further arguments of `sluice run`.
-    pub arguments: &'a [&'a str],
+    /// `NAME=VALUE` pairs of the pod's environment.
+    pub environment: &'a [String],
 }
 
 /// A running agent; killed on drop.
@@ -49,17 +49,14 @@ impl Agent {
     /// # Errors
     /// If the binary is missing or does not start.
     pub fn start(bed: &Bed, options: &AgentOptions<'_>) -> Result<Self> {
-        let binary = sluice_binary()?;
+        let binary = binary()?;
         let run_dir = bed.scratch().path().join("run");
         let show = |path: &Path| path.display().to_string();
         let mut arguments: Vec<String> =
             ["unshare", "--mount", "sh", "-c", IN_POD, "sh"].map(str::to_owned).into();
         arguments.push(show(options.secrets));
         arguments.extend(["env", "-u", "KUBECONFIG"].map(str::to_owned));
-        if options.kubeconfig.is_none() {
-            arguments.push(format!("KUBERNETES_SERVICE_HOST={PLANE_ADDRESS}"));
-            arguments.push("KUBERNETES_SERVICE_PORT=6443".to_owned());
-        }
+        arguments.extend(options.environment.iter().cloned());
         arguments.extend([show(&binary), "run".to_owned(), "--v=10".to_owned()]);
         arguments.push(format!("--hostname-override={}", bed.name()));
         arguments.push(format!("--cgroup={}", show(bed.cgroup())));
@@ -68,7 +65,6 @@ impl Agent {
         if let Some(kubeconfig) = options.kubeconfig {
             arguments.push(format!("--kubeconfig={}", show(kubeconfig)));
         }
-        arguments.extend(options.arguments.iter().map(|argument| (*argument).to_owned()));
         let log = bed.scratch().path().join("agent.log");
         let process = Process::spawn("sluice", bed.node(), &arguments, &log)?;
         Ok(Self { process, run_dir, binary })
@@ -150,16 +146,7 @@ impl Agent {
     }
 }
 
-/// The binary under test: `$SLUICE`, else `sluice` in the target folder that this program was built into.
-///
-/// # Errors
-/// If it has not been built.
-pub fn sluice_binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("SLUICE") {
-        return Ok(path.into());
-    }
-    let this = env::current_exe().context("cannot tell where this program lies")?;
-    let found =
-        this.ancestors().skip(1).take(2).map(|folder| folder.join("sluice")).find(|path| path.is_file());
-    found.with_context(|| format!("no `sluice` beside {}; `cargo xtask build` makes it", this.display()))
+/// What a kubelet puts into a pod's environment to say where the API server is.
+pub fn in_cluster(host: &str) -> Vec<String> {
+    vec![format!("KUBERNETES_SERVICE_HOST={host}"), "KUBERNETES_SERVICE_PORT=6443".to_owned()]
 }

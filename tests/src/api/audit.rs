@@ -34,6 +34,9 @@ pub struct Entry {
     /// Address of the client.
     #[serde(default, rename = "sourceIPs")]
     pub sources: Vec<String>,
+    /// When it came in, RFC 3339 with microseconds, UTC.
+    #[serde(rename = "requestReceivedTimestamp")]
+    pub received: String,
     /// What was asked for; absent for paths such as `/version`.
     pub object_ref: Option<ObjectRef>,
     /// The answer; absent when the client went away first.
@@ -82,6 +85,23 @@ impl Entry {
         }
     }
 
+    /// The decoded value of a query parameter.
+    pub fn query(&self, parameter: &str) -> Option<String> {
+        let (_, query) = self.uri.split_once('?')?;
+        let value = query.split('&').find_map(|pair| pair.strip_prefix(parameter)?.strip_prefix('='))?;
+        Some(decode(value))
+    }
+
+    /// When it came in, in seconds since midnight.
+    ///
+    /// # Errors
+    /// If the time is not `…THH:MM:SS.FRACTIONZ`.
+    pub fn seconds(&self) -> Result<f64> {
+        let time = self.received.split_once('T').and_then(|(_, time)| time.strip_suffix('Z'));
+        let time = time.with_context(|| format!("no time in UTC: {}", self.received))?;
+        time.split(':').try_fold(0.0, |sum, part| Ok(sum * 60.0 + part.parse::<f64>()?))
+    }
+
     /// Whether `system:node-proxier` (or `system:discovery`, which everybody has) allows it. Row A1 needs no more.
     pub fn is_allowed_to_a_proxy(&self) -> bool {
         match (self.verb.as_str(), self.target().as_str()) {
@@ -119,4 +139,23 @@ pub fn read(log: &Path, start: u64) -> Result<Vec<Entry>> {
         }
     }
     Ok(order.iter().filter_map(|id| entries.remove(id)).collect())
+}
+
+/// Undoes percent-encoding and `+` for a blank.
+fn decode(text: &str) -> String {
+    let mut bytes = text.bytes();
+    let mut plain = Vec::new();
+    while let Some(byte) = bytes.next() {
+        plain.push(match byte {
+            b'%' => hex(&mut bytes).unwrap_or(b'%'),
+            b'+' => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+fn hex(bytes: &mut impl Iterator<Item = u8>) -> Option<u8> {
+    let pair = [bytes.next()?, bytes.next()?];
+    u8::from_str_radix(std::str::from_utf8(&pair).ok()?, 16).ok()
 }

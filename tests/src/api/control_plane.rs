@@ -11,16 +11,22 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::pki::Identity;
-use super::{Admin, Authority, Login, NetNs, Process, Scratch, audit, until};
+use super::{Admin, Authority, Login, Process, Scratch, audit, scratch, until};
+use crate::lab::command::ip_batch;
+use crate::lab::namespace::Namespace;
 
-/// Where nodes reach the API server. From TEST-NET-2, so that no node, pod or Service address collides with it.
-pub const PLANE_ADDRESS: &str = "198.51.100.1";
+/// Where nodes reach the API server. From the range for benchmarks (RFC 2544): nothing else uses it.
+pub const PLANE_ADDRESS: &str = "198.18.0.1";
+/// The same in the other family.
+pub const PLANE_ADDRESS6: &str = "fd00:198:18::1";
 const ETCD: &str = "127.0.0.1:2379";
-const CLUSTER_RANGES: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// Holds the laboratory's cluster addresses. The Service `kubernetes` takes the first address of the first range, which
+/// therefore must not be 10.96.0.1.
+const CLUSTER_RANGES: &str = "10.64.0.0/10,fd00:96::/112";
 /// A cold start of kube-apiserver on two busy cores was seen to take 15 s.
 const START_LIMIT: Duration = Duration::from_secs(90);
 
-/// The two programs, built from their Go modules by `cargo xtask setup`.
+/// The two programs, built from their Go modules by `cargo xtask setup --api`.
 pub struct Binaries {
     etcd: PathBuf,
     api: PathBuf,
@@ -37,7 +43,7 @@ impl Binaries {
         let cache = cache.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?;
         let find = |name: &str| {
             let path = cache.join("sluice/k8s").join(name);
-            ensure!(path.is_file(), "{} is missing; `cargo xtask setup` builds it", path.display());
+            ensure!(path.is_file(), "{} is missing; `cargo xtask setup --api` builds it", path.display());
             Ok(path)
         };
         Ok(Self { etcd: find("etcd")?, api: find("kube-apiserver")? })
@@ -51,7 +57,7 @@ pub struct ControlPlane {
     etcd: Process,
     admin: Admin,
     authority: Authority,
-    netns: NetNs,
+    netns: Namespace,
     scratch: Scratch,
     binaries: Binaries,
 }
@@ -64,8 +70,10 @@ impl ControlPlane {
     pub fn start() -> Result<Self> {
         let binaries = Binaries::find()?;
         let scratch = Scratch::new()?;
-        let netns = NetNs::new()?;
-        netns.ip(&format!("addr add {PLANE_ADDRESS}/32 dev lo"))?;
+        let netns = scratch::namespace("plane")?;
+        let addresses =
+            [format!("addr add {PLANE_ADDRESS}/32 dev lo"), format!("addr add {PLANE_ADDRESS6}/128 dev lo")];
+        ip_batch(Some(netns.name()), &addresses)?;
         let authority = Authority::new("sluice-test-ca")?;
         let (certificate, key) = write_files(&scratch, &authority)?;
         let etcd = start_etcd(&binaries, &netns, &scratch)?;
@@ -83,7 +91,7 @@ impl ControlPlane {
     }
 
     /// The namespace of the servers: give it an interface to let a node reach [`PLANE_ADDRESS`].
-    pub fn netns(&self) -> &NetNs {
+    pub fn netns(&self) -> &Namespace {
         &self.netns
     }
 
@@ -192,13 +200,13 @@ impl ControlPlane {
     }
 
     fn etcd_call(&self, path: &str, body: &Value) -> Result<Value> {
-        self.netns.run(|| post(ETCD, path, &body.to_string()))?.with_context(|| format!("etcd: {path}"))
+        self.netns.within(|| post(ETCD, path, &body.to_string())).with_context(|| format!("etcd: {path}"))
     }
 }
 
 fn write_files(scratch: &Scratch, authority: &Authority) -> Result<(PathBuf, PathBuf)> {
-    let names =
-        ["kubernetes", "kubernetes.default.svc", "localhost", "127.0.0.1", "::1", "10.96.0.1", PLANE_ADDRESS];
+    let local = ["kubernetes", "kubernetes.default.svc", "localhost", "127.0.0.1", "::1"];
+    let names = [&local[..], &["10.64.0.1", PLANE_ADDRESS, PLANE_ADDRESS6]].concat();
     let write = |name: &str, identity: &Identity| {
         let certificate = scratch.write(&format!("{name}.crt"), &identity.certificate)?;
         anyhow::Ok((certificate, scratch.write(&format!("{name}.key"), &identity.key)?))
@@ -211,7 +219,7 @@ fn write_files(scratch: &Scratch, authority: &Authority) -> Result<(PathBuf, Pat
     write("admin", &authority.client("admin", &["system:masters"])?)
 }
 
-fn start_etcd(binaries: &Binaries, netns: &NetNs, scratch: &Scratch) -> Result<Process> {
+fn start_etcd(binaries: &Binaries, netns: &Namespace, scratch: &Scratch) -> Result<Process> {
     let peer = "http://127.0.0.1:2380";
     let arguments = [
         binaries.etcd.display().to_string(),
@@ -227,7 +235,7 @@ fn start_etcd(binaries: &Binaries, netns: &NetNs, scratch: &Scratch) -> Result<P
     ];
     let mut etcd = Process::spawn("etcd", netns, &arguments, &scratch.path().join("etcd.log"))?;
     until("etcd answers", START_LIMIT, || {
-        let answer = netns.run(|| post(ETCD, "/v3/maintenance/status", "{}"))?;
+        let answer = netns.within(|| post(ETCD, "/v3/maintenance/status", "{}"));
         if answer.is_err() && etcd.check().is_err() {
             return Ok(());
         }

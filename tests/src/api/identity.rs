@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::admin::refusal;
+use super::agent::SECRETS as MOUNTED;
 use super::{Admin, ControlPlane, Scratch};
 
 /// The agent's user name in the audit log.
@@ -17,6 +18,9 @@ pub const USER: &str = "system:serviceaccount:kube-system:kube-proxy";
 const ACCOUNTS: &str = "/api/v1/namespaces/kube-system/serviceaccounts";
 const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
 const BINDINGS: &str = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+/// A role without EndpointSlices, and the binding to it.
+const PARTIAL: &str = "node-proxier-without-slices";
 /// The name that kubeadm gives to the binding.
 const BINDING: &str = "kubeadm:node-proxier";
 /// The shortest life that the TokenRequest API grants.
@@ -42,32 +46,54 @@ impl<'a> ServiceAccount<'a> {
             "apiVersion": "v1", "kind": "ServiceAccount",
             "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
         });
-        unless_there(admin.create(ACCOUNTS, &account))?;
+        unless(409, admin.create(ACCOUNTS, &account).map(drop))?;
         let account = Self(admin);
         account.bind()?;
         Ok(account)
     }
 
-    /// Gives the account the role `system:node-proxier`.
+    /// Gives the account the role `system:node-proxier` and nothing else.
     ///
     /// # Errors
     /// If the API server refuses.
     pub fn bind(&self) -> Result<()> {
-        let binding = json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-            "metadata": {"name": BINDING},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-proxier"},
-            "subjects": [{"kind": "ServiceAccount", "name": "kube-proxy", "namespace": "kube-system"}],
-        });
-        unless_there(self.0.create(BINDINGS, &binding))
+        unless(404, self.0.delete(&format!("{BINDINGS}/{PARTIAL}")))?;
+        self.bind_role(BINDING, "system:node-proxier")
     }
 
-    /// Takes the role away.
+    /// Gives the account a role that lacks EndpointSlices.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub fn bind_without_slices(&self) -> Result<()> {
+        let role = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": PARTIAL},
+            "rules": [
+                {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": ["get", "list", "watch"]},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": ["list", "watch"]},
+            ],
+        });
+        unless(409, self.0.create(ROLES, &role).map(drop))?;
+        self.bind_role(PARTIAL, PARTIAL)
+    }
+
+    /// Takes all roles away.
     ///
     /// # Errors
     /// If the API server refuses.
     pub fn unbind(&self) -> Result<()> {
-        self.0.delete(&format!("{BINDINGS}/{BINDING}"))
+        unless(404, self.0.delete(&format!("{BINDINGS}/{PARTIAL}")))?;
+        unless(404, self.0.delete(&format!("{BINDINGS}/{BINDING}")))
+    }
+
+    fn bind_role(&self, name: &str, role: &str) -> Result<()> {
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "ServiceAccount", "name": "kube-proxy", "namespace": "kube-system"}],
+        });
+        unless(409, self.0.create(BINDINGS, &binding).map(drop))
     }
 
     /// Asks the TokenRequest API for a token of ten minutes, bound to a Secret of its own.
@@ -101,11 +127,9 @@ impl<'a> ServiceAccount<'a> {
     }
 }
 
-fn unless_there<T>(outcome: Result<T>) -> Result<()> {
-    match outcome {
-        Err(error) if refusal(&error) != Some(409) => Err(error),
-        _ => Ok(()),
-    }
+/// Takes the refusal `code` (409: it is there already; 404: it is gone already) for success.
+fn unless(code: u16, outcome: Result<()>) -> Result<()> {
+    outcome.or_else(|error| if refusal(&error) == Some(code) { Ok(()) } else { Err(error) })
 }
 
 /// `token` and `ca.crt` in the form in which a kubelet projects them: links to `..data/FILE`, where `..data` is a link
@@ -159,8 +183,16 @@ impl TokenDir {
     /// # Errors
     /// If it cannot be written.
     pub fn kubeadm_kubeconfig(&self, url: &str) -> Result<PathBuf> {
-        let text = KUBEADM.replace("SERVER", url);
-        self.scratch.write("kubeconfig.conf", &text)
+        self.scratch.write("kubeconfig.conf", &KUBEADM.replace("SERVER", url))
+    }
+
+    /// The same, but with this folder's own path instead of the one where a pod would see it.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn own_kubeconfig(&self, url: &str) -> Result<PathBuf> {
+        let here = self.path().display().to_string();
+        self.scratch.write("kubeconfig.conf", &KUBEADM.replace("SERVER", url).replace(MOUNTED, &here))
     }
 }
 

@@ -22,6 +22,11 @@ impl<'a> Space<'a> {
         Ok(Self { admin, name: name.to_owned() })
     }
 
+    /// The namespace `name`, which exists.
+    pub fn existing(admin: &'a Admin, name: &str) -> Self {
+        Self { admin, name: name.to_owned() }
+    }
+
     /// `NAMESPACE/SERVICE`, the name by which the agent prints it.
     pub fn key(&self, service: &str) -> String {
         format!("{}/{service}", self.name)
@@ -63,7 +68,15 @@ impl<'a> Space<'a> {
     /// # Errors
     /// If the API server refuses.
     pub fn slice(&self, service: &str, addresses: &[&str]) -> Result<()> {
-        self.admin.create(&self.slices(), &slice(service, addresses)).map(drop)
+        self.slice_as(&format!("{service}-1"), service, addresses)
+    }
+
+    /// As [`Space::slice`], under a name of its own.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub fn slice_as(&self, name: &str, service: &str, addresses: &[&str]) -> Result<()> {
+        self.admin.create(&self.slices(), &slice(name, service, addresses)).map(drop)
     }
 
     /// Replaces the endpoints of a Service's slice.
@@ -71,7 +84,7 @@ impl<'a> Space<'a> {
     /// # Errors
     /// If the API server refuses.
     pub fn set_endpoints(&self, service: &str, addresses: &[&str]) -> Result<()> {
-        let patch = json!({"endpoints": slice(service, addresses)["endpoints"]});
+        let patch = json!({"endpoints": slice("", service, addresses)["endpoints"]});
         self.patch_slice(service, &patch)
     }
 
@@ -108,15 +121,14 @@ pub fn create_node(admin: &Admin, name: &str, address: &str) -> Result<()> {
     let object = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name},
+        ]},
     });
-    admin.create("/api/v1/nodes", &object)?;
-    let status = json!({"status": {"addresses": [
-        {"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name},
-    ]}});
-    admin.patch(&format!("/api/v1/nodes/{name}/status"), &status).map(drop)
+    admin.create("/api/v1/nodes", &object).map(drop)
 }
 
-fn slice(service: &str, addresses: &[&str]) -> Value {
+fn slice(name: &str, service: &str, addresses: &[&str]) -> Value {
     let ipv6 = addresses.first().is_some_and(|address| address.contains(':'));
     let endpoints: Vec<Value> = addresses
         .iter()
@@ -124,7 +136,7 @@ fn slice(service: &str, addresses: &[&str]) -> Value {
         .collect();
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": format!("{service}-1"), "labels": {"kubernetes.io/service-name": service}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}},
         "addressType": if ipv6 { "IPv6" } else { "IPv4" },
         "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
         "endpoints": endpoints,

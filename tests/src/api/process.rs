@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{NetNs, poll};
+use super::poll;
+use crate::lab::namespace::Namespace;
 
 /// A child whose output goes to a file; killed on drop, and by the kernel should the run itself be killed.
 pub struct Process {
@@ -29,14 +30,16 @@ impl Process {
     /// If it cannot be started.
     pub fn spawn<S: AsRef<str>>(
         name: &'static str,
-        netns: &NetNs,
+        netns: &Namespace,
         arguments: &[S],
         log: &Path,
     ) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot write {}", log.display()))?;
-        let mut command = netns.command("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]);
+        // Each of these only executes the next: the process id stays.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", netns.path().display()));
+        command.args(["--", "setpriv", "--pdeathsig", "KILL", "--"]);
         command.args(arguments.iter().map(AsRef::as_ref));
         command.stdin(Stdio::null()).stderr(file.try_clone()?).stdout(file);
         let child = spawn_lastingly(command).with_context(|| format!("cannot start {name}"))?;

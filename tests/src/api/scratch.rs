@@ -1,4 +1,5 @@
-//! A folder in memory for one run.
+//! Folders and namespaces of one control plane. They carry the laboratory's prefix, so that its clean-up finds what a
+//! killed run leaves behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,24 +7,31 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-const PREFIX: &str = "sluice-api-";
-static NUMBER: AtomicU32 = AtomicU32::new(0);
+use crate::lab::cleanup;
+use crate::lab::namespace::Namespace;
 
-/// A folder that is removed with its owner. Folders left by killed runs are removed when the next one is made.
+/// A name that nothing else on this machine has.
+pub(super) fn unique(what: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("{}api{}-{what}", cleanup::own_prefix(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A new namespace for `what`.
+pub(super) fn namespace(what: &str) -> Result<Namespace> {
+    cleanup::undisturbed(|| Namespace::create(unique(what)))
+}
+
+/// A folder that is removed with its owner.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes a folder under `/dev/shm` where that is there, else under the temporary folder.
+    /// Makes an empty one.
     ///
     /// # Errors
     /// If it cannot be created.
     pub fn new() -> Result<Self> {
-        let shm = Path::new("/dev/shm");
-        let root = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
-        remove_orphans(&root);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = root.join(format!("{PREFIX}{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let path = cleanup::directory().join(unique("files"));
+        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }
 
@@ -45,19 +53,6 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Whatever a dying server still writes is left to the next run's `remove_orphans`.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn remove_orphans(root: &Path) {
-    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
-        if let Some(owner) = owner
-            && !Path::new("/proc").join(owner).exists()
-        {
-            let _ = fs::remove_dir_all(entry.path());
-        }
+        cleanup::remove_files(&self.0);
     }
 }

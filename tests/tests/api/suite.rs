@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use sluice_tests::api::{Binaries, ControlPlane, privatise_mounts};
+use sluice_tests::api::{Binaries, ControlPlane};
+use sluice_tests::lab;
 
 /// A named test.
 pub type Test = (&'static str, fn(&mut ControlPlane) -> Result<()>);
@@ -59,7 +60,7 @@ fn prepare() -> Result<ControlPlane, Obstacle> {
         return Err(Obstacle::Skip("network namespaces need root".to_owned()));
     }
     Binaries::find().map_err(|error| Obstacle::Skip(format!("{error:#}")))?;
-    privatise_mounts().and_then(|()| ControlPlane::start()).map_err(Obstacle::Failure)
+    lab::enter().and_then(|()| ControlPlane::start()).map_err(Obstacle::Failure)
 }
 
 fn run_one(plane: &mut ControlPlane, (name, test): &Test) -> bool {
