@@ -129,6 +129,19 @@ impl Bed {
         Ok(())
     }
 
+    /// Starts what is under test: the agent; or, with `SLUICE_LAB_CONTROL` set in the environment, the control, to
+    /// try out stories by themselves.
+    ///
+    /// # Errors
+    /// As [`Bed::start_agent`].
+    pub fn start(&mut self) -> Result<()> {
+        if std::env::var_os("SLUICE_LAB_CONTROL").is_some() {
+            self.start_control();
+            return Ok(());
+        }
+        self.start_agent()
+    }
+
     /// Serves Services by nftables rules from now on.
     pub fn start_control(&mut self) {
         self.control = Some(Nftables::new(self.namespaces["n1"].path().to_owned()));
@@ -150,12 +163,18 @@ impl Bed {
     /// # Errors
     /// The agent does not take it over.
     pub fn apply(&self, app: &App) -> Result<()> {
+        self.apply_unawaited(app)?;
+        self.wait_installed(app)
+    }
+
+    /// Applies an application without waiting for the agent.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn apply_unawaited(&self, app: &App) -> Result<()> {
         match &self.control {
             Some(control) => control.apply(app),
-            None => {
-                self.manifests.apply(app)?;
-                self.wait_installed(app)
-            }
+            None => self.manifests.apply(app),
         }
     }
 
@@ -192,6 +211,25 @@ impl Bed {
     /// The port is taken.
     pub fn serve(&mut self, who: Who, port: u16) -> Result<Backend> {
         self.servers.start(&self.places[&who], port)
+    }
+
+    /// Runs iproute2 in a namespace.
+    ///
+    /// # Errors
+    /// iproute2 refuses.
+    pub fn ip(&self, short: &str, arguments: &str) -> Result<String> {
+        let mut all = vec!["-n", self.namespaces[short].name()];
+        all.extend(arguments.split(' '));
+        command::run("ip", &all)
+    }
+
+    /// Loads nftables rules in n1.
+    ///
+    /// # Errors
+    /// nft refuses.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let net = format!("--net={}", self.namespaces["n1"].path().display());
+        command::with_input("nsenter", &[&net, "nft", "-f", "-"], rules).map(drop)
     }
 
     /// The address that n1's kernel writes from towards `to`: what masquerading takes on that route's device.

@@ -77,8 +77,8 @@ pub struct Dial<'a> {
     pub from: &'a Place,
     pub to: SocketAddr,
     pub transport: Transport,
-    /// 0: the kernel's choice.
-    pub source_port: u16,
+    /// None: the kernel's choice.
+    pub source: Option<SocketAddr>,
     /// How long each step may take.
     pub patience: Duration,
 }
@@ -87,13 +87,21 @@ impl<'a> Dial<'a> {
     /// Patience reaches over two SYN retransmissions.
     #[must_use]
     pub const fn new(from: &'a Place, to: SocketAddr, transport: Transport) -> Self {
-        Self { from, to, transport, source_port: 0, patience: Duration::from_secs(5) }
+        Self { from, to, transport, source: None, patience: Duration::from_secs(5) }
     }
 
-    /// From this source port.
+    /// From this source port of the place's first address; 0: the kernel's choice.
     #[must_use]
-    pub const fn port(mut self, source_port: u16) -> Self {
-        self.source_port = source_port;
+    pub const fn port(mut self, port: u16) -> Self {
+        let family = if self.to.is_ipv4() { Family::V4 } else { Family::V6 };
+        self.source = if port == 0 { None } else { Some(SocketAddr::new(self.from.address(family), port)) };
+        self
+    }
+
+    /// From this address and port.
+    #[must_use]
+    pub const fn from_address(mut self, source: SocketAddr) -> Self {
+        self.source = Some(source);
         self
     }
 
@@ -128,11 +136,10 @@ impl<'a> Dial<'a> {
     }
 
     fn socket(&self) -> anyhow::Result<OwnedFd> {
-        if self.source_port == 0 {
-            return self.from.socket(Family::of(&self.to.ip()), self.transport);
+        match self.source {
+            Some(address) => self.from.bound(address, self.transport),
+            None => self.from.socket(Family::of(&self.to.ip()), self.transport),
         }
-        let address = SocketAddr::new(self.from.address(Family::of(&self.to.ip())), self.source_port);
-        self.from.bound(address, self.transport)
     }
 
     fn wait_connected(&self, fd: &OwnedFd) -> Result<(), Outcome> {

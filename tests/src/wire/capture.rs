@@ -180,9 +180,24 @@ impl Capture {
         observed.watched = 0;
     }
 
+    /// Number of packets that satisfied the predicate since [`Capture::watch`].
+    #[must_use]
+    pub fn peek_watched(&self) -> usize {
+        self.settle();
+        lock(&self.observed).watched
+    }
+
     /// Everything found so far; what is in flight in the sockets is judged first.
     #[must_use]
     pub fn take(&self) -> Observed {
+        self.settle();
+        let mut observed = lock(&self.observed);
+        let watch = observed.watch;
+        std::mem::replace(&mut *observed, Observed { watch, ..Observed::default() })
+    }
+
+    /// Waits until everything that has arrived is judged.
+    fn settle(&self) {
         let (done, wait) = channel();
         if let Some(requests) = &self.requests
             && requests.send(done).is_ok()
@@ -191,9 +206,6 @@ impl Capture {
             // The thread answers, or has ended and dropped the sender: either ends the wait.
             let _ = wait.recv();
         }
-        let mut observed = lock(&self.observed);
-        let watch = observed.watch;
-        std::mem::replace(&mut *observed, Observed { watch, ..Observed::default() })
     }
 }
 

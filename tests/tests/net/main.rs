@@ -3,6 +3,8 @@
 mod basics;
 mod harness;
 mod matrix;
+mod mtu;
+mod ports;
 
 use std::process::ExitCode;
 
@@ -15,5 +17,7 @@ fn main() -> ExitCode {
     groups.extend(basics::groups());
     groups.extend(matrix::control());
     groups.extend(matrix::groups());
+    groups.extend(ports::groups());
+    groups.extend(mtu::groups());
     harness::main(groups)
 }

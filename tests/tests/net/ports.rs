@@ -1,0 +1,203 @@
+//! One client port, several ways to one backend; and ports that masquerading must leave alone.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use sluice_tests::lab::app::{App, Backend, Via};
+use sluice_tests::lab::{Bed, BedConfig, Family, Place, Who, Wiring};
+use sluice_tests::traffic::client::exchange_unconnected;
+use sluice_tests::traffic::{Connection, Dial};
+use sluice_tests::wire::Transport;
+
+use crate::harness::{Group, Story};
+
+const PB: Backend = Backend::new(Who::Pb, 8_080);
+
+/// Both wirings: bridges let direct traffic between their ports pass the node's stack, a way of its own.
+pub fn groups() -> Vec<Group> {
+    Wiring::BOTH.into_iter().map(group).collect()
+}
+
+fn group(wiring: Wiring) -> Group {
+    let mut stories = Vec::new();
+    for family in Family::BOTH {
+        for transport in Transport::BOTH {
+            let mut story = |name: &str, run: fn(&mut Bed, Family, Transport) -> Result<()>| {
+                stories.push(Story::new(format!("{name}::{family}::{transport}"), move |bed| {
+                    run(bed, family, transport)
+                }));
+            };
+            story("P60_one_port_three_ways_in_six_orders", three_ways);
+            story("P61_a_closed_service_flow_leaves_its_port_to_direct_ones", after_close);
+            story("P30_the_nodes_own_flows_from_a_node_port_number", own_flows_from_node_ports);
+            story("E5_masquerade_survives_renumbering_by_the_stack", renumbered);
+        }
+        stories.push(Story::new(format!("P60_one_unconnected_udp_socket_two_ways::{family}"), move |bed| {
+            unconnected(bed, family)
+        }));
+        stories
+            .push(Story::new(format!("P64_masquerade_leaves_the_nodes_ports_alone::{family}"), move |bed| {
+                live_ports(bed, family)
+            }));
+    }
+    Group {
+        name: format!("ports::{wiring}"),
+        config: BedConfig::new(wiring),
+        setup: Box::new(setup),
+        stories,
+    }
+}
+
+fn first() -> App {
+    App::new("first", 1, [PB])
+}
+
+fn second() -> App {
+    App::new("second", 2, [PB])
+}
+
+fn setup(bed: &mut Bed) -> Result<()> {
+    for who in [Who::Pb, Who::Client] {
+        bed.serve(who, 8_080)?;
+    }
+    bed.start()?;
+    bed.apply(&first())?;
+    bed.apply(&second())
+}
+
+fn open(from: &Place, to: SocketAddr, transport: Transport, port: u16) -> Result<Connection> {
+    let opened = Dial::new(from, to, transport).port(port).open();
+    opened.or_else(|outcome| bail!("{outcome}")).with_context(|| format!("{port} to {to}"))
+}
+
+/// All three are opened one after the other from one port, in each order, and all live at the end.
+fn three_ways(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    for (client, base) in [(Who::Pa, 20_000), (Who::Client, 21_000)] {
+        // The outside client dials NodePorts: its way in differs, the backend's edge is the same.
+        let via = if client == Who::Pa { Via::ClusterIp } else { Via::NodePort };
+        let ways = [first().address(via, family), second().address(via, family), direct];
+        let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+        for (number, order) in orders.into_iter().enumerate() {
+            let port = base + u16::try_from(number)?;
+            let mut open_ones = Vec::new();
+            for way in order {
+                let connection = open(bed.place(client), ways[way], transport, port);
+                open_ones.push(connection.with_context(|| format!("{client:?}, order {order:?}"))?);
+            }
+            for (way, connection) in order.into_iter().zip(&mut open_ones) {
+                let token = format!("{client:?} {way} {order:?}");
+                connection.ask(token.as_bytes()).ok().with_context(|| token.clone())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// P-61: open and close by a Service, at once direct from the same port, at once by another Service.
+fn after_close(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    for (client, via, base) in [(Who::Pa, Via::ClusterIp, 22_000), (Who::Client, Via::NodePort, 23_000)] {
+        // Three different far ends: the client's own TIME_WAIT is not in the way.
+        let ways = [first().address(via, family), direct, second().address(via, family)];
+        for round in 0..20_u16 {
+            for (step, to) in ways.into_iter().enumerate() {
+                let mut connection = open(bed.place(client), to, transport, base + round)
+                    .with_context(|| format!("{client:?}, round {round}, step {step}"))?;
+                connection.ask(b"still here").ok()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Answers to flows that the node itself opened from a port with a NodePort's number are no requests.
+fn own_flows_from_node_ports(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let to = SocketAddr::new(Who::Client.address(family), 8_080);
+    for app in [first(), second()] {
+        let mut connection = open(bed.place(Who::Host), to, transport, app.node_port())?;
+        ensure!(connection.answer.backend == "cl:8080", "answered by {}", connection.answer.backend);
+        connection.ask(b"and again").ok()?;
+    }
+    Ok(())
+}
+
+/// Experiment 5: conntrack owns the reply's tuple already, so the stack renumbers the source; the backend must see
+/// the masquerade address all the same.
+fn renumbered(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let ip = if family == Family::V4 { "ip" } else { "ip6" };
+    let (node, pod) = (Who::Host.address(family), PB.who.address(family));
+    let bracketed = if family == Family::V4 { pod.to_string() } else { format!("[{pod}]") };
+    bed.nft(&format!(
+        "table inet old {{ chain pre {{ type nat hook prerouting priority -100;
+           {ip} daddr {node} {transport} dport 31999 dnat {ip} to {bracketed}:{}; }}
+         chain post {{ type nat hook postrouting priority 100; }}\n}}",
+        PB.port
+    ))?;
+    let result = (|| {
+        let place = bed.place(Who::Client);
+        let mut old = open(place, SocketAddr::new(node, 31_999), transport, 24_000)?;
+        let mut new = open(place, first().address(Via::NodePort, family), transport, 24_000)?;
+        let seen = new.answer.seen.ip();
+        ensure!(seen == bed.route_source(pod)?, "the backend sees {seen}: not masqueraded");
+        old.ask(b"old").ok().context("the older flow")?;
+        new.ask(b"new").ok().context("the newer flow")?;
+        Ok(())
+    })();
+    bed.nft("delete table inet old")?;
+    result
+}
+
+fn unconnected(bed: &mut Bed, family: Family) -> Result<()> {
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    let port = SocketAddr::new(Who::Pa.address(family), 24_500);
+    let socket = UdpSocket::from(bed.place(Who::Pa).bound(port, Transport::Udp)?);
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let ways = [first(), second()].map(|app| app.address(Via::ClusterIp, family));
+    for round in 0..4 {
+        for to in [ways[0], direct, ways[1], ways[0], direct] {
+            let (_, from) =
+                exchange_unconnected(&socket, to).with_context(|| format!("round {round} to {to}"))?;
+            ensure!(from == to, "round {round}: wrote to {to}, {from} answers");
+        }
+    }
+    Ok(())
+}
+
+/// 2,000 connections of the node itself live; 400 masqueraded flows to the same backend take none of their ports.
+/// Drawn blindly from 28,976 ports, 400 flows would hit at least one of 2,000 with all but 10^-12 certainty.
+fn live_ports(bed: &mut Bed, family: Family) -> Result<()> {
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    let source = bed.route_source(direct.ip())?;
+    let host = bed.place(Who::Host);
+    let mut own = Vec::new();
+    for number in 0..2_000_u16 {
+        let from = SocketAddr::new(source, 2_000 + number * 14);
+        own.push(
+            Dial::new(host, direct, Transport::Tcp)
+                .from_address(from)
+                .open()
+                .or_else(|o| bail!("{from}: {o}"))?,
+        );
+    }
+    let node_port = first().address(Via::NodePort, family);
+    let mut masqueraded = Vec::new();
+    for _ in 0..400 {
+        masqueraded.push(open(bed.place(Who::Client), node_port, Transport::Tcp, 0)?);
+    }
+    for connection in &mut own {
+        let local = connection.local()?;
+        connection.ask(b"alive").ok().with_context(|| format!("the node's own connection from {local}"))?;
+    }
+    // The other order: the node opens from a port that a masqueraded flow holds.
+    for connection in masqueraded.iter_mut().take(10) {
+        let taken = connection.answer.seen;
+        let again = Dial::new(host, direct, Transport::Tcp).from_address(taken).open();
+        let mut again = again.or_else(|o| bail!("{o}")).with_context(|| format!("from the taken {taken}"))?;
+        again.ask(b"own").ok()?;
+        connection.ask(b"masqueraded").ok().with_context(|| format!("masqueraded as {taken}"))?;
+    }
+    Ok(())
+}
