@@ -134,6 +134,16 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -
     }
 }
 
+/// Names and numbers of the devices that have both programs, in an answer of `status`.
+#[must_use]
+pub fn served(status: &Value) -> Vec<(String, u64)> {
+    let edges = status["edges"].as_array().into_iter().flatten();
+    edges
+        .filter(|edge| edge["hooks"].as_array().is_some_and(|hooks| hooks.len() == 2))
+        .filter_map(|edge| Some((edge["name"].as_str()?.to_owned(), edge["ifindex"].as_u64()?)))
+        .collect()
+}
+
 /// The binary: `SLUICE_BIN`, or the one that was built beside this executable.
 ///
 /// # Errors
@@ -181,9 +191,7 @@ impl Agent {
     /// # Errors
     /// It ends, or never gets there.
     pub fn ready(&mut self, edges: usize) -> Result<Value> {
-        let synced = |status: &Value| {
-            status["synced"] == true && status["edges"].as_array().is_some_and(|found| found.len() >= edges)
-        };
+        let synced = |status: &Value| status["synced"] == true && served(status).len() >= edges;
         let home = self.home.clone();
         let answer = wait_for("the agent to be in sync", || {
             if let Ok(Some(status)) = self.child.try_wait() {

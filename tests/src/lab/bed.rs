@@ -1,7 +1,8 @@
 //! A bed: all namespaces, their wires, taps and helpers, made and taken away together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use super::cgroup::Cgroup;
 use super::control::Nftables;
 use super::namespace::Namespace;
 use super::place::Place;
-use super::plan::{CLUSTER_CIDR, Who, Wiring, knowledge};
+use super::plan::{CLUSTER_CIDR, Family, Who, Wiring, knowledge};
 use super::sockets::Sockets;
 use super::wiring::{NAMESPACES, Names, script};
 use super::{cleanup, command};
@@ -178,25 +179,66 @@ impl Bed {
         }
     }
 
+    /// Removes an application and waits until the agent has done so.
+    ///
+    /// # Errors
+    /// The agent keeps it.
+    pub fn delete(&self, app: &App) -> Result<()> {
+        match &self.control {
+            Some(control) => control.delete(app)?,
+            None => self.manifests.delete(app)?,
+        }
+        let Some(agent) = &self.agent else { return Ok(()) };
+        super::agent::wait_for(&format!("{} to be removed", app.name), || {
+            let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
+            let left = installed(&services, &format!("lab/{}", app.name));
+            if left.is_empty() { Ok(()) } else { Err(format!("installed: {services}")) }
+        })
+    }
+
+    /// The running agent.
+    ///
+    /// # Errors
+    /// None runs here: the control does, or it was killed.
+    pub fn agent(&self) -> Result<&Agent> {
+        self.agent.as_ref().context("no agent runs in this bed")
+    }
+
+    /// Gives a pod of n1 a new network device, as if it were another pod with the same address.
+    ///
+    /// # Errors
+    /// iproute2 refuses.
+    pub fn renew_device(&self, pod: Who) -> Result<()> {
+        self.ip(pod.namespace(), "link del eth0")?;
+        super::wiring::pod_script(&self.names, self.config.wiring, pod).run()?;
+        if !self.config.offload {
+            command::run_in(
+                self.namespaces[pod.namespace()].path(),
+                "ethtool",
+                &["-K", "eth0", "tx", "off"],
+            )?;
+        }
+        Ok(())
+    }
+
     /// Waits until what `sluice services` prints for an application is what it should be.
     ///
     /// # Errors
     /// It never is.
     pub fn wait_installed(&self, app: &App) -> Result<()> {
         let Some(agent) = &self.agent else { return Ok(()) };
-        let mut want: Vec<String> = app
-            .backends
-            .iter()
-            .flat_map(|b| {
-                super::Family::BOTH.map(|f| std::net::SocketAddr::new(b.who.address(f), b.port).to_string())
-            })
-            .collect();
-        want.sort_unstable();
+        let want = |family: Family| -> Vec<String> {
+            let sockets = app.backends.iter().map(|b| SocketAddr::new(b.who.address(family), b.port));
+            sockets.collect::<BTreeSet<_>>().iter().map(ToString::to_string).collect()
+        };
+        let (v4, v6) = (want(Family::V4), want(Family::V6));
+        // Two transports, two families, two lists.
+        let complete = |found: &[(bool, Vec<&str>)]| {
+            found.len() == 8 && found.iter().all(|(is_v6, list)| *list == if *is_v6 { &*v6 } else { &*v4 })
+        };
         super::agent::wait_for(&format!("{} to be installed", app.name), || {
             let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
-            let installed = installed(&services, &format!("lab/{}", app.name));
-            let complete = installed.iter().all(|port| *port == want);
-            if installed.len() == Transports::COUNT && complete {
+            if complete(&installed(&services, &format!("lab/{}", app.name))) {
                 Ok(())
             } else {
                 Err(format!("installed: {services}"))
@@ -281,41 +323,13 @@ impl Bed {
     }
 }
 
-/// Lists of endpoints of each Service port named `service` in the answer of `sluice services`, per protocol; the two
-/// families of a port are taken together.
-fn installed(services: &serde_json::Value, service: &str) -> Vec<Vec<String>> {
-    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for port in services.as_array().into_iter().flatten() {
-        let name = port["name"].as_str().unwrap_or_default();
-        if name.split(':').next() != Some(service) {
-            continue;
-        }
-        let protocol = port["frontends"][0]["protocol"].as_str().unwrap_or_default();
-        let list = found.entry(protocol.to_lowercase()).or_default();
-        list.extend(port["external"].as_array().into_iter().flatten().filter_map(endpoint));
-    }
-    found
-        .into_values()
-        .map(|mut list| {
-            list.sort_unstable();
-            list
-        })
+/// Endpoint lists of each port and family of `service` in the answer of `sluice services`.
+fn installed<'a>(services: &'a serde_json::Value, service: &str) -> Vec<(bool, Vec<&'a str>)> {
+    let ports = services.as_array().into_iter().flatten().filter(|port| port["name"] == service);
+    ports
+        .flat_map(|port| ["external", "internal"].map(|list| (port["family"] == "IPv6", &port[list])))
+        .map(|(v6, list)| (v6, list.as_array().into_iter().flatten().filter_map(|e| e.as_str()).collect()))
         .collect()
-}
-
-/// An endpoint is printed as `address:port` or as an object with both.
-fn endpoint(value: &serde_json::Value) -> Option<String> {
-    if let Some(text) = value.as_str() {
-        return Some(text.to_owned());
-    }
-    let ip: std::net::IpAddr = value["address"].as_str()?.parse().ok()?;
-    Some(std::net::SocketAddr::new(ip, u16::try_from(value["port"].as_u64()?).ok()?).to_string())
-}
-
-struct Transports;
-
-impl Transports {
-    const COUNT: usize = crate::wire::Transport::BOTH.len();
 }
 
 /// Settings that devices inherit when they are made.

@@ -24,6 +24,7 @@ pub mod namespace;
 pub mod place;
 pub mod plan;
 pub mod sockets;
+pub mod trace;
 pub mod wiring;
 
 pub use agent::Agent;

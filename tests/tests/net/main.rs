@@ -1,10 +1,14 @@
 //! The suite `net`: real traffic through the real agent, in beds of network namespaces.
 
 mod basics;
+mod change;
+mod choice;
 mod harness;
+mod input;
 mod matrix;
 mod mtu;
 mod ports;
+mod restart;
 
 use std::process::ExitCode;
 
@@ -19,5 +23,9 @@ fn main() -> ExitCode {
     groups.extend(matrix::groups());
     groups.extend(ports::groups());
     groups.extend(mtu::groups());
+    groups.extend(choice::groups());
+    groups.extend(change::groups());
+    groups.extend(restart::groups());
+    groups.extend(input::groups());
     harness::main(groups)
 }

@@ -1,0 +1,240 @@
+//! Wrong input (C-31 and acceptance 12): one clear error each that names object, cause and next step; one bad object
+//! never stops the others.
+
+use anyhow::{Context, Result, ensure};
+use sluice_tests::lab::app::{App, Backend, Via};
+use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
+use sluice_tests::traffic::Dial;
+use sluice_tests::wire::Transport;
+
+use crate::harness::{Group, Story};
+
+/// Name of the file, its content, and a word by which `status` must name the culprit.
+const BAD: [(&str, &str, &str); 9] = [
+    ("broken.yaml", "kind: Service\n  metadata: [", "broken.yaml"),
+    ("binary.yaml", "\u{0}\u{1}\u{2}", "binary.yaml"),
+    ("scalar.json", "42", "scalar.json"),
+    ("no-kind.yaml", "apiVersion: v1\nmetadata: {name: no-kind, namespace: lab}\n", "no-kind"),
+    (
+        "bad-ip.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: bad-ip, namespace: lab}\nspec:\n  clusterIP: 10.96.0.999\n  clusterIPs: [10.96.0.999]\n  ports: [{port: 80, protocol: TCP}]\n",
+        "bad-ip",
+    ),
+    (
+        "bad-port.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: bad-port, namespace: lab}\nspec:\n  clusterIP: 10.96.0.71\n  ports: [{port: 70000, protocol: TCP}]\n",
+        "bad-port",
+    ),
+    (
+        "bad-protocol.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: bad-protocol, namespace: lab}\nspec:\n  clusterIP: 10.96.0.72\n  ports: [{port: 80, protocol: TPC}]\n",
+        "bad-protocol",
+    ),
+    (
+        "bad-endpoint.yaml",
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: bad-endpoint, namespace: lab, labels: {kubernetes.io/service-name: good}}\naddressType: IPv4\nports: [{port: 8080, name: tcp, protocol: TCP}]\nendpoints: [{addresses: [10.244.1.300]}]\n",
+        "bad-endpoint",
+    ),
+    (
+        "wrong-type.yaml",
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: wrong-type, namespace: lab, labels: {kubernetes.io/service-name: good}}\naddressType: IPv4\nports: [{port: eighty, name: tcp, protocol: TCP}]\nendpoints: []\n",
+        "wrong-type",
+    ),
+];
+
+/// YAML, two documents in a file, a `List` in one of them.
+const GOOD: &str = "apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Service
+  metadata: {name: yaml, namespace: lab}
+  spec:
+    clusterIP: 10.96.0.70
+    ports:
+    - {port: 80, protocol: TCP}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: yaml-1, namespace: lab, labels: {kubernetes.io/service-name: yaml}}
+addressType: IPv4
+ports: [{port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.244.1.6]}]
+";
+
+pub fn groups() -> Vec<Group> {
+    let mut stories: Vec<_> = BAD
+        .into_iter()
+        .map(|(file, text, culprit)| {
+            Story::new(format!("C31_bad_manifest::{file}"), move |bed| bad_manifest(bed, file, text, culprit))
+        })
+        .collect();
+    stories.push(Story::new("C31_all_bad_ones_at_once_and_yaml_of_all_shapes", all_at_once));
+    stories.extend(
+        FLAGS
+            .into_iter()
+            .map(|case| Story::new(format!("bad_start::{}", case.name), move |bed| bad_start(bed, &case))),
+    );
+    stories.push(Story::new("bad_start::without_capabilities", without_capabilities));
+    stories.push(Story::new("bad_start::second_agent_on_one_node", second_agent));
+    let config = BedConfig::new(Wiring::Routed);
+    vec![Group { name: "input".into(), config, setup: Box::new(setup), stories }]
+}
+
+fn good() -> App {
+    App::new("good", 1, [Backend::new(Who::Pb, 8_080)])
+}
+
+fn setup(bed: &mut Bed) -> Result<()> {
+    bed.serve(Who::Pb, 8_080)?;
+    bed.start_agent()?;
+    bed.apply(&good())
+}
+
+fn answers(bed: &Bed) -> Result<()> {
+    let to = good().address(Via::ClusterIp, Family::V4);
+    Dial::new(bed.place(Who::Pa), to, Transport::Tcp).probe().ok().context("the good Service").map(drop)
+}
+
+fn bad_manifest(bed: &mut Bed, file: &str, text: &str, culprit: &str) -> Result<()> {
+    bed.manifests.write(file, text)?;
+    named(bed, culprit)?;
+    answers(bed)?;
+    // A later change of a good one still gets through, and the trouble ends with its cause.
+    let other = App::new("later", 3, [Backend::new(Who::Pb, 8_080)]);
+    bed.apply(&other)?;
+    bed.delete(&other)?;
+    bed.manifests.remove(file)?;
+    let home = &bed.agent()?.home;
+    home.wait_status("the trouble to end", |status| !status["degraded"].to_string().contains(culprit))?;
+    answers(bed)
+}
+
+/// `status` names the culprit with a cause and a next step.
+fn named(bed: &Bed, culprit: &str) -> Result<()> {
+    let home = &bed.agent()?.home;
+    let status = home.wait_status(&format!("{culprit} to be named"), |status| {
+        status["degraded"].to_string().contains(culprit)
+    })?;
+    let troubles = status["degraded"].as_array().context("degraded is a list")?;
+    for trouble in troubles {
+        for part in ["what", "why", "next"] {
+            let text = trouble[part].as_str().unwrap_or_default();
+            ensure!(!text.trim().is_empty(), "{part} is missing in {trouble}");
+        }
+    }
+    Ok(())
+}
+
+fn all_at_once(bed: &mut Bed) -> Result<()> {
+    for (file, text, _) in BAD {
+        bed.manifests.write(file, text)?;
+    }
+    bed.manifests.write("yaml.yaml", GOOD)?;
+    let later = App::new("later", 3, [Backend::new(Who::Pb, 8_080)]);
+    bed.apply(&later)?;
+    for (_, _, culprit) in BAD {
+        named(bed, culprit)?;
+    }
+    answers(bed)?;
+    let to = "10.96.0.70:80".parse()?;
+    sluice_tests::lab::agent::wait_for("the YAML Service to answer", || {
+        Dial::new(bed.place(Who::Pa), to, Transport::Tcp).probe().ok().map(drop).map_err(|e| format!("{e:#}"))
+    })
+}
+
+/// Arguments of `sluice run` that cannot work: words that the one error must contain, and the exit status.
+struct Start {
+    name: &'static str,
+    arguments: &'static [&'static str],
+    words: &'static [&'static str],
+    status: i32,
+}
+
+const FLAGS: [Start; 6] = [
+    Start {
+        name: "unknown_flag",
+        arguments: &["run", "--manifest", "/x"],
+        words: &["--manifest"],
+        status: 2,
+    },
+    Start {
+        name: "no_such_folder",
+        arguments: &["run", "--manifests", "/does/not/exist"],
+        words: &["/does/not/exist"],
+        status: 1,
+    },
+    Start {
+        name: "no_cgroup_v2",
+        arguments: &["run", "--manifests", "/tmp", "--cgroup", "/proc"],
+        words: &["/proc", "cgroup"],
+        status: 1,
+    },
+    Start {
+        name: "no_bpffs",
+        arguments: &["run", "--manifests", "/tmp", "--bpffs", "/proc"],
+        words: &["/proc", "bpf"],
+        status: 1,
+    },
+    Start {
+        name: "bad_cluster_cidr",
+        arguments: &["run", "--manifests", "/tmp", "--cluster-cidr", "10.244.0.0/33"],
+        words: &["10.244.0.0/33"],
+        status: 2,
+    },
+    Start {
+        name: "bad_sockets_mode",
+        arguments: &["run", "--manifests", "/tmp", "--sockets", "sometimes"],
+        words: &["sometimes", "host"],
+        status: 2,
+    },
+];
+
+/// In a namespace of its own kind, so that nothing of the running agent is touched.
+fn bad_start(bed: &mut Bed, case: &Start) -> Result<()> {
+    let run_dir = bed.directory().join("other");
+    let mut arguments = vec!["30", "nsenter"];
+    let net = format!("--net={}", bed.namespace("n2").path().display());
+    let binary = sluice_tests::lab::agent::binary()?;
+    let (binary, run_dir) = (binary.display().to_string(), run_dir.display().to_string());
+    arguments.extend([net.as_str(), binary.as_str()]);
+    arguments.extend(case.arguments);
+    arguments.extend(["--run-dir", &run_dir]);
+    one_error(std::process::Command::new("timeout").args(arguments), case.words, case.status)
+}
+
+fn one_error(command: &mut std::process::Command, words: &[&str], status: i32) -> Result<()> {
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(status), "ended with {}, not {status}: {said}", output.status);
+    for word in words {
+        ensure!(said.contains(word), "the error does not name {word:?}: {said}");
+    }
+    ensure!(!said.contains("panicked"), "it panicked: {said}");
+    Ok(())
+}
+
+fn without_capabilities(bed: &mut Bed) -> Result<()> {
+    let binary = sluice_tests::lab::agent::binary()?;
+    let net = format!("--net={}", bed.namespace("n2").path().display());
+    let mut command = std::process::Command::new("timeout");
+    command
+        .args(["30", "nsenter", &net, "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"])
+        .arg(binary)
+        .args(["run", "--manifests"])
+        .arg(bed.manifests.directory())
+        .arg("--run-dir")
+        .arg(bed.directory().join("other"));
+    one_error(&mut command, &["CAP_"], 1)
+}
+
+/// Two agents would write the same maps.
+fn second_agent(bed: &mut Bed) -> Result<()> {
+    let home = bed.agent()?.home.clone();
+    let manifests = bed.manifests.directory().display().to_string();
+    let (status, _, said) = home.ask(&["run", "--manifests", &manifests])?;
+    ensure!(status.code() == Some(1), "ended with {status}: {said}");
+    let run_dir = home.run_dir.display().to_string();
+    ensure!(said.contains(&run_dir), "the error does not name {run_dir}: {said}");
+    answers(bed)
+}

@@ -1,0 +1,155 @@
+//! The agent dies, comes back, and goes; the data plane stays, is adopted, and is taken away.
+
+use anyhow::{Context, Result, ensure};
+use sluice_tests::lab::agent::Agent;
+use sluice_tests::lab::app::{App, Backend, Via};
+use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
+use sluice_tests::traffic::{Dial, Load, Outcome};
+use sluice_tests::wire::Transport;
+
+use crate::change::streams;
+use crate::harness::{Group, Story};
+
+const PB: Backend = Backend::new(Who::Pb, 8_080);
+const PC: Backend = Backend::new(Who::Pc, 8_080);
+
+/// With pins and without, since the agent finds its maps in two ways; one wiring each.
+pub fn groups() -> Vec<Group> {
+    [("pinned", Wiring::Routed, true), ("unpinned", Wiring::Bridged, false)]
+        .into_iter()
+        .map(|(name, wiring, bpffs)| Group {
+            name: format!("restart::{name}"),
+            config: BedConfig { bpffs, ..BedConfig::new(wiring) },
+            setup: Box::new(setup),
+            stories: vec![
+                Story::new("killed_20_times_under_load", killed),
+                Story::new("one_copy_of_each_program", one_copy),
+                Story::new("changes_made_meanwhile_are_caught_up_with", catches_up),
+                Story::new("E9_the_flow_table_lives_without_the_agent", full_table),
+                Story::new("cleanup_leaves_nothing_and_a_fresh_agent_installs_the_same", cleanup),
+            ],
+        })
+        .collect()
+}
+
+fn app(backends: &[Backend]) -> App {
+    App::new("app", 1, backends.iter().copied())
+}
+
+fn setup(bed: &mut Bed) -> Result<()> {
+    for who in [Who::Pb, Who::Pc] {
+        bed.serve(who, 8_080)?;
+    }
+    // Few, so that a full table is soon reached.
+    bed.home().flags.extend(["--flows", "4096"].map(String::from));
+    bed.start_agent()?;
+    bed.apply(&app(&[PB, PC]))?;
+    bed.apply(&App::new("empty", 2, []))
+}
+
+/// Kills the agent and leaves the node without one.
+fn kill(bed: &mut Bed) -> Result<()> {
+    bed.agent.take().context("no agent runs")?.kill().map(drop)
+}
+
+fn killed(bed: &mut Bed) -> Result<()> {
+    let before = bed.agent()?.home.services()?;
+    let load = Load::start(streams(bed, &app(&[])))?;
+    for round in 0..20 {
+        let told = || format!("round {round}");
+        kill(bed)?;
+        load.progress(2).with_context(told)?;
+        bed.start_agent().with_context(told)?;
+        load.progress(1).with_context(told)?;
+    }
+    load.finish()?;
+    let after = bed.agent()?.home.services()?;
+    ensure!(before == after, "`services` printed {before} before and {after} after");
+    Ok(())
+}
+
+/// After 21 starts: one program at each hook of each edge.
+fn one_copy(bed: &mut Bed) -> Result<()> {
+    let traces = bed.traces()?;
+    ensure!(traces.programs.len() == 8, "four edges have two hooks each, found {:?}", traces.programs);
+    for (place, programs) in &traces.programs {
+        ensure!(programs.len() == 1, "{place:?} carries {programs:?}");
+    }
+    Ok(())
+}
+
+fn catches_up(bed: &mut Bed) -> Result<()> {
+    kill(bed)?;
+    bed.manifests.write("while-dead.json", "{}")?;
+    bed.manifests.remove("while-dead.json")?;
+    bed.apply_unawaited(&app(&[PC]))?;
+    // Without an agent nothing has changed yet, and nothing is broken.
+    let to = app(&[]).address(Via::ClusterIp, Family::V4);
+    Dial::new(bed.place(Who::Pa), to, Transport::Tcp).probe().ok()?;
+    bed.start_agent()?;
+    bed.wait_installed(&app(&[PC]))?;
+    for _ in 0..20 {
+        let backend = Dial::new(bed.place(Who::Pa), to, Transport::Tcp).probe().ok()?.backend;
+        ensure!(backend == PC.id(), "{backend} answers although it has left");
+    }
+    bed.apply(&app(&[PB, PC]))
+}
+
+/// Experiment 9: twice as many connections as the table holds, nobody sweeps it, and those that live stay.
+fn full_table(bed: &mut Bed) -> Result<()> {
+    let service = app(&[]).address(Via::NodePort, Family::V4);
+    let mut living = Vec::new();
+    for _ in 0..20 {
+        let opened = Dial::new(bed.place(Who::Client), service, Transport::Tcp).open();
+        living.push(opened.or_else(|outcome| anyhow::bail!("{outcome}"))?);
+    }
+    kill(bed)?;
+    for number in 0..4_000 {
+        let outcome = Dial::new(bed.place(Who::Client), service, Transport::Tcp).probe();
+        outcome.ok().with_context(|| format!("connection {number}"))?;
+        if number % 500 == 0 {
+            for connection in &mut living {
+                connection.ask(b"alive").ok().with_context(|| format!("a living one, at {number}"))?;
+            }
+        }
+    }
+    bed.start_agent()
+}
+
+fn cleanup(bed: &mut Bed) -> Result<()> {
+    let adopted = bed.agent()?.home.services()?;
+    let home = bed.agent.take().context("no agent runs")?.stop()?;
+    let service = app(&[]).address(Via::ClusterIp, Family::V6);
+    Dial::new(bed.place(Who::Pa), service, Transport::Tcp).probe().ok().context("after SIGTERM")?;
+    let (status, out, err) = home.ask(&["cleanup"])?;
+    ensure!(status.success(), "cleanup ended with {status}: {out}{err}");
+    let left = bed.traces()?;
+    ensure!(left.programs.is_empty(), "programs are left: {:?}", left.programs);
+    ensure!(left.pins.is_empty(), "pins are left: {:?}", left.pins);
+    ensure!(!left.files.contains(&"control.sock".to_owned()), "files are left: {:?}", left.files);
+    bare(bed)?;
+    let (status, _, err) = home.ask(&["cleanup"])?;
+    ensure!(status.success(), "a second cleanup ended with {status}: {err}");
+    bed.agent = Some(Agent::start(home)?);
+    bed.agent.as_mut().context("just started")?.ready(Who::LOCAL_PODS.len() + 1)?;
+    bed.wait_installed(&app(&[PB, PC]))?;
+    let fresh = bed.agent()?.home.services()?;
+    ensure!(fresh == adopted, "a fresh agent installs {fresh}, the adopting one had {adopted}");
+    Dial::new(bed.place(Who::Pa), service, Transport::Tcp).probe().ok().map(drop)
+}
+
+/// The node as it was: pods reach each other, Services are nobody's. The socket programs are gone if the node's own
+/// connections are translated no more; those packets leave by the default route, which the oracle would report, so
+/// they are sent nowhere.
+fn bare(bed: &mut Bed) -> Result<()> {
+    let direct = (Who::Pb.address(Family::V4), 8_080).into();
+    Dial::new(bed.place(Who::Pa), direct, Transport::Tcp).probe().ok()?;
+    for family in Family::BOTH {
+        let service = app(&[]).address(Via::ClusterIp, family);
+        bed.ip("n1", &format!("route add unreachable {}", service.ip()))?;
+        let outcome = Dial::new(bed.place(Who::Host), service, Transport::Tcp).probe();
+        bed.ip("n1", &format!("route del unreachable {}", service.ip()))?;
+        ensure!(matches!(outcome, Outcome::Failed(_)), "the node still reaches {service}: {outcome}");
+    }
+    Ok(())
+}
