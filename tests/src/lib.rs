@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod lab;
+pub mod packet;
 mod sys;
 pub mod traffic;
 pub mod wire;

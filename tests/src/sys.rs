@@ -10,3 +10,11 @@ pub fn adopt(received: RawFd) -> OwnedFd {
     // SAFETY: the kernel installed this descriptor for the message it came in; the caller owns it alone.
     unsafe { OwnedFd::from_raw_fd(received) }
 }
+
+/// A map key or value on its way through aya.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Wire<T>(pub T);
+
+// SAFETY: `Abi` types are integers without padding; the wrapper is transparent.
+unsafe impl<T: proxy_common::abi::Abi> aya::Pod for Wire<T> {}

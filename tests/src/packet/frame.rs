@@ -1,0 +1,216 @@
+//! Building and reading frames. The reader and its checksums are etherparse's, not ours: a second opinion.
+
+use std::net::IpAddr;
+
+use etherparse::{
+    IcmpEchoHeader, Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, icmpv4,
+    icmpv6,
+};
+use proxy_common::abi::protocol;
+
+/// An address and a port.
+pub type End = (IpAddr, u16);
+
+const CLIENT_MAC: [u8; 6] = [0x02, 0x11, 0x22, 0x33, 0x44, 0x55];
+const NODE_MAC: [u8; 6] = [0x02, 0xaa, 0xbb, 0xcc, 0xdd, 0xee];
+/// Length of an Ethernet header.
+pub const ETHERNET: usize = 14;
+
+/// TCP flags that stories speak of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    pub syn: bool,
+    pub ack: bool,
+    pub fin: bool,
+    pub rst: bool,
+}
+
+pub const SYN: Flags = Flags { syn: true, ack: false, fin: false, rst: false };
+pub const SYN_ACK: Flags = Flags { syn: true, ack: true, fin: false, rst: false };
+pub const ACK: Flags = Flags { syn: false, ack: true, fin: false, rst: false };
+pub const FIN: Flags = Flags { syn: false, ack: true, fin: true, rst: false };
+pub const RST: Flags = Flags { syn: false, ack: false, fin: false, rst: true };
+
+/// A TCP segment (`flags` apply) or UDP datagram from `src` to `dst`.
+#[must_use]
+pub fn packet(protocol: u8, flags: Flags, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2(CLIENT_MAC, NODE_MAC);
+    let ip = match (src.0, dst.0) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 61),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 61),
+        _ => unreachable!("a packet has one family"),
+    };
+    let mut bytes = Vec::new();
+    if protocol == protocol::UDP {
+        ip.udp(src.1, dst.1).write(&mut bytes, payload).expect("a vector takes every byte");
+        return bytes;
+    }
+    let mut tcp = ip.tcp(src.1, dst.1, 0x0102_0304, 4000);
+    if flags.syn {
+        tcp = tcp.syn();
+    }
+    if flags.ack {
+        tcp = tcp.ack(0x0a0b_0c0d);
+    }
+    if flags.fin {
+        tcp = tcp.fin();
+    }
+    if flags.rst {
+        tcp = tcp.rst();
+    }
+    tcp.write(&mut bytes, payload).expect("a vector takes every byte");
+    bytes
+}
+
+/// Which ICMP message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Icmp {
+    /// "Fragmentation needed" or "packet too big" (P-14).
+    TooBig,
+    /// Port unreachable (P-17).
+    PortUnreachable,
+    /// Time exceeded.
+    TimeExceeded,
+    /// A redirect (experiment 3).
+    Redirect,
+    /// An echo request.
+    Echo,
+}
+
+/// An ICMP message from `src` to `dst` that quotes `quoted` (a frame) up to `keep` bytes of its network packet.
+#[must_use]
+pub fn icmp(kind: Icmp, src: IpAddr, dst: IpAddr, quoted: &[u8], keep: usize) -> Vec<u8> {
+    let packet = &quoted[ETHERNET..];
+    let mut payload = packet[..packet.len().min(keep)].to_vec();
+    let mut bytes = Vec::new();
+    let ethernet = PacketBuilder::ethernet2(CLIENT_MAC, NODE_MAC);
+    let echo = IcmpEchoHeader { id: 7, seq: 1 };
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let kind =
+                match kind {
+                    Icmp::TooBig => Icmpv4Type::DestinationUnreachable(
+                        icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1300 },
+                    ),
+                    Icmp::PortUnreachable => {
+                        Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port)
+                    }
+                    Icmp::TimeExceeded => {
+                        Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
+                    }
+                    Icmp::Redirect => Icmpv4Type::Redirect(icmpv4::RedirectHeader {
+                        code: icmpv4::RedirectCode::RedirectForHost,
+                        gateway_internet_address: [10, 9, 1, 3],
+                    }),
+                    Icmp::Echo => Icmpv4Type::EchoRequest(echo),
+                };
+            let builder = ethernet.ipv4(src.octets(), dst.octets(), 64).icmpv4(kind);
+            builder.write(&mut bytes, &payload).expect("a vector takes every byte");
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let kind = match kind {
+                Icmp::TooBig => Icmpv6Type::PacketTooBig { mtu: 1300 },
+                Icmp::PortUnreachable => {
+                    Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port)
+                }
+                Icmp::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
+                Icmp::Redirect => {
+                    payload = redirect_options(&payload);
+                    Icmpv6Type::Unknown { type_u8: 137, code_u8: 0, bytes5to8: [0; 4] }
+                }
+                Icmp::Echo => Icmpv6Type::EchoRequest(echo),
+            };
+            let builder = ethernet.ipv6(src.octets(), dst.octets(), 64).icmpv6(kind);
+            builder.write(&mut bytes, &payload).expect("a vector takes every byte");
+        }
+        _ => unreachable!("a packet has one family"),
+    }
+    bytes
+}
+
+/// Target, destination, a link layer option and the redirected header (RFC 4861 section 4.5).
+fn redirect_options(packet: &[u8]) -> Vec<u8> {
+    let mut body = vec![0xfe; 32];
+    body.extend([2, 1, 2, 0, 0, 0, 0, 9]);
+    let padded = packet.len().div_ceil(8) * 8;
+    body.extend([4, u8::try_from(1 + padded / 8).unwrap_or(u8::MAX), 0, 0, 0, 0, 0, 0]);
+    body.extend(packet);
+    body.resize(48 + padded, 0);
+    body
+}
+
+/// What a frame says, and whether its checksums are right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    pub src: End,
+    pub dst: End,
+    /// Of a TCP segment.
+    pub flags: Flags,
+    /// Of an ICMP message: type, code and the quoted packet as far as it is there.
+    pub icmp: Option<(u8, u8, Vec<u8>)>,
+}
+
+/// Reads a frame and panics, with the reason, when a checksum in it is wrong: this is the wire oracle of failures.md 0.
+#[must_use]
+pub fn read(frame: &[u8]) -> Read {
+    let sliced = SlicedPacket::from_ethernet(frame).expect("the frame can be read");
+    let (src, dst): (IpAddr, IpAddr) = match sliced.net.as_ref().expect("the frame has a network header") {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 header checksum");
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Arp(_) => unreachable!("stories have no ARP"),
+    };
+    let mut read = Read { src: (src, 0), dst: (dst, 0), flags: Flags::default(), icmp: None };
+    match sliced.transport.as_ref().expect("the frame has a transport header") {
+        TransportSlice::Tcp(tcp) => {
+            let expected = match (src, dst) {
+                (IpAddr::V4(a), IpAddr::V4(b)) => tcp.calc_checksum_ipv4(a.octets(), b.octets()),
+                (IpAddr::V6(a), IpAddr::V6(b)) => tcp.calc_checksum_ipv6(a.octets(), b.octets()),
+                _ => unreachable!("a packet has one family"),
+            };
+            assert_eq!(tcp.checksum(), expected.expect("a small segment"), "TCP checksum");
+            read.flags = Flags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() };
+            (read.src.1, read.dst.1) = (tcp.source_port(), tcp.destination_port());
+        }
+        TransportSlice::Udp(udp) => {
+            let header = udp.to_header();
+            let expected = match (src, dst) {
+                (IpAddr::V4(a), IpAddr::V4(b)) => {
+                    header.calc_checksum_ipv4_raw(a.octets(), b.octets(), udp.payload())
+                }
+                (IpAddr::V6(a), IpAddr::V6(b)) => {
+                    header.calc_checksum_ipv6_raw(a.octets(), b.octets(), udp.payload())
+                }
+                _ => unreachable!("a packet has one family"),
+            };
+            if header.checksum != 0 {
+                assert_eq!(header.checksum, expected.expect("a small datagram"), "UDP checksum");
+            }
+            (read.src.1, read.dst.1) = (udp.source_port(), udp.destination_port());
+        }
+        TransportSlice::Icmpv4(icmp) => {
+            let header = icmp.header();
+            assert_eq!(header.checksum, header.icmp_type.calc_checksum(icmp.payload()), "ICMP checksum");
+            read.icmp = Some((icmp.type_u8(), icmp.code_u8(), icmp.payload().to_vec()));
+        }
+        TransportSlice::Icmpv6(icmp) => {
+            let (IpAddr::V6(a), IpAddr::V6(b)) = (src, dst) else { unreachable!("a packet has one family") };
+            assert!(icmp.is_checksum_valid(a.octets(), b.octets()), "ICMPv6 checksum");
+            read.icmp = Some((icmp.type_u8(), icmp.code_u8(), icmp.payload().to_vec()));
+        }
+        TransportSlice::Igmp(_) => unreachable!("stories have no IGMP"),
+    }
+    read
+}
+
+/// The quoted packet of an ICMP error as a frame that [`read`] understands; it must be quoted whole.
+#[must_use]
+pub fn unquote(v6: bool, quoted: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend(if v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
+    frame.extend(quoted);
+    frame
+}
