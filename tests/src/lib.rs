@@ -1,6 +1,7 @@
 //! Sluice's laboratory: nodes, pods and clients as network namespaces, real traffic, and oracles that judge it.
 
 pub mod api;
+pub mod demo;
 pub mod lab;
 pub mod packet;
 mod sys;

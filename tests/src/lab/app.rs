@@ -269,3 +269,21 @@ impl Objects for Manifests {
         "a folder of manifests"
     }
 }
+
+impl<T: Objects + ?Sized> Objects for std::sync::Arc<T> {
+    fn apply(&self, app: &App) -> Result<()> {
+        (**self).apply(app)
+    }
+
+    fn delete(&self, app: &App) -> Result<()> {
+        (**self).delete(app)
+    }
+
+    fn flags(&self) -> Vec<String> {
+        (**self).flags()
+    }
+
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+}

@@ -44,7 +44,6 @@ impl BedConfig {
 }
 
 /// Fields are dropped in this order: processes, then sockets, then namespaces, then files.
-#[derive(Debug)]
 pub struct Bed {
     pub config: BedConfig,
     /// The agent of n1, if one was started.
@@ -52,8 +51,10 @@ pub struct Bed {
     pub servers: Servers,
     pub capture: Capture,
     pub manifests: Manifests,
-    /// Present instead of an agent in a control bed.
-    control: Option<Nftables>,
+    /// Where objects are put instead of the folder.
+    objects: Option<Box<dyn Objects>>,
+    /// Rules serve, no agent does.
+    control: bool,
     places: BTreeMap<Who, Place>,
     namespaces: BTreeMap<&'static str, Namespace>,
     pub names: Names,
@@ -108,7 +109,8 @@ impl Bed {
             servers,
             capture,
             manifests,
-            control: None,
+            objects: None,
+            control: false,
             places,
             namespaces,
             names,
@@ -145,18 +147,33 @@ impl Bed {
 
     /// Serves Services by nftables rules from now on.
     pub fn start_control(&mut self) {
-        self.control = Some(Nftables::new(self.namespaces["n1"].path().to_owned()));
+        self.objects = Some(Box::new(Nftables::new(self.namespaces["n1"].path().to_owned())));
+        self.control = true;
     }
 
     /// Whether rules serve instead of an agent.
     #[must_use]
     pub const fn is_control(&self) -> bool {
-        self.control.is_some()
+        self.control
     }
 
     /// Where the agent lives; flags may be added before it starts.
     pub fn home(&mut self) -> &mut AgentHome {
         &mut self.home
+    }
+
+    /// Puts objects into another place than the folder from now on; an agent started later reads from there.
+    pub fn use_objects(&mut self, objects: Box<dyn Objects>) {
+        let mut flags = objects.flags();
+        flags.extend(common_flags());
+        self.home.flags = flags;
+        self.objects = Some(objects);
+    }
+
+    /// Where objects are put.
+    #[must_use]
+    pub fn objects(&self) -> &dyn Objects {
+        self.objects.as_deref().unwrap_or(&self.manifests)
     }
 
     /// Applies an application and waits until the agent has it installed.
@@ -173,10 +190,7 @@ impl Bed {
     /// # Errors
     /// The folder cannot be written.
     pub fn apply_unawaited(&self, app: &App) -> Result<()> {
-        match &self.control {
-            Some(control) => control.apply(app),
-            None => self.manifests.apply(app),
-        }
+        self.objects().apply(app)
     }
 
     /// Removes an application and waits until the agent has done so.
@@ -184,10 +198,7 @@ impl Bed {
     /// # Errors
     /// The agent keeps it.
     pub fn delete(&self, app: &App) -> Result<()> {
-        match &self.control {
-            Some(control) => control.delete(app)?,
-            None => self.manifests.delete(app)?,
-        }
+        self.objects().delete(app)?;
         let Some(agent) = &self.agent else { return Ok(()) };
         super::agent::wait_for(&format!("{} to be removed", app.name), || {
             let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
@@ -332,6 +343,10 @@ fn installed<'a>(services: &'a serde_json::Value, service: &str) -> Vec<(bool, V
         .collect()
 }
 
+fn common_flags() -> [String; 4] {
+    ["--hostname-override", "n1", "--cluster-cidr", CLUSTER_CIDR].map(String::from)
+}
+
 /// Settings that devices inherit when they are made.
 fn prepare(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<()> {
     for short in ["n1", "n2", "rt"] {
@@ -413,7 +428,7 @@ fn home(
             .context("cannot mount a bpffs")?;
     }
     let mut flags = manifests.flags();
-    flags.extend(["--hostname-override", "n1", "--cluster-cidr", CLUSTER_CIDR].map(String::from));
+    flags.extend(common_flags());
     Ok(AgentHome {
         netns: n1.path().to_owned(),
         cgroup: cgroup.child("n1")?,
