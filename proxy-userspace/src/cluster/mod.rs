@@ -1,11 +1,15 @@
 //! Where the agent's orders come from: a Kubernetes API server or a folder of manifests. Both deliver the same
 //! [`Event`]s through a channel.
 
+pub mod kubernetes;
 pub mod manifests;
 pub mod types;
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+
+use crate::config::Source;
 use types::{Node, ObjectName, Problem, Service, Slice};
 
 /// What a source tells. Lists are whole: nothing may be removed before Services and EndpointSlices have each
@@ -30,4 +34,15 @@ pub enum Change<T, N> {
     Snapshot(Vec<T>),
     Apply(T),
     Delete(N),
+}
+
+/// Follows the configured source until the receiver is gone. `node` is this node's name.
+pub async fn follow(source: Source, node: Arc<str>, events: mpsc::Sender<Event>) {
+    match source {
+        Source::Manifests(folder) => manifests::follow(folder, events).await,
+        Source::Kubernetes { kubeconfig, master } => {
+            let environment = kubernetes::login::Environment::of_process();
+            kubernetes::follow(kubernetes::Access { kubeconfig, master, environment }, node, events).await;
+        }
+    }
 }

@@ -118,6 +118,7 @@ pub fn decode(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Tab
 
 /// `file: field`, the way every error about a field begins.
 pub fn named(path: &Path, field: &str) -> String {
+    let field = if field.is_empty() { "the document" } else { field };
     format!("{}: {field}", path.display())
 }
 
@@ -153,16 +154,16 @@ fn flatten(
         Value::Array(_) | Value::Object(_) if ["logging.vmodule", "logging.options"].contains(&field) => {
             return Ok(());
         }
-        Value::Array(_) | Value::Object(_) => {
-            let value = value.to_string();
-            return Err(ConfigError::Value { name: named(path, field), value, allowed: "a single value" });
-        }
-        _ if section => {
+        _ if section && !known => {
             return Err(ConfigError::Value {
                 name: named(path, field),
                 value: scalar(value),
                 allowed: "a mapping",
             });
+        }
+        Value::Array(_) | Value::Object(_) => {
+            let value = value.to_string();
+            return Err(ConfigError::Value { name: named(path, field), value, allowed: "a single value" });
         }
         value => scalar(value),
     };

@@ -9,6 +9,8 @@ mod flags;
 mod parse;
 mod resolve;
 mod sluice;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

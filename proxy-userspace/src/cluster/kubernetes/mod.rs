@@ -1,0 +1,104 @@
+//! A Kubernetes API server as the source. Only what ClusterRole `system:node-proxier` allows is asked for: list and
+//! watch on Services and EndpointSlices, and on this node's own Node.
+
+mod explain;
+pub mod login;
+mod pace;
+mod state;
+#[cfg(test)]
+mod tests;
+mod token;
+mod watch;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use kube::client::ClientBuilder;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Event;
+use super::types::{Node, Problem, Service, Slice};
+use login::{Environment, Login, LoginError, login};
+use pace::{Backoff, Pace};
+use state::{State, StateLayer};
+use token::{Token, TokenLayer};
+use watch::{Selector, Session, draw};
+
+/// A login that has lasted this long was a good one.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// How to find the API server; see [`login`].
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// `None`: the pod's ServiceAccount.
+    pub kubeconfig: Option<PathBuf>,
+    pub master: Option<String>,
+    pub environment: Environment,
+}
+
+/// Delivers the cluster's objects until the receiver is gone. Whatever fails is told, retried and never ends it: the
+/// state that was delivered before stays (C-01, C-02, C-10, C-11).
+pub async fn follow(access: Access, node: Arc<str>, events: mpsc::Sender<Event>) {
+    let state = Arc::new(State::new(events.clone()));
+    let pace = Arc::new(Pace::default());
+    let mut backoff = Backoff::default();
+    let mut gently = false;
+    while !events.is_closed() {
+        match open(&access, &state).await {
+            Ok((client, hints)) => {
+                let (events, state, pace) = (events.clone(), state.clone(), pace.clone());
+                let begun = Instant::now();
+                watch_all(&Session { client, events, state, pace, hints, gently }, &node).await;
+                if begun.elapsed() > STEADY {
+                    backoff.reset();
+                }
+                gently = true;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let (what, next) = text.split_once("; ").unwrap_or((&text, "correct it"));
+                state.set_all(Problem::new("login to the API server", what, next)).await;
+            }
+        }
+        tokio::select! {
+            () = pace.wait(backoff.next(Duration::ZERO, draw())) => {}
+            () = events.closed() => {}
+        }
+    }
+}
+
+async fn open(access: &Access, state: &Arc<State>) -> Result<(Client, login::Hints), LoginError> {
+    let Login { config, token, hints } =
+        login(access.kubeconfig.as_deref(), access.master.as_deref(), &access.environment).await?;
+    let wrong = |source| LoginError::Client { ca: hints.ca.clone(), source: Box::new(source) };
+    let builder = ClientBuilder::try_from(config).map_err(wrong)?.with_layer(&StateLayer(state.clone()));
+    let client = match token {
+        Some(path) => builder.with_layer(&TokenLayer(Arc::new(Token::new(path)))).build(),
+        None => builder.build(),
+    };
+    Ok((client, hints))
+}
+
+/// Returns when one of the watches asks for a new login, or the receiver is gone.
+async fn watch_all(session: &Session, node: &str) {
+    let services = Selector {
+        labels: Some("!service.kubernetes.io/service-proxy-name".to_owned()),
+        fields: Some("spec.clusterIP!=None".to_owned()),
+        fields_optional: true,
+    };
+    let slices = Selector {
+        labels: Some("!service.kubernetes.io/headless".to_owned()),
+        fields: None,
+        fields_optional: true,
+    };
+    let nodes =
+        Selector { labels: None, fields: Some(format!("metadata.name={node}")), fields_optional: false };
+    tokio::select! {
+        () = watch::follow::<Service, _>(session, &services, |s| s.name.clone(), Event::Services) => {}
+        () = watch::follow::<Slice, _>(session, &slices, |s| s.name.clone(), Event::Slices) => {}
+        () = watch::follow::<Node, _>(session, &nodes, |n| n.name.clone(), Event::Nodes) => {}
+    }
+}

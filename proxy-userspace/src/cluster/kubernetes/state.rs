@@ -1,0 +1,119 @@
+//! What the API server's answers say about the connection, told to the receiver when it changes.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use kube::client::Body;
+use tokio::sync::{Mutex, mpsc};
+use tower::{BoxError, Layer, Service};
+
+use crate::cluster::Event;
+use crate::cluster::types::Problem;
+
+/// The kinds that are watched; the first two are the ones without which nothing works.
+pub const RESOURCES: [&str; 3] = ["services", "endpointslices", "nodes"];
+const ESSENTIAL: usize = 2;
+
+/// `None`: no answer yet.
+type Kinds = [Option<Result<(), Problem>>; RESOURCES.len()];
+
+/// The state of each kind's watch.
+#[derive(Debug)]
+pub struct State {
+    events: mpsc::Sender<Event>,
+    kinds: Mutex<Kinds>,
+}
+
+impl State {
+    pub fn new(events: mpsc::Sender<Event>) -> Self {
+        Self { events, kinds: Mutex::default() }
+    }
+
+    /// The watch of `resource` works (`Ok`) or does not.
+    pub async fn set(&self, resource: &str, outcome: Result<(), Problem>) {
+        self.update(|kinds| {
+            if let Some(i) = RESOURCES.iter().position(|name| *name == resource) {
+                kinds[i] = Some(outcome);
+            }
+        })
+        .await;
+    }
+
+    /// No request can be made at all.
+    pub async fn set_all(&self, problem: Problem) {
+        self.update(|kinds| kinds.fill(Some(Err(problem)))).await;
+    }
+
+    async fn update(&self, change: impl FnOnce(&mut Kinds)) {
+        // Held until it is told: two changes must not overtake each other.
+        let mut kinds = self.kinds.lock().await;
+        let before = kinds.clone();
+        change(&mut kinds);
+        if before == *kinds {
+            return;
+        }
+        let mut problems: Vec<_> = kinds.iter().flatten().filter_map(|kind| kind.clone().err()).collect();
+        problems.dedup();
+        for problem in &problems {
+            tracing::warn!("{problem}");
+        }
+        // A receiver that is gone ends the watches themselves.
+        let _ = self.events.send(Event::Problems(problems)).await;
+        let _ = self.events.send(Event::Connection { connected: works(&kinds) }).await;
+    }
+}
+
+fn works(kinds: &Kinds) -> bool {
+    kinds.iter().take(ESSENTIAL).all(|kind| *kind == Some(Ok(())))
+}
+
+/// Notes every answer that is a success: kube's watcher does not tell that a watch has been resumed.
+#[derive(Clone, Debug)]
+pub struct StateLayer(pub Arc<State>);
+
+impl<S> Layer<S> for StateLayer {
+    type Service = WithState<S>;
+
+    fn layer(&self, inner: S) -> WithState<S> {
+        WithState { state: self.0.clone(), inner }
+    }
+}
+
+/// See [`StateLayer`].
+#[derive(Debug)]
+pub struct WithState<S> {
+    state: Arc<State>,
+    inner: S,
+}
+
+impl<S, B> Service<Request<Body>> for WithState<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = BoxError>,
+    S::Future: Send + 'static,
+    B: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let resource = RESOURCES.into_iter().find(|name| path.rsplit('/').next() == Some(name));
+        let state = self.state.clone();
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            if let Some(resource) = resource.filter(|_| response.status().is_success()) {
+                state.set(resource, Ok(())).await;
+            }
+            Ok(response)
+        })
+    }
+}
