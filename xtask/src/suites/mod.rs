@@ -54,6 +54,11 @@ impl Suite {
         matches!(self, Self::Oracle | Self::Cluster | Self::Kernels).then_some("not in this version")
     }
 
+    /// Why the suite runs only when it is named, if so.
+    fn waits(self) -> Option<&'static str> {
+        matches!(self, Self::Net | Self::Api).then_some("waits for `sluice run`; runs when it is named")
+    }
+
     fn needs(self) -> &'static [Group] {
         match self {
             Self::Api => &[Group::Build, Group::Laboratory, Group::Api],
@@ -92,7 +97,8 @@ pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
     let mut total = Tally::default();
     let mut ran = Vec::new();
     for suite in suites {
-        if let Some(why) = suite.absent() {
+        let waits = if named { None } else { suite.waits() };
+        if let Some(why) = suite.absent().or(waits) {
             total.skip(suite.name(), why);
         } else if suite.needs_root() && !shell::is_root() {
             total.skip(suite.name(), "needs root: it makes network namespaces and loads programs");
