@@ -20,6 +20,7 @@ use proxy_common::{
         Reason, RingHead, Service, config_flags, protocol,
     },
     path::{Entry, Insert, Scratch, Tables},
+    wire::Headers,
 };
 
 /// `-E2BIG` and `-ENOMEM`; anything else that an insert can fail with means that the key is there.
@@ -35,6 +36,7 @@ pub trait Family<const N: usize> {
     fn ring(index: u32) -> Option<*mut FlowKey<N>>;
     fn slot(slot: u32) -> Option<Backend<N>>;
     fn scratch() -> Option<*mut Scratch<N>>;
+    fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
     fn tuple(key: &FlowKey<N>, address: &Addr<N>, port: Port) -> (bpf_sock_tuple, u32);
@@ -44,7 +46,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $rings:ident, $slots:ident, $scratch:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $rings:ident, $slots:ident, $scratch:ident, $headers:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -71,6 +73,10 @@ macro_rules! family {
             #[inline(always)]
             fn scratch() -> Option<*mut Scratch<$n>> {
                 $scratch.get_ptr_mut(0)
+            }
+            #[inline(always)]
+            fn headers() -> Option<*mut Headers<$n>> {
+                $headers.get_ptr_mut(0)
             }
             #[inline(always)]
             fn masquerade(device: &Device) -> Addr<$n> {
@@ -101,6 +107,7 @@ family!(
     RINGS_V4,
     SLOTS_V4,
     SCRATCH_V4,
+    HEADERS_V4,
     masquerade_v4,
     DETECT_V4,
     cluster_v4,
@@ -124,6 +131,7 @@ family!(
     RINGS_V6,
     SLOTS_V6,
     SCRATCH_V6,
+    HEADERS_V6,
     masquerade_v6,
     DETECT_V6,
     cluster_v6,
@@ -352,7 +360,7 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
     #[inline(always)]
     fn random(&self) -> u32 {
         if TEST_MODE.load() != 0 {
-            return repeatable_draw(self.seed_of());
+            return repeatable_draw(Tables::<N>::seed(self));
         }
         // SAFETY: takes nothing, cannot fail.
         unsafe { bpf_get_prandom_u32() }
@@ -374,11 +382,6 @@ impl<F> Maps<F> {
         // SAFETY: takes nothing, cannot fail.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         cpu.wrapping_mul(size).wrapping_add(position & size.wrapping_sub(1))
-    }
-
-    #[inline(always)]
-    fn seed_of(&self) -> u32 {
-        Self::config().map_or(0, |config| config.seed)
     }
 }
 

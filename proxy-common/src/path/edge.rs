@@ -3,8 +3,8 @@
 use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::traits::{Packet, Tables, Verdict};
-use super::{icmp, masquerade, pair, reject, translate};
-use crate::abi::{Addr, AddressClass, Frontend, FrontendKey, Hook, Reason};
+use super::{frontend, icmp, masquerade, pair, reject, translate};
+use crate::abi::{AddressClass, Hook, Reason};
 use crate::wire::{Headers, Transport, parse};
 
 /// A packet enters the node's stack. `l3` is where its network header starts: 14 behind Ethernet, else 0.
@@ -41,10 +41,11 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     if let Some(verdict) = known(packet, tables, headers) {
         return verdict;
     }
-    let verdict = match frontend(tables, class, headers) {
-        Some(frontend) => translate::open(packet, tables, headers, frontend),
+    let key = &headers.key;
+    let verdict = match frontend::find(tables, class, &key.dst, key.dport, key.protocol) {
+        Some(frontend) => translate::open(packet, tables, headers, frontend).into(),
         None if class.any(AddressClass::ENDPOINT) && headers.opens() => direct(packet, tables, headers),
-        None if owned(class) => reject::answer(packet, headers, Reason::Unlisted),
+        None if owned(class) => reject::answer(packet, headers, Reason::Unlisted).into(),
         None => Verdict::Pass,
     };
     counted(tables, verdict)
@@ -73,7 +74,7 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
         return verdict;
     }
     if packet.mark() & tables.masquerade_mark() != 0 || masquerade::shadowed(tables, headers) {
-        return counted(tables, masquerade::open(packet, tables, headers));
+        return counted(tables, masquerade::open(packet, tables, headers).into());
     }
     Verdict::Pass
 }
@@ -128,31 +129,6 @@ fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdic
     verdict
 }
 
-/// Whom the packet dials: the exact address first, then, on addresses that serve them, the NodePorts (B9, B10).
-#[inline(always)]
-fn frontend<const N: usize, T: Tables<N>>(
-    tables: &T,
-    class: AddressClass,
-    headers: &Headers<N>,
-) -> Option<Frontend> {
-    let mut key = FrontendKey {
-        address: headers.key.dst,
-        port: headers.key.dport,
-        protocol: headers.key.protocol,
-        pad: 0,
-    };
-    if class.any(AddressClass::SERVICE)
-        && let Some(frontend) = tables.frontend(&key)
-    {
-        return Some(frontend);
-    }
-    if class.any(AddressClass::NODE_PORT) {
-        key.address = Addr::UNSPECIFIED;
-        return tables.frontend(&key);
-    }
-    None
-}
-
 /// A packet that opens a flow straight to an endpoint. Its answer must not meet another flow's restore entry: a
 /// closed one goes, beside a live one the direct flow takes another source port (P-60, P-61).
 #[inline(always)]
@@ -166,5 +142,5 @@ fn direct<const N: usize, P: Packet, T: Tables<N>>(
     if pair::remove_if_closed(tables, &reply, &entry) {
         return Verdict::Pass;
     }
-    translate::open_direct(packet, tables, headers)
+    translate::open_direct(packet, tables, headers).into()
 }

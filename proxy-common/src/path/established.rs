@@ -12,16 +12,6 @@ pub(super) enum Known {
     Ended,
 }
 
-/// Copies an entry, and makes sure that it is the key's: the kernel reuses elements at once.
-#[inline(always)]
-pub(super) fn read<const N: usize, T: Tables<N>>(
-    entry: &T::Entry,
-    key: &crate::abi::FlowKey<N>,
-) -> Option<Flow<N>> {
-    let flow = entry.read();
-    if flow.tag == key.tag() { Some(flow) } else { None }
-}
-
 #[inline(always)]
 pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -29,7 +19,11 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     entry: &T::Entry,
 ) -> Known {
-    let Some(flow) = read::<N, T>(entry, &headers.key) else { return Known::Ended };
+    let flow = entry.read();
+    // The kernel reuses elements at once: this one may be another key's by now.
+    if flow.tag != headers.key.tag() {
+        return Known::Ended;
+    }
     let Some(kind) = flow.kind() else { return Known::Ended };
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
     if !reply && headers.opens() && ended(tables, headers, entry, &flow) {

@@ -32,10 +32,11 @@ pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
 ) -> About {
     let redirect = headers.transport == Transport::IcmpRedirect;
-    let at = match redirected(packet, headers.l4) {
-        Some(at) if redirect && N == 4 => at,
-        _ => headers.l4 + 8,
-    };
+    let mut at = headers.l4 + 8;
+    if redirect && N == 4 {
+        let Some(behind) = redirected(packet, headers.l4) else { return About::Unknown };
+        at = behind;
+    }
     let about = tables.scratch(|scratch| {
         let (key, flow, quoted) = (&mut scratch.reply_key, &mut scratch.flow, &mut scratch.quoted);
         if parse_quoted(packet, at, quoted).is_none() {
@@ -92,13 +93,11 @@ fn rewritten<const N: usize, P: Packet>(
     flow: &Flow<N>,
 ) -> Option<()> {
     let addresses = Diff(flow.address_diff);
-    let ports = Diff::port(key.sport, flow.sport).and(Diff::port(key.dport, flow.dport));
+    let ports = rewrite::port_diff(key, flow);
     let mut covered =
         addresses.and(ports).and(quoted_checksum(packet, headers, quoted, addresses.and(ports))?);
     rewrite::store_addresses(packet, quoted.l3, &flow.dst, &flow.src)?;
-    let [a, b] = flow.dport.0.to_ne_bytes();
-    let [c, d] = flow.sport.0.to_ne_bytes();
-    packet.store(quoted.l4, [a, b, c, d])?;
+    rewrite::store_ports(packet, quoted.l4, flow.dport, flow.sport)?;
     if N == 1 {
         let before = u16::from_ne_bytes(packet.load(quoted.l3 + 10)?);
         rewrite::header_checksum(packet, quoted.l3, addresses)?;

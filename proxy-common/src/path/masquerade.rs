@@ -7,18 +7,10 @@ use crate::wire::Headers;
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
 /// have changed the source port since the client's edge.
-#[inline(always)]
-pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> Verdict {
-    open_apart(packet, tables, headers).into()
-}
-
+///
 /// A subprogram of its own: with its callers in one frame it would not fit the stack.
 #[inline(never)]
-fn open_apart<const N: usize, P: Packet, T: Tables<N>>(
+pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! edge.rs        ingress and egress of an edge: which of the stories below a packet belongs to
+//! frontend.rs    who is dialled, for packets and sockets alike
 //! established.rs a packet of a known flow: TCP state, stale entries, the rewrite
 //! translate.rs   the first packet to a frontend: choice of a backend, the pair translate/restore
 //! masquerade.rs  the first packet at the backend's edge: choice of a port, the pair masquerade/unmasquerade
@@ -15,6 +16,7 @@
 
 mod edge;
 mod established;
+mod frontend;
 mod icmp;
 mod masquerade;
 mod pair;

@@ -119,7 +119,7 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
                 return Ok(());
             }
             Insert::Exists => {}
-            // A reclaimed element may have been the last one's: one more turn, then it is full.
+            // Another CPU may have given an element back meanwhile: one more try, then it is full.
             Insert::Full if full => return Err(Reason::FlowTableFull),
             Insert::Full => full = true,
         }

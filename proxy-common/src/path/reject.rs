@@ -14,18 +14,14 @@ const TTL: u8 = 64;
 const QUOTED_WORDS: u32 = 32;
 
 /// Turns the packet into a refusal for `reason`. A reset is not answered, and what cannot be answered is dropped.
-#[inline(always)]
+///
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
 pub(super) fn answer<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     reason: Reason,
-) -> Verdict {
-    answer_apart(packet, headers, reason).into()
-}
-
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-fn answer_apart<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, reason: Reason) -> Returned {
+) -> Returned {
     turn(packet, headers, reason).into()
 }
 

@@ -1,7 +1,7 @@
 //! The bytes of a rewrite.
 
 use super::traits::{Packet, Verdict};
-use crate::abi::{Addr, Flow, Reason, protocol};
+use crate::abi::{Addr, Flow, FlowKey, Port, Reason, protocol};
 use crate::wire::{Diff, Headers, apply};
 
 /// Gives the packet the flow's addresses and ports. The checksum goes first: its helper may move packet memory.
@@ -16,20 +16,26 @@ pub(super) fn packet<const N: usize, P: Packet>(
 
 #[inline(always)]
 fn tuple<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flow: &Flow<N>) -> Option<()> {
-    let ports = Diff::port(headers.key.sport, flow.sport).and(Diff::port(headers.key.dport, flow.dport));
+    let ports = port_diff(&headers.key, flow);
     let addresses = Diff(flow.address_diff);
     let udp = headers.key.protocol == protocol::UDP;
     packet.l4_checksum(headers.checksum_at(), addresses, ports, udp, N == 4)?;
-    store_ports(packet, headers.l4, flow)?;
+    store_ports(packet, headers.l4, flow.sport, flow.dport)?;
     store_addresses(packet, headers.l3, &flow.src, &flow.dst)?;
     if N == 1 { header_checksum(packet, headers.l3, addresses) } else { Some(()) }
 }
 
+/// What the flow's ports add to a checksum that covered those of `key`, its own.
+#[inline(always)]
+pub(super) const fn port_diff<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> Diff {
+    Diff::port(key.sport, flow.sport).and(Diff::port(key.dport, flow.dport))
+}
+
 /// Writes both ports.
 #[inline(always)]
-pub(super) fn store_ports<const N: usize, P: Packet>(packet: &mut P, l4: u32, flow: &Flow<N>) -> Option<()> {
-    let [a, b] = flow.sport.0.to_ne_bytes();
-    let [c, d] = flow.dport.0.to_ne_bytes();
+pub(super) fn store_ports<P: Packet>(packet: &mut P, l4: u32, sport: Port, dport: Port) -> Option<()> {
+    let [a, b] = sport.0.to_ne_bytes();
+    let [c, d] = dport.0.to_ne_bytes();
     packet.store(l4, [a, b, c, d])
 }
 

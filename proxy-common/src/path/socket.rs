@@ -1,11 +1,8 @@
 //! Sockets of the node's own processes: translated when they dial, not per packet.
 
 use super::traits::Tables;
-use super::translate;
-use crate::abi::{
-    Addr, AddressClass, Backend, FrontendKey, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs,
-    service_flags,
-};
+use super::{frontend, translate};
+use crate::abi::{Addr, AddressClass, Backend, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs};
 
 /// What becomes of an address that a socket dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,26 +27,17 @@ pub fn dial<const N: usize, T: Tables<N>>(
     if !class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) {
         return Dial::Pass;
     }
-    let mut key = FrontendKey { address: *address, port, protocol, pad: 0 };
-    let mut found = tables.frontend(&key);
-    if found.is_none() && class.any(AddressClass::NODE_PORT) {
-        key.address = Addr::UNSPECIFIED;
-        found = tables.frontend(&key);
-    }
     let refuse = |reason| {
         tables.count(reason);
         Dial::Refuse
     };
-    let Some(frontend) = found else {
+    let Some(frontend) = frontend::find(tables, class, address, port, protocol) else {
         return if class.any(AddressClass::LOCAL) { Dial::Pass } else { refuse(Reason::Unlisted) };
     };
-    let (Some(kind), Some(service)) = (frontend.kind(), tables.service(frontend.service)) else {
+    let Some((service, external)) = frontend::service(tables, frontend) else {
         return refuse(Reason::Unlisted);
     };
-    if service.flags & service_flags::IN_USE == 0 {
-        return refuse(Reason::Unlisted);
-    }
-    let run = if kind.is_external() { service.external } else { service.internal };
+    let run = if external { service.external } else { service.internal };
     match translate::choose(tables, run) {
         Some(backend) => Dial::To(backend),
         None => refuse(Reason::NoEndpoint),

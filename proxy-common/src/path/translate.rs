@@ -1,32 +1,23 @@
 //! The first packet of a flow, at the client's edge.
 
 use super::traits::{Entry, Packet, Returned, Tables, Verdict};
-use super::{pair, reject, rewrite};
+use super::{frontend, pair, reject, rewrite};
 use crate::abi::{
     Addr, AddressClass, Backend, Flow, Frontend, Kind, Reason, Run, Service, service_flags, state,
 };
 use crate::wire::Headers;
 
 /// A packet to a frontend, without a flow.
-#[inline(always)]
+///
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
 pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-    frontend: Frontend,
-) -> Verdict {
-    open_apart(packet, tables, headers, frontend).into()
-}
-
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-fn open_apart<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    frontend: Frontend,
+    dialled: Frontend,
 ) -> Returned {
-    decide(packet, tables, headers, frontend).into()
+    decide(packet, tables, headers, dialled).into()
 }
 
 #[inline(always)]
@@ -34,15 +25,11 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-    frontend: Frontend,
+    dialled: Frontend,
 ) -> Verdict {
-    let (Some(kind), Some(service)) = (frontend.kind(), tables.service(frontend.service)) else {
-        return reject::answer(packet, headers, Reason::Unlisted);
+    let Some((service, external)) = frontend::service(tables, dialled) else {
+        return reject::answer(packet, headers, Reason::Unlisted).into();
     };
-    let external = kind.is_external();
-    if service.flags & service_flags::IN_USE == 0 {
-        return reject::answer(packet, headers, Reason::Unlisted);
-    }
     if !headers.opens() {
         return stray(packet, tables, headers);
     }
@@ -52,14 +39,14 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
         return if service.flags & silent != 0 {
             Verdict::Drop(Reason::NoLocalEndpoint)
         } else {
-            reject::answer(packet, headers, Reason::NoEndpoint)
+            reject::answer(packet, headers, Reason::NoEndpoint).into()
         };
     };
     let marked = is_masqueraded(tables, headers, external, &service, &backend.address);
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
         pair::start(&mut scratch.flow, &key.src, &backend.address, backend.port, Kind::Translate, ifindex);
-        scratch.flow.service = frontend.service;
+        scratch.flow.service = dialled.service;
         scratch.flow.endpoint = backend.id;
         scratch.flow.generation = backend.generation;
         if marked {
@@ -73,18 +60,10 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
 }
 
 /// A packet straight to an endpoint whose restore key another flow owns: the same destination, another source port.
-#[inline(always)]
-pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> Verdict {
-    open_direct_apart(packet, tables, headers).into()
-}
-
+///
 /// A subprogram of its own: with its callers in one frame it would not fit the stack.
 #[inline(never)]
-fn open_direct_apart<const N: usize, P: Packet, T: Tables<N>>(
+pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
@@ -166,5 +145,5 @@ fn stray<const N: usize, P: Packet, T: Tables<N>>(
     if tables.address_class(&headers.key.dst).any(AddressClass::LOCAL) {
         return Verdict::Pass;
     }
-    reject::answer(packet, headers, Reason::NoFlow)
+    reject::answer(packet, headers, Reason::NoFlow).into()
 }

@@ -1,8 +1,7 @@
 //! tc programs of an edge.
 
-use crate::maps::{HEADERS_V4, HEADERS_V6};
 use crate::packet::Skb;
-use crate::tables::{Maps, V4, V6};
+use crate::tables::{Family, Maps, V4, V6};
 use aya_ebpf::{
     EbpfContext,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -47,8 +46,8 @@ fn ingress(ctx: TcContext, l3: u32) -> i32 {
     match skb.protocol() {
         // A tagged frame is its VLAN device's to serve (P-04).
         _ if skb.is_tagged() => TC_ACT_UNSPEC,
-        ETH_P_IP => ingress_v4(&mut skb, l3),
-        ETH_P_IPV6 => ingress_v6(&mut skb, l3),
+        ETH_P_IP => ingress_of::<1, V4>(&mut skb, l3),
+        ETH_P_IPV6 => ingress_of::<4, V6>(&mut skb, l3),
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -58,55 +57,33 @@ fn egress(ctx: TcContext, l3: u32) -> i32 {
     let mut skb = Skb::new(ctx);
     match skb.protocol() {
         _ if skb.is_tagged() => TC_ACT_UNSPEC,
-        ETH_P_IP => egress_v4(&mut skb, l3),
-        ETH_P_IPV6 => egress_v6(&mut skb, l3),
+        ETH_P_IP => egress_of::<1, V4>(&mut skb, l3),
+        ETH_P_IPV6 => egress_of::<4, V6>(&mut skb, l3),
         _ => TC_ACT_UNSPEC,
     }
 }
 
-// One subprogram per family: in one frame the two would not fit the stack.
+// One subprogram per hook and family: in one frame the two families would not fit the stack.
 
 #[inline(never)]
-fn ingress_v4(skb: &mut Skb, l3: u32) -> i32 {
+fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let Some(room) = HEADERS_V4.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
+    let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else {
         return TC_ACT_UNSPEC;
     };
-    let maps = Maps::<V4>::new(skb.as_ptr());
-    let verdict = path::ingress::<1, _, _>(skb, &maps, room, l3);
+    let maps = Maps::<F>::new(skb.as_ptr());
+    let verdict = path::ingress(skb, &maps, room, l3);
     action(skb, verdict)
 }
 
 #[inline(never)]
-fn ingress_v6(skb: &mut Skb, l3: u32) -> i32 {
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let Some(room) = HEADERS_V6.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
+fn egress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
+    // SAFETY: as in `ingress_of`.
+    let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else {
         return TC_ACT_UNSPEC;
     };
-    let maps = Maps::<V6>::new(skb.as_ptr());
-    let verdict = path::ingress::<4, _, _>(skb, &maps, room, l3);
-    action(skb, verdict)
-}
-
-#[inline(never)]
-fn egress_v4(skb: &mut Skb, l3: u32) -> i32 {
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let Some(room) = HEADERS_V4.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
-        return TC_ACT_UNSPEC;
-    };
-    let maps = Maps::<V4>::new(skb.as_ptr());
-    let verdict = path::egress::<1, _, _>(skb, &maps, room, l3);
-    action(skb, verdict)
-}
-
-#[inline(never)]
-fn egress_v6(skb: &mut Skb, l3: u32) -> i32 {
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let Some(room) = HEADERS_V6.get_ptr_mut(0).and_then(|room| unsafe { room.as_mut() }) else {
-        return TC_ACT_UNSPEC;
-    };
-    let maps = Maps::<V6>::new(skb.as_ptr());
-    let verdict = path::egress::<4, _, _>(skb, &maps, room, l3);
+    let maps = Maps::<F>::new(skb.as_ptr());
+    let verdict = path::egress(skb, &maps, room, l3);
     action(skb, verdict)
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason,
-    RingHead, Service, config_flags, protocol,
+    RingHead, Service, config_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict, repeatable_draw};
 use proxy_common::wire::{Diff, Headers, apply};
@@ -254,12 +254,13 @@ impl<const N: usize> Tables<N> for Maps<N> {
     }
     fn is_cluster_source(&self, source: &Addr<N>) -> Option<bool> {
         let config = self.config.get();
-        let (flag, address, mask): (u32, &[u32], &[u32]) = if N == 1 {
-            (config_flags::DETECT_V4, &config.cluster_v4.address.0, &config.cluster_v4.mask.0)
+        let mut words = [0; 4];
+        words[..N].copy_from_slice(&source.0);
+        let (flag, inside) = if N == 1 {
+            (config_flags::DETECT_V4, config.cluster_v4.contains(&Addr([words[0]])))
         } else {
-            (config_flags::DETECT_V6, &config.cluster_v6.address.0, &config.cluster_v6.mask.0)
+            (config_flags::DETECT_V6, config.cluster_v6.contains(&Addr(words)))
         };
-        let inside = source.0.iter().zip(address).zip(mask).all(|((s, a), m)| (s ^ a) & m == 0);
         (config.flags & flag != 0).then_some(inside)
     }
     fn masquerade_all(&self) -> bool {
@@ -317,9 +318,9 @@ impl super::story::Node for Host {
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
         if v6 {
-            self.v6.endpoint(37, generation);
+            self.v6.endpoint(world::endpoint_id(true), generation);
         } else {
-            self.v4.endpoint(5, generation);
+            self.v4.endpoint(world::endpoint_id(false), generation);
         }
     }
 
@@ -329,6 +330,3 @@ impl super::story::Node for Host {
         of(&self.v4.counters) + of(&self.v6.counters)
     }
 }
-
-/// UDP and TCP are the protocols of this version's stories.
-pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];

@@ -165,7 +165,7 @@ impl Node for Kernel {
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
         let mut map: Array<_, u32> = self.map("ENDPOINTS").expect("a map").try_into().expect("an array");
-        map.set(if v6 { 37 } else { 5 }, generation, 0).expect("write the endpoint");
+        map.set(world::endpoint_id(v6), generation, 0).expect("write the endpoint");
     }
 
     fn count(&mut self, reason: Reason) -> u64 {

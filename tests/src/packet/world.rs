@@ -36,6 +36,20 @@ pub const EMPTY_PORT: u16 = 81;
 /// A port of the VIP whose endpoints are elsewhere and whose policy forbids them (C3).
 pub const SILENT_PORT: u16 = 82;
 
+/// The protocols that stories are told in.
+pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
+
+/// First index of a family in the maps that both share.
+const fn base(v6: bool) -> u32 {
+    if v6 { 32 } else { 0 }
+}
+
+/// The endpoint id of the family's backend.
+#[must_use]
+pub const fn endpoint_id(v6: bool) -> u32 {
+    base(v6) + 5
+}
+
 /// The plan of `v6` or IPv4.
 #[must_use]
 pub fn plan(v6: bool) -> Plan {
@@ -100,7 +114,7 @@ pub fn config() -> Config {
 /// Writes the node's state of one family. Indices of the two families do not overlap.
 pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
     let p = plan(N == 4);
-    let base = if N == 4 { 32 } else { 0 };
+    let base = base(N == 4);
     let classes = [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),
@@ -114,9 +128,14 @@ pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
     }
     to.backend(
         7,
-        Backend { address: addr(p.backend), port: Port::new(BACKEND_PORT), generation: 3, id: base + 5 },
+        Backend {
+            address: addr(p.backend),
+            port: Port::new(BACKEND_PORT),
+            generation: 3,
+            id: endpoint_id(N == 4),
+        },
     );
-    to.endpoint(base + 5, 3);
+    to.endpoint(endpoint_id(N == 4), 3);
     let run = Run::new(7, 1);
     let used = service_flags::IN_USE | service_flags::MASQUERADE_EXTERNAL;
     let served = Service { external: run, internal: run, flags: used, affinity_timeout: 0 };
@@ -135,7 +154,7 @@ pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
         (addr(p.vip), SILENT_PORT, 4, FrontendKind::ClusterIp),
     ];
     for (address, port, index, kind) in frontends {
-        for protocol in [protocol::TCP, protocol::UDP] {
+        for protocol in PROTOCOLS {
             let key = FrontendKey { address, port: Port::new(port), protocol, pad: 0 };
             to.frontend(key, Frontend { service: base + index, kind: kind as u32 });
         }

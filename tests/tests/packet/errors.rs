@@ -2,9 +2,8 @@
 
 use proxy_common::abi::Reason;
 use sluice_tests::packet::frame::{ETHERNET, Icmp, SYN, icmp, packet, read, unquote};
-use sluice_tests::packet::host::PROTOCOLS;
 use sluice_tests::packet::story::{Action, Both, Node};
-use sluice_tests::packet::world::{BACKEND_PORT, NODE_PORT, PORT, plan};
+use sluice_tests::packet::world::{BACKEND_PORT, NODE_PORT, PORT, PROTOCOLS, plan};
 
 /// Bytes of the offending packet that are quoted: just enough, with the transport checksum, everything.
 const QUOTES: [usize; 3] = [8, 20, 400];

@@ -2,9 +2,10 @@
 
 use proxy_common::abi::{Reason, protocol};
 use sluice_tests::packet::frame::{ACK, End, FIN, Flags, RST, SYN, SYN_ACK, packet, read};
-use sluice_tests::packet::host::PROTOCOLS;
 use sluice_tests::packet::story::{Action, Both, Node, Outcome};
-use sluice_tests::packet::world::{BACKEND_PORT, EMPTY_PORT, MARK, NODE_PORT, PORT, Plan, SILENT_PORT, plan};
+use sluice_tests::packet::world::{
+    BACKEND_PORT, EMPTY_PORT, MARK, NODE_PORT, PORT, PROTOCOLS, Plan, SILENT_PORT, plan,
+};
 
 /// One family and protocol, and the node.
 struct Bed {
