@@ -57,10 +57,10 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
     /// Remove every trace from the node and exit
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub cleanup: Option<bool>,
     /// Do the privileged set-up and exit
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub init_only: Option<bool>,
     /// How to reach the API server [default: the pod's ServiceAccount]
     #[arg(long, value_name = "FILE")]
@@ -75,7 +75,7 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "IP")]
     pub bind_address: Option<String>,
     /// Whether a port that cannot be bound ends the agent
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub bind_address_hard_fail: Option<bool>,
     /// Address of the health server [default: 0.0.0.0:10256]
     #[arg(long, value_name = "IP:PORT")]
@@ -99,10 +99,10 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "BIT")]
     pub iptables_masquerade_bit: Option<String>,
     /// Masquerade all traffic to ClusterIPs
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub masquerade_all: Option<bool>,
     /// Serve NodePorts on loopback addresses
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub iptables_localhost_nodeports: Option<bool>,
     #[arg(long, value_name = "DURATION", hide = true)]
     pub iptables_sync_period: Option<String>,
@@ -137,7 +137,7 @@ pub struct ProxyArgs {
     pub conntrack_tcp_timeout_established: Option<String>,
     #[arg(long, value_name = "DURATION", hide = true)]
     pub conntrack_tcp_timeout_close_wait: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub conntrack_tcp_be_liberal: Option<bool>,
     #[arg(long, value_name = "DURATION", hide = true)]
     pub conntrack_udp_timeout: Option<String>,
@@ -161,7 +161,7 @@ pub struct IgnoredArgs {
     pub kube_api_qps: Option<String>,
     #[arg(long, hide = true)]
     pub kube_api_burst: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub profiling: Option<bool>,
     #[arg(long, hide = true)]
     pub show_hidden_metrics_for_version: Option<String>,
@@ -169,7 +169,7 @@ pub struct IgnoredArgs {
     pub proxy_port_range: Option<String>,
     #[arg(long, hide = true)]
     pub ipvs_exclude_cidrs: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub ipvs_strict_arp: Option<bool>,
     #[arg(long, hide = true)]
     pub ipvs_tcp_timeout: Option<String>,
@@ -183,17 +183,17 @@ pub struct IgnoredArgs {
     pub vmodule: Option<String>,
     #[arg(long, hide = true)]
     pub log_flush_frequency: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub log_text_split_stream: Option<bool>,
     #[arg(long, hide = true)]
     pub log_text_info_buffer_size: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub log_json_split_stream: Option<bool>,
     #[arg(long, hide = true)]
     pub log_json_info_buffer_size: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub logtostderr: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub alsologtostderr: Option<bool>,
     #[arg(long, hide = true)]
     pub log_dir: Option<String>,
@@ -201,14 +201,23 @@ pub struct IgnoredArgs {
     pub log_file: Option<String>,
     #[arg(long, hide = true)]
     pub log_file_max_size: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub skip_headers: Option<bool>,
     #[arg(long, hide = true)]
     pub stderrthreshold: Option<String>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub add_dir_header: Option<bool>,
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub one_output: Option<bool>,
+}
+
+/// Go's spellings of a boolean.
+pub(super) fn go_bool(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false"),
+    }
 }
 
 impl IgnoredArgs {

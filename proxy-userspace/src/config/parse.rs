@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::duration;
 use super::error::ConfigError;
+use super::flags::go_bool;
 
 /// One option as given. `name` is the flag or the field, for error messages.
 #[derive(Clone, Debug)]
@@ -38,15 +39,8 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Go's spellings of a boolean.
     pub fn boolean(&self) -> Result<Option<bool>, ConfigError> {
-        self.text
-            .map(|text| match text {
-                "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-                _ => Err(self.refuse("true or false")),
-            })
-            .transpose()
+        self.text.map(|text| go_bool(text).map_err(|_| self.refuse("true or false"))).transpose()
     }
 
     pub fn duration(&self) -> Result<Option<Duration>, ConfigError> {

@@ -133,7 +133,7 @@ fn kubeadms_file_means_the_defaults() {
 
 #[test]
 fn go_syntax_of_flags() {
-    for line in ["--masquerade-all", "--masquerade-all=true"] {
+    for line in ["--masquerade-all", "--masquerade-all=true", "--masquerade-all=T"] {
         assert!(flags(line).masquerade_all, "{line}");
     }
     assert!(Cli::try_parse_from(["sluice", "--no-such-flag"]).is_err());

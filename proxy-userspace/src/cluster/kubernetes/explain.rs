@@ -24,32 +24,38 @@ impl Resource {
     }
 }
 
-/// Why a list or watch failed, for people. The text never holds the token.
+/// Why a list or watch failed, for people. The text never holds the token. A cause that has nothing to do with the
+/// kind of object does not name it.
 pub fn explain(error: &watcher::Error, resource: Resource, hints: &Hints) -> Problem {
-    let (verb, what, next) = match error {
-        watcher::Error::InitialListFailed(error) => request("list", error, resource, hints),
-        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-            request("watch", error, resource, hints)
-        }
+    match error {
+        watcher::Error::InitialListFailed(KubeError::Api(status)) => answer("list", status, resource, hints),
+        watcher::Error::WatchStartFailed(KubeError::Api(status))
+        | watcher::Error::WatchFailed(KubeError::Api(status)) => answer("watch", status, resource, hints),
         watcher::Error::WatchError(status) => answer("watch", status, resource, hints),
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => no_answer(error, hints),
         watcher::Error::NoResourceVersion => {
-            ("watch", "the answer has no resourceVersion".to_owned(), unreachable_server(hints))
+            Problem::new(server(hints), "an answer has no resourceVersion", NOT_AN_API_SERVER)
         }
-    };
-    Problem::new(format_args!("API server {}, {verb} {}", hints.server, resource.plural), what, next)
+    }
 }
 
-type Told = (&'static str, String, String);
+const NOT_AN_API_SERVER: &str = "check that the address is a Kubernetes API server's";
 
-fn request(verb: &'static str, error: &KubeError, resource: Resource, hints: &Hints) -> Told {
-    if let KubeError::Api(status) = error {
-        return answer(verb, status, resource, hints);
-    }
+fn server(hints: &Hints) -> String {
+    format!("API server {}", hints.server)
+}
+
+fn no_answer(error: &KubeError, hints: &Hints) -> Problem {
     let causes: Vec<_> = chain(error).collect();
     if let Some(token) = causes.iter().find_map(|cause| cause.downcast_ref::<TokenError>()) {
-        return (verb, token.to_string(), "put a ServiceAccount's token there".to_owned());
+        return Problem::new(server(hints), token, "put a ServiceAccount's token there");
     }
-    let cause = causes.last().map_or_else(|| error.to_string(), ToString::to_string);
+    let cause = match causes.last().map_or_else(|| error.to_string(), ToString::to_string) {
+        timeout if timeout == "deadline has elapsed" => "no answer in time".to_owned(),
+        cause => cause,
+    };
     let has = |text: &str| causes.iter().any(|cause| cause.to_string().contains(text));
     let next = if has("UnknownIssuer") || has("BadSignature") {
         format!("check that {} is the cluster's CA", hints.ca)
@@ -58,41 +64,44 @@ fn request(verb: &'static str, error: &KubeError, resource: Resource, hints: &Hi
     } else if has("certificate expired") || has("Expired") || has("not valid yet") {
         "renew the server's certificate or correct the clock".to_owned()
     } else if matches!(error, KubeError::SerdeError(_)) {
-        "check that the address is a Kubernetes API server's".to_owned()
+        NOT_AN_API_SERVER.to_owned()
     } else {
-        unreachable_server(hints)
+        format!("check that {} can be reached from this node", hints.server)
     };
-    (verb, one_line(&cause), next)
+    Problem::new(server(hints), one_line(&cause), next)
 }
 
-fn answer(verb: &'static str, status: &Status, resource: Resource, hints: &Hints) -> Told {
+fn answer(verb: &str, status: &Status, resource: Resource, hints: &Hints) -> Problem {
     let group = if resource.group.is_empty() { "the core group" } else { resource.group };
-    let (what, next) = match status.code {
-        401 => (
-            "401: the server does not know the agent".to_owned(),
-            format!("check {}: it must hold a valid token of the agent's ServiceAccount", hints.identity),
+    let Hints { server, identity, .. } = hints;
+    let plural = resource.plural;
+    let request = format!("API server {server}, {verb} {plural}");
+    let message = one_line(&status.message);
+    match status.code {
+        401 => Problem::new(
+            format_args!("API server {server}"),
+            "401: the server does not know the agent",
+            format_args!("check {identity}: it must hold a valid token of the agent's ServiceAccount"),
         ),
-        403 => (
-            format!("403: {}", one_line(&status.message)),
-            format!(
-                "allow {verb} on {} in {group}: bind ClusterRole system:node-proxier to the agent's ServiceAccount",
-                resource.plural
+        403 => Problem::new(
+            request,
+            format_args!("403: {message}"),
+            format_args!(
+                "allow {verb} on {plural} in {group}: bind ClusterRole system:node-proxier to the agent's ServiceAccount"
             ),
         ),
-        404 => (
-            format!("404: the server has no {} in {group}", resource.plural),
-            "check that the address is a Kubernetes API server's and its version is supported".to_owned(),
+        404 => Problem::new(
+            request,
+            format_args!("404: the server has no {plural} in {group}"),
+            NOT_AN_API_SERVER,
         ),
-        code => (
-            format!("{code} {}: {}", status.reason, one_line(&status.message)),
-            "nothing, the agent tries again".to_owned(),
-        ),
-    };
-    (verb, what, next)
-}
-
-fn unreachable_server(hints: &Hints) -> String {
-    format!("check that {} can be reached from this node", hints.server)
+        // kube's way to say that a line of a stream could not be read.
+        0 => Problem::new(request, "an event cannot be read, skipped", "nothing, the next list corrects it"),
+        code => {
+            let what = format_args!("{code} {}: {message}", status.reason);
+            Problem::new(request, what, "nothing, the agent tries again")
+        }
+    }
 }
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -192,3 +192,7 @@ fn authority(file: &Kubeconfig) -> Option<PathBuf> {
     }
     cluster.certificate_authority.as_ref().map(PathBuf::from)
 }
+
+#[cfg(test)]
+#[path = "login_tests.rs"]
+mod tests;

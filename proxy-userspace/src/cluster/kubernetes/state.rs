@@ -55,15 +55,22 @@ impl State {
         if before == *kinds {
             return;
         }
-        let mut problems: Vec<_> = kinds.iter().flatten().filter_map(|kind| kind.clone().err()).collect();
-        problems.dedup();
-        for problem in &problems {
+        let (old, problems) = (problems(&before), problems(&kinds));
+        for problem in problems.iter().filter(|problem| !old.contains(problem)) {
             tracing::warn!("{problem}");
         }
         // A receiver that is gone ends the watches themselves.
         let _ = self.events.send(Event::Problems(problems)).await;
         let _ = self.events.send(Event::Connection { connected: works(&kinds) }).await;
     }
+}
+
+/// Each problem once: what hinders one kind mostly hinders all.
+fn problems(kinds: &Kinds) -> Vec<Problem> {
+    let mut problems: Vec<_> = kinds.iter().flatten().filter_map(|kind| kind.clone().err()).collect();
+    problems.sort_unstable();
+    problems.dedup();
+    problems
 }
 
 fn works(kinds: &Kinds) -> bool {

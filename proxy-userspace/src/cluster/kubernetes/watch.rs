@@ -127,8 +127,10 @@ async fn watch<T: Kind, N>(
             Ok(WatchEvent::Delete(watched)) => Change::Delete(name(&watched.object)),
             Err(error) => {
                 let next = judge(&error, method, listed, selector);
-                // The step down to what an older server knows is no failure.
-                if !matches!(next, Next::Restart(other) if other != method) {
+                if let Next::Restart(_) = next {
+                    // Nothing is wrong: the server has forgotten the version, or is an older one.
+                    backoff.reset();
+                } else {
                     let problem = explain(&error, Resource::of::<T>(), &session.hints);
                     session.state.set(T::PLURAL, Err(problem)).await;
                 }

@@ -15,8 +15,11 @@ pub trait Kind: Sized + Clone + std::fmt::Debug + Send + 'static {
     /// Empty for the core group.
     const GROUP: &'static str;
     const PLURAL: &'static str;
-    /// The kind's fields below `metadata`.
+    /// The kind's fields as decoded.
     type Raw: for<'de> Deserialize<'de>;
+
+    /// The place of `metadata` in them.
+    fn metadata(raw: &mut Self::Raw) -> &mut Metadata;
 
     /// The compact object; whatever cannot be used is among its defects.
     fn from_raw(raw: Self::Raw, meta: &Meta, defects: Defects) -> Self;
@@ -55,7 +58,7 @@ pub struct Labels {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct RawMeta {
+pub struct RawMeta {
     name: Loose<String>,
     namespace: Loose<String>,
     resource_version: Loose<String>,
@@ -63,13 +66,8 @@ struct RawMeta {
     labels: Loose<Nested<Labels>>,
 }
 
-#[derive(Deserialize)]
-struct RawObject<R> {
-    #[serde(default)]
-    metadata: Loose<Nested<RawMeta>>,
-    #[serde(flatten)]
-    rest: R,
-}
+/// `metadata` as decoded.
+pub type Metadata = Loose<Nested<RawMeta>>;
 
 /// An object with the metadata that `kube::runtime::watcher` asks for; it lives only between the wire and the event.
 #[derive(Clone, Debug)]
@@ -80,9 +78,9 @@ pub struct Watched<T> {
 
 impl<'de, T: Kind> Deserialize<'de> for Watched<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = RawObject::<T::Raw>::deserialize(deserializer)?;
+        let mut raw = T::Raw::deserialize(deserializer)?;
         let mut defects = Defects::default();
-        let meta = defects.nested(raw.metadata, "metadata");
+        let meta = defects.nested(std::mem::take(T::metadata(&mut raw)), "metadata");
         let version = defects.take(meta.resource_version, "metadata.resourceVersion");
         let meta = Meta {
             name: defects.take(meta.name, "metadata.name").unwrap_or_default(),
@@ -90,7 +88,7 @@ impl<'de, T: Kind> Deserialize<'de> for Watched<T> {
             created: created(meta.creation_timestamp, &mut defects),
             labels: defects.nested(meta.labels, "metadata.labels"),
         };
-        let object = T::from_raw(raw.rest, &meta, defects);
+        let object = T::from_raw(raw, &meta, defects);
         let meta = ObjectMeta {
             name: Some(meta.name),
             namespace: Some(meta.namespace).filter(|namespace| !namespace.is_empty()),

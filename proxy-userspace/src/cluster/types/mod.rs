@@ -6,6 +6,8 @@ mod meta;
 mod node;
 mod service;
 mod slice;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::Defect;
 use super::loose::{Defects, Loose, Nested};
-use super::meta::{Kind, Meta};
+use super::meta::{Kind, Meta, Metadata};
 
 /// A Node, reduced to what the plan reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,7 @@ pub struct Node {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Raw {
+    metadata: Metadata,
     spec: Loose<Nested<Spec>>,
     status: Loose<Nested<Status>>,
 }
@@ -55,6 +56,10 @@ impl Kind for Node {
     const GROUP: &'static str = "";
     const PLURAL: &'static str = "nodes";
     type Raw = Raw;
+
+    fn metadata(raw: &mut Raw) -> &mut Metadata {
+        &mut raw.metadata
+    }
 
     fn from_raw(raw: Raw, meta: &Meta, mut defects: Defects) -> Self {
         let spec = defects.nested(raw.spec, "spec");

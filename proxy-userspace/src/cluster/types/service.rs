@@ -4,7 +4,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::loose::{Defects, Loose, Nested};
-use super::meta::{Kind, Meta};
+use super::meta::{Kind, Meta, Metadata};
 use super::{Defect, ObjectName};
 use crate::model::Protocol;
 
@@ -55,6 +55,7 @@ pub enum ServiceType {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Raw {
+    metadata: Metadata,
     spec: Loose<Nested<Spec>>,
     status: Loose<Nested<Status>>,
 }
@@ -125,6 +126,10 @@ impl Kind for Service {
     const GROUP: &'static str = "";
     const PLURAL: &'static str = "services";
     type Raw = Raw;
+
+    fn metadata(raw: &mut Raw) -> &mut Metadata {
+        &mut raw.metadata
+    }
 
     fn from_raw(raw: Raw, meta: &Meta, mut defects: Defects) -> Self {
         let spec = defects.nested(raw.spec, "spec");

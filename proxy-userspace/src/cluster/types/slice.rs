@@ -4,7 +4,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::loose::{Defects, Loose, Nested, Shape};
-use super::meta::{Kind, Meta};
+use super::meta::{Kind, Meta, Metadata};
 use super::service::protocol;
 use super::{Defect, ObjectName};
 use crate::model::{Family, Protocol};
@@ -46,6 +46,7 @@ pub struct SliceEndpoint {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Raw {
+    metadata: Metadata,
     address_type: Loose<String>,
     ports: Loose<Vec<Loose<Nested<Port>>>>,
     endpoints: Loose<Vec<Loose<Nested<Endpoint>>>>,
@@ -95,6 +96,10 @@ impl Kind for Slice {
     const GROUP: &'static str = "discovery.k8s.io";
     const PLURAL: &'static str = "endpointslices";
     type Raw = Raw;
+
+    fn metadata(raw: &mut Raw) -> &mut Metadata {
+        &mut raw.metadata
+    }
 
     fn from_raw(raw: Raw, meta: &Meta, mut defects: Defects) -> Self {
         let service =
