@@ -21,7 +21,7 @@ pub enum Event {
     Nodes(Change<Node, Arc<str>>),
     /// The source's own problems (files that cannot be read, requests that are refused); replaces the previous list.
     Problems(Vec<Problem>),
-    /// Whether the source can be reached at present.
+    /// Whether the source can be reached, told when it changes; at first it counts as not reached.
     Connection {
         connected: bool,
     },

@@ -354,6 +354,18 @@ fn a17_c28_shared_addresses() {
 }
 
 #[test]
+fn a17_shared_node_ports_and_cluster_ips_from_manifests() {
+    let spec = |ip: &str, port: u16| json!({"type": "NodePort", "clusterIP": ip, "ports": [{"port": 80, "nodePort": port}]});
+    let young = |name: &str, ip, port| created(name, "2026-02-01T00:00:00Z", spec(ip, port));
+    let mut model = with(&[young("b", "10.96.0.1", 30080), service("a", spec("10.96.0.1", 30080))], &[]);
+    assert_eq!(frontends(&model), ["ns/a cluster 10.96.0.1 80/TCP", "ns/a node 0.0.0.0 30080/TCP"]);
+    assert_eq!(problems(&mut model).len(), 2);
+    model.apply(Event::Services(Change::Apply(young("b", "10.96.0.2", 30081))));
+    assert!(problems(&mut model).is_empty());
+    assert_eq!(frontends(&model).len(), 4);
+}
+
+#[test]
 fn c17_order_does_not_matter() {
     let x = service("x", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
     let events: Vec<Event> = vec![

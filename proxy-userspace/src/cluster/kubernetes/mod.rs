@@ -58,6 +58,7 @@ pub async fn follow(access: Access, node: Arc<str>, events: mpsc::Sender<Event>)
                 gently = true;
             }
             Err(error) => {
+                // Each of these errors reads "what is wrong; what to do".
                 let text = error.to_string();
                 let (what, next) = text.split_once("; ").unwrap_or((&text, "correct it"));
                 state.set_all(Problem::new("login to the API server", what, next)).await;

@@ -60,8 +60,12 @@ impl State {
             tracing::warn!("{problem}");
         }
         // A receiver that is gone ends the watches themselves.
-        let _ = self.events.send(Event::Problems(problems)).await;
-        let _ = self.events.send(Event::Connection { connected: works(&kinds) }).await;
+        if old != problems {
+            let _ = self.events.send(Event::Problems(problems)).await;
+        }
+        if works(&before) != works(&kinds) {
+            let _ = self.events.send(Event::Connection { connected: works(&kinds) }).await;
+        }
     }
 }
 

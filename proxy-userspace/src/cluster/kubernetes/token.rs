@@ -1,5 +1,5 @@
-//! The bearer token of every request, read from its file: trimmed, read again when it is older than half a minute,
-//! and at once when the server does not accept it (C-11).
+//! The bearer token of every request, read from its file: trimmed, read again when that is a second ago, and at
+//! once when the server does not accept it (C-11).
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceExt};
 
-const FRESH: Duration = Duration::from_secs(30);
+/// Requests are few, so a rotated token is used from the next one on; a list of many pages need not read it each time.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Why there is no token. Never holds any part of it.
 #[derive(Debug, thiserror::Error)]

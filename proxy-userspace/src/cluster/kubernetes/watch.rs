@@ -1,5 +1,6 @@
 //! One kind of object, listed and watched for ever.
 
+use std::error::Error;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use futures::StreamExt;
 use kube::runtime::watcher::{self, Event as WatchEvent};
 use kube::{Api, Client, Error as KubeError};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::explain::{Resource, explain};
 use super::login::Hints;
@@ -30,6 +32,9 @@ pub enum Method {
     /// Without the field selector, which servers before 1.31 do not know.
     ListAll,
 }
+
+/// A watch that has lasted this long was a good one. Longer than an attempt to connect.
+const STEADY: Duration = Duration::from_secs(12);
 
 /// What to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,58 +99,86 @@ async fn watch<T: Kind, N>(
 ) -> Option<Next> {
     let api: Api<Watched<T>> = Api::all(session.client.clone());
     let mut stream = pin!(watcher::watcher(api, config(selector, method)));
-    let mut list = Vec::new();
-    let mut listed = false;
+    let mut fold = Fold { list: Vec::new(), listed: false, name };
+    let mut begun = Instant::now();
     loop {
-        let silent = async {
-            if method == Method::Stream && !listed {
-                tokio::time::sleep(FIRST_LIST).await;
-            } else {
-                std::future::pending().await
-            }
-        };
+        let patience = if method == Method::Stream && !fold.listed { FIRST_LIST } else { Duration::MAX };
         let event = tokio::select! {
-            event = stream.next() => event?,
-            () = silent => return Some(Next::Restart(Method::List)),
+            event = tokio::time::timeout(patience, stream.next()) => match event {
+                Ok(event) => event?,
+                Err(_) => return Some(Next::Restart(Method::List)),
+            },
             () = session.events.closed() => return None,
         };
-        let change = match event {
-            Ok(WatchEvent::Init) => {
-                list.clear();
-                listed = false;
-                continue;
-            }
-            Ok(WatchEvent::InitApply(watched)) => {
-                list.push(watched.object);
-                continue;
-            }
-            Ok(WatchEvent::InitDone) => {
-                listed = true;
-                Change::Snapshot(std::mem::take(&mut list))
-            }
-            Ok(WatchEvent::Apply(watched)) => Change::Apply(watched.object),
-            Ok(WatchEvent::Delete(watched)) => Change::Delete(name(&watched.object)),
-            Err(error) => {
-                let next = judge(&error, method, listed, selector);
-                if let Next::Restart(_) = next {
-                    // Nothing is wrong: the server has forgotten the version, or is an older one.
+        match event {
+            Ok(event) => {
+                if let Some(change) = fold.event(event) {
                     backoff.reset();
-                } else {
-                    let problem = explain(&error, Resource::of::<T>(), &session.hints);
-                    session.state.set(T::PLURAL, Err(problem)).await;
+                    session.events.send(wrap(change)).await.ok()?;
                 }
-                if next == Next::Login {
+            }
+            Err(error) => {
+                let next = judge(&error, method, fold.listed, selector);
+                failed::<T>(session, &error, next, begun, backoff).await;
+                if next != Next::Continue {
                     return Some(next);
                 }
-                session.pace.wait(backoff.next(retry_after(&error), draw())).await;
-                if next == Next::Continue {
-                    continue;
-                }
-                return Some(next);
+                begun = Instant::now();
             }
-        };
+        }
+    }
+}
+
+/// Collects a list until it is complete.
+struct Fold<T, N> {
+    list: Vec<T>,
+    listed: bool,
+    name: fn(&T) -> N,
+}
+
+impl<T, N> Fold<T, N> {
+    fn event(&mut self, event: WatchEvent<Watched<T>>) -> Option<Change<T, N>> {
+        match event {
+            WatchEvent::Init => {
+                self.list.clear();
+                self.listed = false;
+                None
+            }
+            WatchEvent::InitApply(watched) => {
+                self.list.push(watched.object);
+                None
+            }
+            WatchEvent::InitDone => {
+                self.listed = true;
+                Some(Change::Snapshot(std::mem::take(&mut self.list)))
+            }
+            WatchEvent::Apply(watched) => Some(Change::Apply(watched.object)),
+            WatchEvent::Delete(watched) => Some(Change::Delete((self.name)(&watched.object))),
+        }
+    }
+}
+
+/// Tells what went wrong since `begun`, and waits until the next request may be made.
+async fn failed<T: Kind>(
+    session: &Session,
+    error: &watcher::Error,
+    next: Next,
+    begun: Instant,
+    backoff: &mut Backoff,
+) {
+    // To restart is nothing wrong: the server has forgotten the version, or is an older one. And in a quiet cluster
+    // nothing but its length tells that a watch was a good one.
+    let restart = matches!(next, Next::Restart(_));
+    if restart || begun.elapsed() > STEADY || is_gone(error) {
         backoff.reset();
-        session.events.send(wrap(change)).await.ok()?;
+    }
+    if !restart {
+        let problem = explain(error, Resource::of::<T>(), &session.hints);
+        session.state.set(T::PLURAL, Err(problem)).await;
+    }
+    // A new login has delays of its own.
+    if next != Next::Login {
+        session.pace.wait(backoff.next(retry_after(error), draw())).await;
     }
 }
 
@@ -169,6 +202,8 @@ fn judge(error: &watcher::Error, method: Method, listed: bool, selector: &Select
         | watcher::Error::WatchStartFailed(KubeError::Api(status))
         | watcher::Error::WatchFailed(KubeError::Api(status)) => status.code,
         watcher::Error::WatchError(status) => status.code,
+        // The CA file is read again at once: it may have been replaced together with the server's certificate (C-12).
+        _ if is_distrust(error) => return Next::Login,
         _ => return Next::Continue,
     };
     match (code, method) {
@@ -177,6 +212,28 @@ fn judge(error: &watcher::Error, method: Method, listed: bool, selector: &Select
         (400 | 405 | 406 | 422, Method::Stream) if !listed => Next::Restart(Method::List),
         (400, Method::List) if !listed && selector.fields_optional => Next::Restart(Method::ListAll),
         _ => Next::Continue,
+    }
+}
+
+/// The server's certificate was not accepted.
+fn is_distrust(error: &watcher::Error) -> bool {
+    let mut cause: Option<&dyn Error> = Some(error);
+    while let Some(error) = cause {
+        if error.to_string().contains("invalid peer certificate") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// The version to go on from is gone (410): a fresh list is due, and no reason to wait for it.
+fn is_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(KubeError::Api(status)) | watcher::Error::WatchError(status) => {
+            status.code == 410
+        }
+        _ => false,
     }
 }
 
