@@ -9,6 +9,7 @@ mod flags;
 mod parse;
 mod resolve;
 mod sluice;
+mod table;
 #[cfg(test)]
 mod tests;
 
