@@ -57,6 +57,7 @@ pub struct ControlPlane {
     etcd: Process,
     admin: Admin,
     authority: Authority,
+    next_authority: Authority,
     netns: Namespace,
     scratch: Scratch,
     binaries: Binaries,
@@ -74,13 +75,14 @@ impl ControlPlane {
         let addresses =
             [format!("addr add {PLANE_ADDRESS}/32 dev lo"), format!("addr add {PLANE_ADDRESS6}/128 dev lo")];
         ip_batch(Some(netns.name()), &addresses)?;
-        let authority = Authority::new("sluice-test-ca")?;
+        let (authority, next_authority) = (Authority::new("laboratory")?, Authority::new("laboratory-next")?);
         let (certificate, key) = write_files(&scratch, &authority)?;
         let etcd = start_etcd(&binaries, &netns, &scratch)?;
         let login = Login::Certificate(&certificate, &key);
-        let ca = scratch.path().join("ca.crt");
+        let both = format!("{}{}", authority.pem(), next_authority.pem());
+        let ca = scratch.write("both.crt", &both)?;
         let admin = Admin::new(&netns, "https://127.0.0.1:6443", &ca, &login)?;
-        let mut plane = Self { api: None, etcd, admin, authority, netns, scratch, binaries };
+        let mut plane = Self { api: None, etcd, admin, authority, next_authority, netns, scratch, binaries };
         plane.start_api()?;
         Ok(plane)
     }
@@ -98,6 +100,27 @@ impl ControlPlane {
     /// The authority that signed the API server's certificate.
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// The authority that will sign it after [`ControlPlane::serve_by`].
+    pub fn next_authority(&self) -> &Authority {
+        &self.next_authority
+    }
+
+    /// Gives the API server a certificate signed by `authority`, one of the two, and waits until it is served.
+    ///
+    /// # Errors
+    /// If the API server does not take it.
+    pub fn serve_by(&self, authority: &Authority) -> Result<()> {
+        let identity = authority.server(&server_names())?;
+        // The server looks again when either file changes and keeps what it has while they do not fit together.
+        self.scratch.write("server.crt", &identity.certificate)?;
+        self.scratch.write("server.key", &identity.key)?;
+        let ca = self.scratch.write("served-by.crt", authority.pem())?;
+        let login = Login::Certificate(&self.file("admin.crt"), &self.file("admin.key"));
+        until("the new certificate is served", START_LIMIT, || {
+            Admin::new(&self.netns, "https://127.0.0.1:6443", &ca, &login)?.get("/version").map(drop)
+        })
     }
 
     /// The URL for nodes.
@@ -204,16 +227,20 @@ impl ControlPlane {
     }
 }
 
+/// All names by which somebody calls the API server.
+fn server_names() -> [&'static str; 8] {
+    let [name, full] = ["kubernetes", "kubernetes.default.svc"];
+    [name, full, "localhost", "127.0.0.1", "::1", "10.64.0.1", PLANE_ADDRESS, PLANE_ADDRESS6]
+}
+
 fn write_files(scratch: &Scratch, authority: &Authority) -> Result<(PathBuf, PathBuf)> {
-    let local = ["kubernetes", "kubernetes.default.svc", "localhost", "127.0.0.1", "::1"];
-    let names = [&local[..], &["10.64.0.1", PLANE_ADDRESS, PLANE_ADDRESS6]].concat();
     let write = |name: &str, identity: &Identity| {
         let certificate = scratch.write(&format!("{name}.crt"), &identity.certificate)?;
         anyhow::Ok((certificate, scratch.write(&format!("{name}.key"), &identity.key)?))
     };
     scratch.write("ca.crt", authority.pem())?;
     scratch.write("audit-policy.json", audit::POLICY)?;
-    write("server", &authority.server(&names)?)?;
+    write("server", &authority.server(&server_names())?)?;
     // Signs ServiceAccount tokens; the certificate only carries the public key.
     write("sa", &authority.client("service-accounts", &[])?)?;
     write("admin", &authority.client("admin", &["system:masters"])?)

@@ -21,6 +21,7 @@ use crate::suite::Test;
 pub const TESTS: &[Test] = &[
     ("control_plane_audits_a_service_account_under_rbac", audits_a_service_account),
     ("control_plane_refuses_a_revoked_token", refuses_a_revoked_token),
+    ("control_plane_changes_its_certificate", changes_its_certificate),
     ("control_plane_keeps_objects_across_a_restart", keeps_objects),
     ("control_plane_bed_carries_traffic_without_an_agent", bed_carries_traffic),
     ("control_plane_holds_the_laboratorys_applications", holds_applications),
@@ -60,6 +61,17 @@ fn refuses_a_revoked_token(plane: &mut ControlPlane) -> Result<()> {
         ensure!(refusal(&error) == Some(401), "{error:?}");
         Ok(())
     })
+}
+
+fn changes_its_certificate(plane: &mut ControlPlane) -> Result<()> {
+    let account = ServiceAccount::set_up(plane.admin())?;
+    let token = account.token()?;
+    client(plane, &token.token)?.get("/api/v1/services")?;
+    plane.serve_by(plane.next_authority())?;
+    let trusting_the_old_one = client(plane, &token.token)?.get("/api/v1/services");
+    plane.serve_by(plane.authority())?;
+    ensure!(trusting_the_old_one.is_err_and(|error| refusal(&error).is_none()), "trusted after the change");
+    Ok(())
 }
 
 fn keeps_objects(plane: &mut ControlPlane) -> Result<()> {

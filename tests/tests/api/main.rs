@@ -2,13 +2,21 @@
 //! of objects and a node of its own. Prints what libtest prints.
 
 mod control_plane;
+mod login;
+mod node;
+mod objects;
+mod outage;
+mod refusal;
 mod suite;
+mod token;
 
 use std::process::ExitCode;
 
 use suite::Test;
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> = [control_plane::TESTS].concat();
+    let tests: Vec<Test> =
+        [control_plane::TESTS, login::TESTS, objects::TESTS, token::TESTS, refusal::TESTS, outage::TESTS]
+            .concat();
     suite::run(&tests)
 }
