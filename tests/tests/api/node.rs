@@ -117,17 +117,22 @@ impl Node {
         })
     }
 
-    /// Waits until the status tells of trouble in words that hold all of `words`, the same in the log; returns the text.
+    /// Waits until one entry of `degraded` holds all of `words`, in one line, and a line of the log as well; returns the
+    /// entry's text.
     pub fn complains(&mut self, words: &[&str]) -> Result<String> {
+        let has_all = |text: &str| words.iter().all(|word| text.contains(word));
         self.agent()?.wait(&format!("status and log complain of {words:?}"), |agent| {
             let status = agent.status()?;
-            let error = status["last_error"].as_str().unwrap_or_default().to_owned();
-            let has_all = |text: &str| words.iter().all(|word| text.contains(word));
-            ensure!(has_all(&error), "last_error is {error:?}, degraded {}", status["degraded"]);
-            ensure!(!error.contains('\n'), "more than one line: {error:?}");
-            ensure!(!is_empty(&status["degraded"]), "nothing is degraded, yet last_error is {error:?}");
+            let parts = status["degraded"].as_array().context("no list of what is degraded")?;
+            let texts = parts.iter().map(|part| {
+                let word = |name: &str| part[name].as_str().unwrap_or_default();
+                format!("{}: {}; {}", word("what"), word("why"), word("next"))
+            });
+            let text = texts.into_iter().find(|text| has_all(text));
+            let text = text.with_context(|| format!("degraded is {}", status["degraded"]))?;
+            ensure!(!text.contains('\n'), "more than one line: {text:?}");
             ensure!(agent.log().lines().any(has_all), "no line of the log says it");
-            Ok(error)
+            Ok(text)
         })
     }
 
@@ -201,10 +206,6 @@ pub fn all_granted(requests: &[audit::Entry]) -> Result<()> {
         ensure!([0, 200, 201].contains(&entry.code()), "refused: {entry:?}");
     }
     Ok(())
-}
-
-fn is_empty(list: &Value) -> bool {
-    list.as_array().is_none_or(Vec::is_empty)
 }
 
 /// The endpoints of all ports of the Service `key`, sorted; `None` if it is not installed.
