@@ -6,9 +6,11 @@
 pub mod cluster;
 pub mod config;
 pub mod control;
+pub mod datapath;
 pub mod http;
 pub mod metrics;
 pub mod model;
+pub mod node;
 pub mod status;
 
 /// The BPF object, as built by build.rs: programs and map definitions.

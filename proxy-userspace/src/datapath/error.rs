@@ -1,0 +1,88 @@
+//! What can go wrong with programs, maps and attachments, told to an operator.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Each variant names the operation, the object, and the next step.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    #[error(
+        "not permitted to use BPF ({operation}): run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON and a \
+         bpffs (--bpffs); without a bpffs CAP_SYS_ADMIN is needed"
+    )]
+    NotPermitted { operation: &'static str, source: io::Error },
+
+    #[error(
+        "this kernel has no bpf(2) or forbids it ({operation}): a kernel built with CONFIG_BPF_SYSCALL is needed"
+    )]
+    NoBpf { operation: &'static str, source: io::Error },
+
+    #[error(
+        "{path} is not a BPF file system: mount one with `mount -t bpf bpf {path}`, or leave --bpffs out"
+    )]
+    NotBpffs { path: PathBuf },
+
+    #[error("cannot make a private BPF file system: give a mounted one with --bpffs")]
+    PrivateBpffs { source: io::Error },
+
+    #[error(
+        "{path} is not in a cgroup v2 hierarchy: name one with --cgroup, or turn sockets off with --sockets off"
+    )]
+    NotCgroup2 { path: PathBuf },
+
+    #[error("cannot {operation} {path}: see that it exists and that its file system is writable")]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+
+    #[error(
+        "map {map} found at {place} is {found}, this version needs {needed}: it was not made by this version, remove it \
+         with `sluice cleanup` and start again"
+    )]
+    ForeignMap { map: &'static str, place: String, found: String, needed: String },
+
+    #[error("cannot {operation} map {map}: check memory limits (RLIMIT_MEMLOCK, cgroup) and the kernel log")]
+    Map { operation: &'static str, map: &'static str, source: io::Error },
+
+    #[error("cannot prepare the BPF object: kernel {kernel}: {source}")]
+    Object { kernel: String, source: Box<aya::EbpfError> },
+
+    #[error(
+        "kernel {kernel} refuses program {program}: {source}; verifier: {excerpt}; please report this line with the \
+         kernel's name"
+    )]
+    Refused { program: &'static str, kernel: String, excerpt: String, source: io::Error },
+
+    #[error("the embedded BPF object has no program {program}: the build is damaged, build again")]
+    NoProgram { program: &'static str },
+
+    #[error("cannot {operation} at {hook}: {hint}")]
+    Attach { operation: &'static str, hook: String, hint: &'static str, source: io::Error },
+}
+
+impl DatapathError {
+    /// Sorts an error of bpf(2) into the kinds that need other help than `otherwise`.
+    pub(super) fn of(
+        operation: &'static str,
+        source: io::Error,
+        otherwise: impl FnOnce(io::Error) -> Self,
+    ) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { operation, source },
+            Some(libc::ENOSYS) => Self::NoBpf { operation, source },
+            _ => otherwise(source),
+        }
+    }
+
+    /// Whether the object this is about is no longer there: a device that went away meanwhile.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Attach { source, .. } if source.raw_os_error() == Some(libc::ENODEV))
+    }
+}
+
+/// The kernel's release, for messages.
+pub(super) fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
+}

@@ -1,0 +1,268 @@
+//! From options to loaded programs and open maps: adopt what an earlier agent left, create the rest.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::error::{DatapathError, kernel_release};
+use super::hooks::{self, Known};
+use super::pins::Pins;
+use super::specs::{self, Sizes, Spec};
+use super::sys::{self, Target};
+
+/// What to load and where to keep it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A mounted bpffs; `None`: maps are found again by the programs that use them, which needs CAP_SYS_ADMIN.
+    pub bpffs: Option<PathBuf>,
+    /// A directory of cgroup v2; `None`: sockets are not translated, packets are.
+    pub cgroup: Option<PathBuf>,
+    pub sizes: Sizes,
+    /// The programs' clock is `Config::test_clock`, and backends are drawn in a fixed order.
+    pub test_mode: bool,
+}
+
+/// Programs of an Ethernet device.
+pub const ETHERNET: [&str; 2] = ["sluice_ingress", "sluice_egress"];
+/// Programs of a device without Ethernet header.
+pub const PLAIN: [&str; 2] = ["sluice_ingr_l3", "sluice_egr_l3"];
+
+/// The result of loading, before it is dressed as a [`super::Datapath`].
+pub struct Loaded {
+    pub ebpf: Ebpf,
+    pub pins: Pins,
+    pub maps: HashMap<&'static str, OwnedFd>,
+    pub cgroup: Option<OwnedFd>,
+    pub cpus: u32,
+    /// Programs of earlier agents that are pinned, by id; and their pins.
+    pub earlier: Vec<(PathBuf, OwnedFd)>,
+    pub adopted: bool,
+    pub notices: Vec<String>,
+}
+
+pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
+    let cgroup = options.cgroup.as_deref().map(open_cgroup).transpose()?;
+    let cpus = possible_cpus()?;
+    let wanted = specs::persistent(&options.sizes, cpus);
+    let pins = match &options.bpffs {
+        Some(bpffs) => Pins::shared(bpffs)?,
+        None => {
+            let pins = Pins::private()?;
+            adopt_by_id(&pins, cgroup.as_ref(), &wanted)?;
+            pins
+        }
+    };
+    let (found, notices) = check_pins(&pins, &wanted)?;
+    let ring_size = found
+        .get("RINGS_V4")
+        .map_or_else(|| specs::ring_size(options.sizes.flows, cpus), |entries| entries / cpus.max(1));
+    let mut ebpf = load_object(&pins, &wanted, ring_size, options.test_mode)?;
+    load_programs(&mut ebpf, cgroup.is_some())?;
+    let mut maps = HashMap::new();
+    for spec in &wanted {
+        let missing = || DatapathError::NoProgram { program: spec.name };
+        maps.insert(spec.name, Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?);
+    }
+    let earlier = pins.programs()?;
+    Ok(Loaded { ebpf, pins, maps, cgroup, cpus, earlier, adopted: !found.is_empty(), notices })
+}
+
+/// Opens a directory of cgroup v2.
+pub fn open_cgroup(path: &Path) -> Result<OwnedFd, DatapathError> {
+    let file = |source| DatapathError::File { operation: "open cgroup", path: path.to_owned(), source };
+    let found = statfs(path).map_err(|errno| file(errno.into()))?;
+    if found.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(DatapathError::NotCgroup2 { path: path.to_owned() });
+    }
+    std::fs::File::open(path).map(OwnedFd::from).map_err(file)
+}
+
+fn possible_cpus() -> Result<u32, DatapathError> {
+    let count = aya::util::nr_cpus().map_err(|(path, source)| DatapathError::File {
+        operation: "read the number of CPUs from",
+        path: path.into(),
+        source,
+    })?;
+    Ok(u32::try_from(count).unwrap_or(1))
+}
+
+/// Pins the maps that our attached programs use. Devices come first: the cgroup may be another agent's by mistake,
+/// the devices of this network namespace are not.
+fn adopt_by_id(pins: &Pins, cgroup: Option<&OwnedFd>, wanted: &[Spec]) -> Result<(), DatapathError> {
+    let devices = hooks::devices()?.into_iter().map(|(_, ifindex)| Target::Device(ifindex));
+    let mut places: Vec<_> =
+        devices.flat_map(|device| [(device, hooks::TC_INGRESS), (device, hooks::TC_EGRESS)]).collect();
+    if let Some(cgroup) = cgroup {
+        places.extend(hooks::SOCKETS.iter().map(|(hook, _)| (Target::Cgroup(cgroup.as_fd()), *hook)));
+    }
+    for (target, hook) in places {
+        let found = match hooks::look(target, hook, &Known::new()) {
+            Ok(found) => found,
+            // A kernel without tcx is reported when something is to be attached.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => continue,
+            Err(error) => {
+                return Err(DatapathError::of("look for our programs", error, |source| {
+                    hooks::attach_error("look for our programs", target, hook, source)
+                }));
+            }
+        };
+        for ours in found.ours {
+            for id in ours.info.maps {
+                adopt_map(pins, id, wanted)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Pins the map with this id under its name, unless one of that name has been found already.
+fn adopt_map(pins: &Pins, id: u32, wanted: &[Spec]) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Map { operation: "adopt", map: "of an attached program", source };
+    let fd = sys::map_by_id(id).map_err(failed)?;
+    let info = sys::map_info(fd.as_fd()).map_err(failed)?;
+    // The private bpffs holds nothing that these programs did not put there, so a taken name is the same map.
+    match wanted.iter().find(|spec| spec.name == info.name) {
+        Some(spec) if Pins::open(&pins.map(spec.name))?.is_none() => {
+            Pins::put(fd.as_fd(), &pins.map(spec.name))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Entries of every pinned map that fits, and a line for each whose size is another than was asked for (L-22).
+/// A pin that does not fit is an error: aya would use it unseen, and crash.
+fn check_pins(
+    pins: &Pins,
+    wanted: &[Spec],
+) -> Result<(HashMap<&'static str, u32>, Vec<String>), DatapathError> {
+    let mut found = HashMap::new();
+    let mut notices = Vec::new();
+    for spec in wanted {
+        let path = pins.map(spec.name);
+        let Some(fd) = Pins::open(&path)? else { continue };
+        let info = sys::map_info(fd.as_fd()).map_err(|_| foreign(spec, &path, "no map"))?;
+        if let Some((is, needed)) = spec.conflict(&info) {
+            return Err(DatapathError::ForeignMap {
+                map: spec.name,
+                place: place(pins, &path),
+                found: is,
+                needed,
+            });
+        }
+        if let Some(entries) = spec.entries.filter(|&entries| entries != info.max_entries) {
+            notices.push(format!(
+                "map {} keeps its {} entries, not {entries} as configured: `sluice cleanup` and a new start change it",
+                spec.name, info.max_entries
+            ));
+        }
+        found.insert(spec.name, info.max_entries);
+    }
+    Ok((found, notices))
+}
+
+fn foreign(spec: &Spec, path: &Path, found: &str) -> DatapathError {
+    DatapathError::ForeignMap {
+        map: spec.name,
+        place: path.display().to_string(),
+        found: found.into(),
+        needed: "a map".into(),
+    }
+}
+
+fn place(pins: &Pins, path: &Path) -> String {
+    if pins.is_private() { "the attached programs".into() } else { path.display().to_string() }
+}
+
+fn load_object(pins: &Pins, wanted: &[Spec], ring_size: u32, test_mode: bool) -> Result<Ebpf, DatapathError> {
+    let test_mode = u32::from(test_mode);
+    let mut loader = EbpfLoader::new();
+    // Nothing is relocated against the kernel's types, and keeping them costs 20 MB.
+    loader.btf(None).override_global("RING_SIZE", &ring_size, true).override_global(
+        "TEST_MODE",
+        &test_mode,
+        true,
+    );
+    for spec in wanted {
+        loader.map_pin_path(spec.name, pins.map(spec.name));
+        if let Some(entries) = spec.entries {
+            loader.map_max_entries(spec.name, entries);
+        }
+    }
+    loader.load(crate::OBJECT).map_err(|error| match permission(&error) {
+        Some(source) => DatapathError::NotPermitted { operation: "create maps", source },
+        None => DatapathError::Object { kernel: kernel_release(), source: Box::new(error) },
+    })
+}
+
+/// EPERM at the bottom of an error's chain of sources.
+fn permission(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let denied = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if denied == Some(libc::EPERM) {
+            return Some(std::io::Error::from_raw_os_error(libc::EPERM));
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<(), DatapathError> {
+    for name in ETHERNET.into_iter().chain(PLAIN) {
+        let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
+        let program: &mut SchedClassifier = program.try_into().map_err(|error| refused(name, error))?;
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    for (_, name) in hooks::SOCKETS.iter().filter(|_| sockets) {
+        let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
+        let program: &mut CgroupSockAddr = program.try_into().map_err(|error| refused(name, error))?;
+        program.load().map_err(|error| refused(name, error))?;
+    }
+    Ok(())
+}
+
+/// One line that says which program, which kernel, and the two ends of the verifier's log.
+fn refused(program: &'static str, error: ProgramError) -> DatapathError {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            DatapathError::of("load programs", io_error, |source| DatapathError::Refused {
+                program,
+                kernel: kernel_release(),
+                excerpt: excerpt(&verifier_log.to_string()),
+                source,
+            })
+        }
+        other => DatapathError::Object { kernel: kernel_release(), source: Box::new(other.into()) },
+    }
+}
+
+/// First line and last three of a verifier log, in one line.
+fn excerpt(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines.as_slice() {
+        [] => "no log".into(),
+        few if few.len() <= 4 => few.join(" | "),
+        [first, .., a, b, c] => format!("{first} | ... | {a} | {b} | {c}"),
+        few => few.join(" | "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_log_is_cut_to_one_line() {
+        for (log, want) in [
+            ("", "no log"),
+            ("0: (b7) r0 = 0\nR1 invalid", "0: (b7) r0 = 0 | R1 invalid"),
+            ("a\nb\n\nc\nd\ne\nf\n", "a | ... | d | e | f"),
+        ] {
+            assert_eq!(excerpt(log), want);
+        }
+    }
+}

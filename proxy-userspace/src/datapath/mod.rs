@@ -1,0 +1,143 @@
+//! Programs and maps in the kernel: loaded or adopted, attached without links, read and written.
+//!
+//! ```text
+//! sys/       raw system calls; the agent's only unsafe code
+//! specs.rs   what the maps look like      pins.rs    where they are kept
+//! loader.rs  options → programs, maps     tables.rs  the open maps
+//! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
+//! cleanup.rs taking everything away       store.rs   the maps as `sync` sees them
+//! flows.rs   live flows, counters
+//! ```
+
+mod attach;
+mod error;
+mod hooks;
+mod loader;
+mod pins;
+mod specs;
+mod sys;
+mod tables;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use proxy_common::abi::Config;
+
+pub use attach::{Attached, Change, HookState, Placement, Retired};
+pub use error::DatapathError;
+pub use loader::Options;
+pub use specs::Sizes;
+
+use hooks::Known;
+use pins::Pins;
+use tables::Tables;
+
+/// The installed programs and maps. Dropping it changes nothing in the kernel.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Ebpf,
+    pins: Pins,
+    tables: Tables,
+    cgroup: Option<OwnedFd>,
+    cpus: u32,
+    /// Programs of this and earlier agents, by id.
+    known: Known,
+    /// Pins of earlier agents' programs.
+    earlier: Vec<PathBuf>,
+    adopted: bool,
+    notices: Vec<String>,
+}
+
+impl Datapath {
+    /// Loads the programs, with the maps of an earlier agent where there are any. Attaches nothing.
+    ///
+    /// Maps are found as pins under `<bpffs>/sluice/<LAYOUT>`, or without a bpffs by the programs attached to this
+    /// network namespace's devices and to the cgroup.
+    ///
+    /// # Errors
+    /// One line for an operator. A map that is not what this version expects is never used nor removed.
+    pub fn load(options: &Options) -> Result<Self, DatapathError> {
+        let mut loaded = loader::load(options)?;
+        let mut datapath = Self {
+            tables: Tables::open(&mut loaded.maps)?,
+            ebpf: loaded.ebpf,
+            pins: loaded.pins,
+            cgroup: loaded.cgroup,
+            cpus: loaded.cpus,
+            known: Known::new(),
+            earlier: Vec::new(),
+            adopted: loaded.adopted,
+            notices: loaded.notices,
+        };
+        for (path, fd) in loaded.earlier {
+            let failed = |source| DatapathError::File { operation: "read pin", path: path.clone(), source };
+            datapath.known.insert(sys::program_info(fd.as_fd()).map_err(failed)?.id, fd);
+            datapath.earlier.push(path);
+        }
+        datapath.pin_programs()?;
+        Ok(datapath)
+    }
+
+    /// Remembers our own programs, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN
+    /// cannot open them by id, but needs them to replace them.
+    fn pin_programs(&mut self) -> Result<(), DatapathError> {
+        for (name, program) in self.ebpf.programs() {
+            let Ok(fd) = program.fd() else { continue };
+            let failed =
+                |source| DatapathError::File { operation: "describe program", path: name.into(), source };
+            let id = sys::program_info(fd.as_fd()).map_err(failed)?.id;
+            self.known.insert(id, fd.as_fd().try_clone_to_owned().map_err(failed)?);
+            if !self.pins.is_private() {
+                Pins::put(fd.as_fd(), &self.pins.program(name, id))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether maps of an earlier agent are in use.
+    #[must_use]
+    pub const fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Lines to log once: settings that could not be applied because content was kept (L-22).
+    #[must_use]
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Whether sockets can be translated: a cgroup was given.
+    #[must_use]
+    pub const fn has_sockets(&self) -> bool {
+        self.cgroup.is_some()
+    }
+
+    /// The settings in force. All zero before the first [`Datapath::set_config`] of the first agent.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn config(&self) -> Result<Config, DatapathError> {
+        let failed = |source| DatapathError::Map { operation: "read", map: "CONFIG", source };
+        let found = self.tables.config.get(&0).map_err(failed)?;
+        found.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+    }
+
+    /// Puts `config` in force.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn set_config(&self, config: &Config) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { operation: "write", map: "CONFIG", source };
+        self.tables.config.set(&0, config).map_err(failed)
+    }
+}
+
+/// Cookie of the network namespace that the calling thread is in, for `Config::netns_cookie`.
+///
+/// # Errors
+/// On kernels before 5.14.
+pub fn netns_cookie() -> std::io::Result<u64> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    sys::netns_cookie(socket.as_fd())
+}

@@ -1,0 +1,163 @@
+//! Which maps outlive the agent, and what each must look like to be taken over.
+
+use proxy_common::abi::{
+    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
+    RingHead, Service, SocketPairs,
+};
+
+use super::sys::MapInfo;
+
+/// `enum bpf_map_type`.
+pub mod kind {
+    pub const HASH: u32 = 1;
+    pub const ARRAY: u32 = 2;
+    pub const PERCPU_ARRAY: u32 = 6;
+    pub const ARRAY_OF_MAPS: u32 = 12;
+    pub const SK_STORAGE: u32 = 24;
+}
+
+const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
+
+/// Inner arrays of a slots map.
+pub const CHUNKS: u32 = 1024;
+
+/// How many entries each kind of thing may have. What an adopted map holds wins over what is asked for here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Service ports, both families together.
+    pub services: u32,
+    /// Frontends of one family.
+    pub frontends: u32,
+    /// Endpoints, counted per Service port.
+    pub endpoints: u32,
+    /// Distinct addresses of one family.
+    pub addresses: u32,
+    /// Flow entries of one family; a connection takes two, four where it is masqueraded.
+    pub flows: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            services: 32_768,
+            frontends: 65_536,
+            endpoints: 262_144,
+            addresses: 131_072,
+            flows: default_flows(),
+        }
+    }
+}
+
+/// kube-proxy's rule for conntrack: 32,768 a core, at least 131,072 (J9).
+fn default_flows() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cores).unwrap_or(512).saturating_mul(32_768).max(131_072)
+}
+
+/// A map as this layout has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    pub name: &'static str,
+    pub kind: u32,
+    pub key: u32,
+    pub value: u32,
+    pub flags: u32,
+    /// `None`: fixed by the object.
+    pub entries: Option<u32>,
+}
+
+impl Spec {
+    /// Why `found` cannot take this map's place: what it is and what is needed.
+    pub fn conflict(&self, found: &MapInfo) -> Option<(String, String)> {
+        let is = (found.kind, found.key_size, found.value_size, found.flags);
+        let needed = (self.kind, self.key, self.value, self.flags);
+        let tell = |(kind, key, value, flags)| {
+            format!("of type {kind} with {key}-byte keys, {value}-byte values and flags {flags:#x}")
+        };
+        (is != needed).then(|| (tell(is), tell(needed)))
+    }
+}
+
+const fn spec<K, V>(name: &'static str, kind: u32, flags: u32, entries: Option<u32>) -> Spec {
+    Spec { name, kind, key: size_of::<K>() as u32, value: size_of::<V>() as u32, flags, entries }
+}
+
+/// Every map that is pinned and adopted. Working memory of the programs is not among them.
+pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
+    let rings = ring_size(sizes.flows, cpus) * cpus;
+    vec![
+        spec::<FrontendKey<1>, Frontend>("FRONTENDS_V4", kind::HASH, 0, Some(sizes.frontends)),
+        spec::<FrontendKey<4>, Frontend>("FRONTENDS_V6", kind::HASH, 0, Some(sizes.frontends)),
+        spec::<u32, Service>("SERVICES", kind::ARRAY, MMAPABLE, Some(sizes.services)),
+        spec::<u32, u32>("SLOTS_V4", kind::ARRAY_OF_MAPS, 0, None),
+        spec::<u32, u32>("SLOTS_V6", kind::ARRAY_OF_MAPS, 0, None),
+        spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, 0, Some(sizes.addresses)),
+        spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, 0, Some(sizes.addresses)),
+        spec::<u32, u32>("ENDPOINTS", kind::ARRAY, 0, Some(sizes.endpoints)),
+        spec::<u32, Device>("DEVICES", kind::HASH, 0, None),
+        spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),
+        spec::<FlowKey<4>, Flow<4>>("FLOWS_V6", kind::HASH, 0, Some(sizes.flows)),
+        spec::<u32, FlowKey<1>>("RINGS_V4", kind::ARRAY, 0, Some(rings)),
+        spec::<u32, FlowKey<4>>("RINGS_V6", kind::ARRAY, 0, Some(rings)),
+        spec::<u32, RingHead>("RING_HEADS", kind::PERCPU_ARRAY, 0, None),
+        spec::<u32, Config>("CONFIG", kind::ARRAY, 0, None),
+        spec::<u32, u64>("COUNTERS", kind::PERCPU_ARRAY, 0, None),
+        spec::<u32, SocketPairs>("SOCKETS", kind::SK_STORAGE, NO_PREALLOC, None),
+    ]
+}
+
+/// A chunk of slots: an inner array. `N` words an address.
+pub const fn chunk<const N: usize>() -> Spec {
+    spec::<u32, Backend<N>>("a chunk of slots", kind::ARRAY, 0, Some(CHUNK))
+}
+
+/// Keys each CPU's ring holds, a power of two. A pair of flow entries takes one key, so all rings together hold
+/// twice the keys that a full table needs: connections are not spread evenly over CPUs.
+pub const fn ring_size(flows: u32, cpus: u32) -> u32 {
+    let even = flows.div_ceil(if cpus == 0 { 1 } else { cpus });
+    if even < 64 { 64 } else { even.next_power_of_two() }
+}
+
+/// Number of counters.
+pub const COUNTERS: u32 = Reason::COUNT;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_is_taken_over_only_if_it_is_what_the_programs_expect() {
+        let sizes = Sizes::default();
+        let spec = persistent(&sizes, 2).into_iter().find(|spec| spec.name == "SERVICES").unwrap();
+        let good = MapInfo {
+            kind: spec.kind,
+            id: 1,
+            key_size: spec.key,
+            value_size: spec.value,
+            max_entries: 7,
+            flags: spec.flags,
+            name: "SERVICES".into(),
+        };
+        let cases = [
+            ("the same map", good.clone(), true),
+            ("other number of entries (L-22)", MapInfo { max_entries: 1 << 20, ..good.clone() }, true),
+            ("larger value: aya would read past it", MapInfo { value_size: 4096, ..good.clone() }, false),
+            ("other key", MapInfo { key_size: 8, ..good.clone() }, false),
+            ("other type (L-23)", MapInfo { kind: kind::HASH, ..good.clone() }, false),
+            ("not mappable", MapInfo { flags: 0, ..good }, false),
+        ];
+        for (what, found, fits) in cases {
+            assert_eq!(spec.conflict(&found).is_none(), fits, "{what}");
+        }
+    }
+
+    #[test]
+    fn ring_sizes_are_powers_of_two_and_hold_every_pair() {
+        for (flows, cpus, want) in [(131_072, 2, 65_536), (131_072, 3, 65_536), (1024, 64, 64), (100, 1, 128)]
+        {
+            assert_eq!(ring_size(flows, cpus), want, "{flows} flows on {cpus} CPUs");
+            assert!(ring_size(flows, cpus) * cpus >= flows / 2);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The open maps, each with its types.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use proxy_common::abi::{
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Service,
+};
+
+use super::error::DatapathError;
+use super::sys::{Shared, Table};
+
+/// Maps of one family. `N` words an address.
+#[derive(Debug)]
+pub struct FamilyTables<const N: usize> {
+    pub frontends: Table<FrontendKey<N>, Frontend>,
+    pub addresses: Table<Addr<N>, AddressClass>,
+    pub flows: Table<FlowKey<N>, Flow<N>>,
+    /// Chunk number → inner map; read back, it gives the inner map's id.
+    pub slots: Table<u32, u32>,
+    pub chunks: Vec<Table<u32, Backend<N>>>,
+}
+
+/// Every map that the agent reads or writes.
+#[derive(Debug)]
+pub struct Tables {
+    pub v4: FamilyTables<1>,
+    pub v6: FamilyTables<4>,
+    pub endpoints: Table<u32, u32>,
+    pub devices: Table<u32, Device>,
+    pub config: Table<u32, Config>,
+    pub counters: Table<u32, u64>,
+    pub services: Shared,
+    pub service_count: u32,
+}
+
+/// 64-bit words of one service.
+pub const SERVICE_WORDS: usize = size_of::<Service>() / size_of::<u64>();
+
+impl Tables {
+    /// Takes the descriptors of all maps out of `maps`.
+    pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
+        let services = take::<u32, Service>(maps, "SERVICES")?;
+        let failed = |source| DatapathError::Map { operation: "share memory of", map: "SERVICES", source };
+        let words = services.max_entries() as usize * SERVICE_WORDS;
+        Ok(Self {
+            v4: FamilyTables {
+                frontends: take(maps, "FRONTENDS_V4")?,
+                addresses: take(maps, "ADDRESSES_V4")?,
+                flows: take(maps, "FLOWS_V4")?,
+                slots: take(maps, "SLOTS_V4")?,
+                chunks: Vec::new(),
+            },
+            v6: FamilyTables {
+                frontends: take(maps, "FRONTENDS_V6")?,
+                addresses: take(maps, "ADDRESSES_V6")?,
+                flows: take(maps, "FLOWS_V6")?,
+                slots: take(maps, "SLOTS_V6")?,
+                chunks: Vec::new(),
+            },
+            endpoints: take(maps, "ENDPOINTS")?,
+            devices: take(maps, "DEVICES")?,
+            config: take(maps, "CONFIG")?,
+            counters: take(maps, "COUNTERS")?,
+            services: Shared::map(services.fd(), words).map_err(failed)?,
+            service_count: services.max_entries(),
+        })
+    }
+}
+
+fn take<K: proxy_common::abi::Abi, V: proxy_common::abi::Abi>(
+    maps: &mut HashMap<&'static str, OwnedFd>,
+    name: &'static str,
+) -> Result<Table<K, V>, DatapathError> {
+    let fd = maps.remove(name).ok_or(DatapathError::NoProgram { program: name })?;
+    Table::new(fd).map_err(|source| DatapathError::Map { operation: "open", map: name, source })
+}

@@ -1,0 +1,39 @@
+//! What the agent knows of its node from netlink: devices, addresses, and which devices are edges.
+
+mod classify;
+mod facts;
+mod follow;
+
+pub use classify::{EdgeKind, Link, LinkType, classify, selected};
+pub use facts::{Address, Facts, Inventory};
+pub use follow::{Node, NodeError};
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// A device through which traffic enters or leaves the node's stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edge {
+    pub name: String,
+    pub ifindex: u32,
+    pub kind: EdgeKind,
+    /// Frames start with an Ethernet header.
+    pub ethernet: bool,
+    /// What kernel MASQUERADE would take on the device that packets leave by (F1): for a bridge's port, the bridge.
+    pub masquerade_v4: Option<Ipv4Addr>,
+    pub masquerade_v6: Option<Ipv6Addr>,
+    /// Bytes.
+    pub mtu: u32,
+    /// Leads to a pod rather than to other hosts.
+    pub pod: bool,
+}
+
+/// A change of [`Facts`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// New, or changed in any field: attach it.
+    Edge(Edge),
+    /// No edge any more. `device_gone`: its programs went with it; otherwise detach them.
+    EdgeGone { ifindex: u32, name: String, device_gone: bool },
+    /// The node's own addresses, all of them.
+    Addresses(Vec<Address>),
+}
