@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod model;
 pub mod node;
 pub mod status;
+pub mod sync;
 
 /// The BPF object, as built by build.rs: programs and map definitions.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.o"));

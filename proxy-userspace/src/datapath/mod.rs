@@ -10,11 +10,14 @@
 //! ```
 
 mod attach;
+mod cleanup;
 mod error;
+mod flows;
 mod hooks;
 mod loader;
 mod pins;
 mod specs;
+mod store;
 mod sys;
 mod tables;
 
@@ -25,13 +28,17 @@ use aya::Ebpf;
 use proxy_common::abi::Config;
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
+pub use cleanup::{Cleaned, cleanup};
 pub use error::DatapathError;
+pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use specs::Sizes;
 
 use hooks::Known;
 use pins::Pins;
 use tables::Tables;
+
+use crate::model::Family;
 
 /// The installed programs and maps. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
@@ -75,6 +82,9 @@ impl Datapath {
             datapath.known.insert(sys::program_info(fd.as_fd()).map_err(failed)?.id, fd);
             datapath.earlier.push(path);
         }
+        let (tables, pins) = (&mut datapath.tables, &datapath.pins);
+        tables.v4.open_chunks(pins, Family::V4)?;
+        tables.v6.open_chunks(pins, Family::V6)?;
         datapath.pin_programs()?;
         Ok(datapath)
     }

@@ -31,10 +31,20 @@ impl Pins {
         Ok(Self { dir, private: None })
     }
 
-    /// The directory of this layout on the bpffs mounted at `bpffs`, if it exists.
-    pub fn existing(bpffs: &Path) -> Result<Option<Self>, DatapathError> {
-        let dir = Self::directory(bpffs)?;
-        Ok(dir.is_dir().then_some(Self { dir, private: None }))
+    /// The directories of all layouts that agents have left on the bpffs mounted at `bpffs`.
+    pub fn layouts(bpffs: &Path) -> Result<Vec<Self>, DatapathError> {
+        Self::directory(bpffs)?;
+        let dir = parent(bpffs);
+        let failed = |source| DatapathError::File { operation: "list", path: dir.clone(), source };
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let pins = |entry: io::Result<std::fs::DirEntry>| {
+            Ok(Self { dir: entry.map_err(failed)?.path(), private: None })
+        };
+        entries.map(pins).collect()
     }
 
     fn directory(bpffs: &Path) -> Result<PathBuf, DatapathError> {

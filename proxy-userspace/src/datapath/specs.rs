@@ -1,8 +1,8 @@
 //! Which maps outlive the agent, and what each must look like to be taken over.
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
-    RingHead, Service, SocketPairs,
+    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, RingHead,
+    Service, SocketPairs,
 };
 
 use super::sys::MapInfo;
@@ -118,9 +118,6 @@ pub const fn ring_size(flows: u32, cpus: u32) -> u32 {
     let even = flows.div_ceil(if cpus == 0 { 1 } else { cpus });
     if even < 64 { 64 } else { even.next_power_of_two() }
 }
-
-/// Number of counters.
-pub const COUNTERS: u32 = Reason::COUNT;
 
 #[cfg(test)]
 mod tests {

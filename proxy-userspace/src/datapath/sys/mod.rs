@@ -17,6 +17,7 @@ pub use table::Table;
 
 /// Commands of bpf(2), `enum bpf_cmd` (include/uapi/linux/bpf.h).
 mod cmd {
+    pub const MAP_CREATE: u32 = 0;
     pub const MAP_LOOKUP_ELEM: u32 = 1;
     pub const MAP_UPDATE_ELEM: u32 = 2;
     pub const MAP_DELETE_ELEM: u32 = 3;
@@ -194,6 +195,33 @@ pub fn map_info(fd: BorrowedFd<'_>) -> Result<MapInfo> {
     object_info(fd, &mut raw)?;
     let RawMapInfo { kind, id, key_size, value_size, max_entries, flags, name } = raw;
     Ok(MapInfo { kind, id, key_size, value_size, max_entries, flags, name: name_of(&name) })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+/// Makes an array map of `entries` values of `value_size` bytes.
+pub fn create_array(value_size: u32, entries: u32) -> Result<OwnedFd> {
+    const ARRAY: u32 = 2;
+    let mut attr = CreateAttr {
+        kind: ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries: entries,
+        name: *b"SLOTS_CHUNK\0\0\0\0\0",
+        ..Default::default()
+    };
+    bpf(cmd::MAP_CREATE, &mut attr).and_then(owned)
 }
 
 // --- attachment ----------------------------------------------------------------------------------------------

@@ -1,0 +1,301 @@
+//! The real maps behind `sync`'s [`Store`].
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use proxy_common::abi::{
+    Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Port, Run, Service, service_flags,
+};
+
+use super::Datapath;
+use super::error::DatapathError;
+use super::pins::Pins;
+use super::specs::{self, CHUNKS};
+use super::sys::{self, Table};
+use super::tables::{FamilyTables, SERVICE_WORDS};
+use crate::model::{Family, Protocol};
+use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
+
+/// An address in the maps' form and in the library's.
+pub(super) trait Wire<const N: usize> {
+    fn wire(ip: IpAddr) -> Option<Addr<N>>;
+    fn ip(wire: Addr<N>) -> IpAddr;
+}
+
+/// Carries the two forms of each family.
+pub(super) struct Net;
+
+impl Wire<1> for Net {
+    fn wire(ip: IpAddr) -> Option<Addr<1>> {
+        match ip {
+            IpAddr::V4(ip) => Some(Addr::v4(ip.octets())),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn ip(wire: Addr<1>) -> IpAddr {
+        Ipv4Addr::from(wire.octets()).into()
+    }
+}
+
+impl Wire<4> for Net {
+    fn wire(ip: IpAddr) -> Option<Addr<4>> {
+        match ip {
+            IpAddr::V6(ip) => Some(Addr::v6(ip.octets())),
+            IpAddr::V4(_) => None,
+        }
+    }
+
+    fn ip(wire: Addr<4>) -> IpAddr {
+        Ipv6Addr::from(wire.octets()).into()
+    }
+}
+
+fn failed(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> DatapathError {
+    move |source| DatapathError::Map { operation, map, source }
+}
+
+fn protocol(number: u8) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.number() == number)
+}
+
+impl<const N: usize> FamilyTables<N>
+where
+    Net: Wire<N>,
+{
+    /// Opens the chunks that are in the slots map.
+    pub(super) fn open_chunks(&mut self, pins: &Pins, family: Family) -> Result<(), DatapathError> {
+        let read = failed("read", "SLOTS");
+        for index in 0..CHUNKS {
+            let Some(id) = self.slots.get(&index).map_err(&read)? else { break };
+            // The pin serves an agent without CAP_SYS_ADMIN.
+            let fd = match Pins::open(&pins.chunk(family, index))? {
+                Some(fd) if sys::map_info(fd.as_fd()).map_err(&read)?.id == id => fd,
+                _ => sys::map_by_id(id).map_err(&read)?,
+            };
+            self.chunks.push(Table::new(fd).map_err(&read)?);
+        }
+        Ok(())
+    }
+
+    fn add_chunk(&mut self, pins: &Pins, family: Family, index: u32) -> Result<(), DatapathError> {
+        let spec = specs::chunk::<N>();
+        let fd: OwnedFd = sys::create_array(spec.value, CHUNK).map_err(failed("create", spec.name))?;
+        if !pins.is_private() {
+            Pins::put(fd.as_fd(), &pins.chunk(family, index))?;
+        }
+        self.slots.set(&index, &fd.as_raw_fd().cast_unsigned()).map_err(failed("add a chunk to", "SLOTS"))?;
+        self.chunks.push(Table::new(fd).map_err(failed("open", spec.name))?);
+        Ok(())
+    }
+
+    fn write_slots(&self, slots: &[(u32, Slot)]) -> Result<(), DatapathError> {
+        for run in slots.chunk_by(|(a, _), (b, _)| a / CHUNK == b / CHUNK) {
+            let Some(chunk) = run.first().and_then(|(at, _)| self.chunks.get((at / CHUNK) as usize)) else {
+                return Err(failed("write", "SLOTS")(io::ErrorKind::NotFound.into()));
+            };
+            let (mut keys, mut values) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
+            for (at, slot) in run {
+                let Some(address) = Net::wire(slot.address.ip()) else { continue };
+                let EndpointId { id, generation } = slot.endpoint;
+                keys.push(at % CHUNK);
+                values.push(Backend { address, port: Port::new(slot.address.port()), generation, id });
+            }
+            set_all(chunk, &keys, &values).map_err(failed("write", "SLOTS"))?;
+        }
+        Ok(())
+    }
+
+    fn read_slots(&self) -> Result<Vec<Slot>, DatapathError> {
+        let mut slots = Vec::with_capacity(self.chunks.len() * CHUNK as usize);
+        for chunk in &self.chunks {
+            slots.extend(chunk.dump().map_err(failed("read", "SLOTS"))?.into_iter().map(|(_, backend)| {
+                Slot {
+                    address: SocketAddr::new(Net::ip(backend.address), backend.port.number()),
+                    endpoint: EndpointId { id: backend.id, generation: backend.generation },
+                }
+            }));
+        }
+        Ok(slots)
+    }
+
+    fn read_frontends(&self, into: &mut Vec<(Dialled, Frontend)>) -> io::Result<()> {
+        into.extend(self.frontends.dump()?.into_iter().filter_map(|(key, frontend)| {
+            let (address, port) = (Net::ip(key.address), key.port.number());
+            Some((Dialled { address, port, protocol: protocol(key.protocol)? }, frontend))
+        }));
+        Ok(())
+    }
+
+    fn read_addresses(&self, into: &mut Vec<(IpAddr, u32)>) -> io::Result<()> {
+        into.extend(self.addresses.dump()?.into_iter().map(|(key, class)| (Net::ip(key), class.bits)));
+        Ok(())
+    }
+
+    fn set_frontends(&self, list: &[(Dialled, Frontend)]) -> io::Result<()> {
+        let (keys, values): (Vec<_>, Vec<_>) =
+            list.iter().filter_map(|(dialled, frontend)| Some((key(dialled)?, *frontend))).unzip();
+        set_all(&self.frontends, &keys, &values)
+    }
+
+    fn remove_frontends(&self, list: &[Dialled]) -> io::Result<()> {
+        remove_all(&self.frontends, &list.iter().filter_map(key).collect::<Vec<_>>())
+    }
+
+    fn set_addresses(&self, list: &[(IpAddr, u32)]) -> io::Result<()> {
+        let (keys, values): (Vec<_>, Vec<_>) = list
+            .iter()
+            .filter_map(|(ip, bits)| Some((Net::wire(*ip)?, AddressClass { bits: *bits })))
+            .unzip();
+        set_all(&self.addresses, &keys, &values)
+    }
+
+    fn remove_addresses(&self, list: &[IpAddr]) -> io::Result<()> {
+        remove_all(&self.addresses, &list.iter().filter_map(|ip| Net::wire(*ip)).collect::<Vec<_>>())
+    }
+}
+
+fn key<const N: usize>(dialled: &Dialled) -> Option<FrontendKey<N>>
+where
+    Net: Wire<N>,
+{
+    let address = Net::wire(dialled.address)?;
+    Some(FrontendKey { address, port: Port::new(dialled.port), protocol: dialled.protocol.number(), pad: 0 })
+}
+
+/// Kernels before 5.6 have no batches.
+fn set_all<K: Abi, V: Abi>(table: &Table<K, V>, keys: &[K], values: &[V]) -> io::Result<()> {
+    match table.set_all(keys, values) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            keys.iter().zip(values).try_for_each(|(key, value)| table.set(key, value))
+        }
+        result => result,
+    }
+}
+
+/// A key that is missing is as good as removed.
+fn remove_all<K: Abi, V: Abi>(table: &Table<K, V>, keys: &[K]) -> io::Result<()> {
+    match table.remove_all(keys) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {
+            keys.iter().try_for_each(|key| table.remove(key).map(drop))
+        }
+        result => result,
+    }
+}
+
+/// Settings as they lie in a service's third word: flags first.
+fn settings(flags: u32, affinity_timeout: u32) -> u64 {
+    let [a, b, c, d] = flags.to_ne_bytes();
+    let [e, f, g, h] = affinity_timeout.to_ne_bytes();
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+fn read_settings(word: u64) -> (u32, u32) {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
+}
+
+impl Datapath {
+    fn store_word(&self, index: u32, word: Word) -> Result<(), DatapathError> {
+        let (at, value) = match word {
+            Word::External(run) => (0, run.0),
+            Word::Internal(run) => (1, run.0),
+            Word::Settings { flags, affinity_timeout } => (2, settings(flags, affinity_timeout)),
+        };
+        let words = self.tables.services.words();
+        let Some(place) = words.get(index as usize * SERVICE_WORDS + at) else {
+            return Err(failed("write", "SERVICES")(io::ErrorKind::InvalidInput.into()));
+        };
+        // Release: a program that sees the new run sees the slots written before.
+        place.store(value, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Store for Datapath {
+    type Error = DatapathError;
+
+    fn capacity(&self) -> Capacity {
+        let tables = &self.tables;
+        Capacity {
+            services: tables.service_count,
+            endpoints: tables.endpoints.max_entries(),
+            frontends: tables.v4.frontends.max_entries().min(tables.v6.frontends.max_entries()),
+            addresses: tables.v4.addresses.max_entries().min(tables.v6.addresses.max_entries()),
+            chunks: CHUNKS,
+        }
+    }
+
+    fn frontends(&self) -> Result<Vec<(Dialled, Frontend)>, DatapathError> {
+        let mut found = Vec::new();
+        self.tables.v4.read_frontends(&mut found).map_err(failed("read", "FRONTENDS_V4"))?;
+        self.tables.v6.read_frontends(&mut found).map_err(failed("read", "FRONTENDS_V6"))?;
+        Ok(found)
+    }
+
+    fn services(&self) -> Vec<(u32, Service)> {
+        let service = |(index, words): (u32, &[std::sync::atomic::AtomicU64])| {
+            let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
+            let (flags, affinity_timeout) = read_settings(word(2));
+            let (external, internal) = (Run(word(0)), Run(word(1)));
+            let service = Service { external, internal, flags, affinity_timeout };
+            (flags & service_flags::IN_USE != 0).then_some((index, service))
+        };
+        (0..).zip(self.tables.services.words().chunks_exact(SERVICE_WORDS)).filter_map(service).collect()
+    }
+
+    fn slots(&self, family: Family) -> Result<Vec<Slot>, DatapathError> {
+        match family {
+            Family::V4 => self.tables.v4.read_slots(),
+            Family::V6 => self.tables.v6.read_slots(),
+        }
+    }
+
+    fn endpoints(&self) -> Result<Vec<(u32, u32)>, DatapathError> {
+        let mut found = self.tables.endpoints.dump().map_err(failed("read", "ENDPOINTS"))?;
+        found.retain(|(_, generation)| *generation != 0);
+        Ok(found)
+    }
+
+    fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, DatapathError> {
+        let mut found = Vec::new();
+        self.tables.v4.read_addresses(&mut found).map_err(failed("read", "ADDRESSES_V4"))?;
+        self.tables.v6.read_addresses(&mut found).map_err(failed("read", "ADDRESSES_V6"))?;
+        Ok(found)
+    }
+
+    fn write(&mut self, step: &Step) -> Result<(), DatapathError> {
+        let (v4, v6) = (&self.tables.v4, &self.tables.v6);
+        match step {
+            Step::Chunk(Family::V4, index) => self.tables.v4.add_chunk(&self.pins, Family::V4, *index),
+            Step::Chunk(Family::V6, index) => self.tables.v6.add_chunk(&self.pins, Family::V6, *index),
+            Step::Endpoints(list) => {
+                let (ids, generations): (Vec<_>, Vec<_>) = list.iter().copied().unzip();
+                set_all(&self.tables.endpoints, &ids, &generations).map_err(failed("write", "ENDPOINTS"))
+            }
+            Step::Slots(Family::V4, slots) => v4.write_slots(slots),
+            Step::Slots(Family::V6, slots) => v6.write_slots(slots),
+            Step::Services(words) => {
+                words.iter().try_for_each(|(index, word)| self.store_word(*index, *word))
+            }
+            Step::Frontends(list) => {
+                v4.set_frontends(list).map_err(failed("write", "FRONTENDS_V4"))?;
+                v6.set_frontends(list).map_err(failed("write", "FRONTENDS_V6"))
+            }
+            Step::RemoveFrontends(list) => {
+                v4.remove_frontends(list).map_err(failed("remove from", "FRONTENDS_V4"))?;
+                v6.remove_frontends(list).map_err(failed("remove from", "FRONTENDS_V6"))
+            }
+            Step::Addresses(list) => {
+                v4.set_addresses(list).map_err(failed("write", "ADDRESSES_V4"))?;
+                v6.set_addresses(list).map_err(failed("write", "ADDRESSES_V6"))
+            }
+            Step::RemoveAddresses(list) => {
+                v4.remove_addresses(list).map_err(failed("remove from", "ADDRESSES_V4"))?;
+                v6.remove_addresses(list).map_err(failed("remove from", "ADDRESSES_V6"))
+            }
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! One port's change: whether it fits, what it takes, what is written.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use proxy_common::abi::{Frontend, Run, service_flags};
+use thiserror::Error;
+
+use super::PerFamily;
+use super::classes::{ClassWrites, Classes};
+use super::ids::{Generations, Ids};
+use super::port::{List, Port};
+use super::runs::Runs;
+use super::store::{Capacity, Dialled, EndpointId, Slot, Step, Word};
+use crate::model::{Family, PortId, PortState};
+
+/// What there is not enough of (C-32). The port as a whole waits for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Lack {
+    #[error("no room for another Service port: all {0} are in use")]
+    Services(u32),
+    #[error("no room for its endpoints: all {0} are in use")]
+    Endpoints(u32),
+    #[error("no room for its frontends: all {0} of its family are in use")]
+    Frontends(u32),
+    #[error("no room for its addresses: all {0} of its family are in use")]
+    Addresses(u32),
+    #[error("no room for a list of {0} endpoints: a list holds at most 16384, and all slots are in use")]
+    Slots(usize),
+}
+
+/// Writes of many changes, in the order in which they keep the maps whole.
+#[derive(Debug, Default)]
+pub struct Batch {
+    chunks: Vec<(Family, u32)>,
+    endpoints: Vec<(u32, u32)>,
+    slots: PerFamily<Vec<(u32, Slot)>>,
+    words: Vec<(u32, Word)>,
+    /// `None`: to be removed.
+    frontends: BTreeMap<Dialled, Option<Frontend>>,
+    /// Services and endpoints that nothing leads to any more.
+    cleared: Vec<(u32, Word)>,
+    gone: Vec<(u32, u32)>,
+    /// Frontends that are still in the maps when new ones come.
+    leaving: PerFamily<u32>,
+}
+
+impl Batch {
+    /// Something goes, so there may be room for what waits.
+    pub fn frees(&self) -> bool {
+        !self.gone.is_empty() || !self.cleared.is_empty() || self.leaving.v4 + self.leaving.v6 > 0
+    }
+
+    /// Endpoint ids that nothing refers to.
+    pub fn bury(&mut self, endpoints: impl IntoIterator<Item = u32>) {
+        self.gone.extend(endpoints.into_iter().map(|id| (id, 0)));
+    }
+
+    /// Additions from the endpoints up to the frontends, then removals the other way.
+    pub fn steps(self, classes: ClassWrites) -> Vec<Step> {
+        let (mut set, mut remove) = (Vec::new(), Vec::new());
+        for (dialled, frontend) in self.frontends {
+            match frontend {
+                Some(frontend) => set.push((dialled, frontend)),
+                None => remove.push(dialled),
+            }
+        }
+        let mut steps: Vec<Step> =
+            self.chunks.into_iter().map(|(family, chunk)| Step::Chunk(family, chunk)).collect();
+        steps.extend([
+            Step::Endpoints(self.endpoints),
+            Step::Slots(Family::V4, self.slots.v4),
+            Step::Slots(Family::V6, self.slots.v6),
+            Step::Services(self.words),
+            Step::Addresses(classes.early),
+            Step::Frontends(set),
+            Step::Addresses(classes.gain),
+            Step::Addresses(classes.lose),
+            Step::RemoveAddresses(classes.remove),
+            Step::RemoveFrontends(remove),
+            Step::Services(self.cleared),
+            Step::Endpoints(self.gone),
+        ]);
+        steps.retain(|step| match step {
+            Step::Chunk(..) => true,
+            Step::Endpoints(list) => !list.is_empty(),
+            Step::Slots(_, list) => !list.is_empty(),
+            Step::Services(list) => !list.is_empty(),
+            Step::Frontends(list) => !list.is_empty(),
+            Step::RemoveFrontends(list) => !list.is_empty(),
+            Step::Addresses(list) => !list.is_empty(),
+            Step::RemoveAddresses(list) => !list.is_empty(),
+        });
+        steps
+    }
+}
+
+/// Everything that ports share: what is free, who owns what.
+#[derive(Debug)]
+pub struct Room {
+    pub capacity: Capacity,
+    pub services: Ids,
+    pub endpoints: Ids,
+    pub generations: Generations,
+    pub runs: PerFamily<Runs>,
+    pub classes: Classes,
+    /// Frontend → index of the service it leads to.
+    pub owners: HashMap<Dialled, u32>,
+    pub owned: PerFamily<u32>,
+}
+
+/// Runs for both lists, and which of them must be written.
+struct Lists {
+    external: Run,
+    internal: Run,
+    written: Vec<(Run, bool)>,
+}
+
+impl Room {
+    /// Makes `port` (new, if `None`) into what `want` says. On `Err` nothing has changed and the port is as before.
+    pub fn upsert(
+        &mut self,
+        id: &PortId,
+        port: &mut Option<Port>,
+        want: &PortState,
+        until: Duration,
+        batch: &mut Batch,
+    ) -> Result<(), Lack> {
+        let frontends: BTreeMap<Dialled, u32> = want
+            .frontends
+            .iter()
+            .map(|frontend| {
+                let (address, port) = (frontend.address, frontend.port);
+                (Dialled { address, port, protocol: id.protocol }, frontend.kind as u32)
+            })
+            .collect();
+        let fresh = fresh_endpoints(port.as_ref(), want);
+        self.check(id.family, port.as_ref(), &frontends, &fresh, batch)?;
+        let lists = self.lists(id.family, port.as_ref(), want, batch)?;
+        let is_new = port.is_none();
+        let index = if is_new { self.services.take() } else { None };
+        let port = match index {
+            Some(index) => port.insert(empty(index, id.family)),
+            None => port.as_mut().ok_or(Lack::Services(self.capacity.services))?,
+        };
+        self.add_endpoints(port, &fresh, batch);
+        write_slots(port, want, &lists, batch);
+        switch(port, want, &lists, is_new, |word| batch.words.push(word));
+        self.set_frontends(port, frontends, batch);
+        self.retire_lists(port, want, &lists, until, batch);
+        Ok(())
+    }
+
+    /// Takes `port` away. What others own by now stays.
+    pub fn remove(&mut self, mut port: Port, until: Duration, batch: &mut Batch) {
+        self.set_frontends(&mut port, BTreeMap::new(), batch);
+        let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
+        for word in [settings, Word::External(Run::EMPTY), Word::Internal(Run::EMPTY)] {
+            batch.cleared.push((port.index, word));
+        }
+        for run in port.runs() {
+            self.runs[port.family].retire(run, until);
+        }
+        for (address, endpoint) in port.endpoints {
+            self.drop_endpoint(address, endpoint, until, batch);
+        }
+        self.services.retire(port.index, until);
+    }
+
+    fn check(
+        &self,
+        family: Family,
+        port: Option<&Port>,
+        frontends: &BTreeMap<Dialled, u32>,
+        fresh: &[SocketAddr],
+        batch: &Batch,
+    ) -> Result<(), Lack> {
+        if port.is_none() && self.services.available() == 0 {
+            return Err(Lack::Services(self.capacity.services));
+        }
+        if fresh.len() > self.endpoints.available() {
+            return Err(Lack::Endpoints(self.capacity.endpoints));
+        }
+        let more = frontends.keys().filter(|dialled| !self.owners.contains_key(dialled)).count();
+        if (self.owned[family] + batch.leaving[family]) as usize + more > self.capacity.frontends as usize {
+            return Err(Lack::Frontends(self.capacity.frontends));
+        }
+        let dialled =
+            frontends.keys().map(|dialled| dialled.address).filter(|address| !address.is_unspecified());
+        let mut addresses: Vec<_> = dialled
+            .chain(fresh.iter().map(SocketAddr::ip))
+            .filter(|address| !self.classes.contains(address))
+            .collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        if self.classes.len(family) + addresses.len() > self.capacity.addresses as usize {
+            return Err(Lack::Addresses(self.capacity.addresses));
+        }
+        Ok(())
+    }
+
+    /// Keeps runs whose lists are the same; equal lists share one.
+    fn lists(
+        &mut self,
+        family: Family,
+        port: Option<&Port>,
+        want: &PortState,
+        batch: &mut Batch,
+    ) -> Result<Lists, Lack> {
+        let kept = |list: Option<&List>, members: &Vec<SocketAddr>| {
+            list.filter(|list| list.members.as_ref() == Some(members)).map(|list| list.run)
+        };
+        let external = kept(port.map(|port| &port.external), &want.external);
+        let internal = kept(port.map(|port| &port.internal), &want.internal);
+        let same = want.external == want.internal;
+        let mut written = Vec::new();
+        let mut grant = |members: &[SocketAddr], is_external| {
+            let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
+            let granted = self.runs[family].allocate(count)?;
+            batch.chunks.extend(granted.chunk.map(|chunk| (family, chunk)));
+            if count > 0 {
+                written.push((granted.run, is_external));
+            }
+            Some(granted.run)
+        };
+        let external = match external.or(internal.filter(|_| same)) {
+            Some(run) => run,
+            None => grant(&want.external, true).ok_or(Lack::Slots(want.external.len()))?,
+        };
+        let internal = match internal.or(Some(external).filter(|_| same)) {
+            Some(run) => run,
+            None => match grant(&want.internal, false) {
+                Some(run) => run,
+                None => {
+                    for (run, _) in written {
+                        self.runs[family].cancel(run);
+                    }
+                    return Err(Lack::Slots(want.internal.len()));
+                }
+            },
+        };
+        Ok(Lists { external, internal, written })
+    }
+
+    /// `check` has seen that there are enough ids.
+    fn add_endpoints(&mut self, port: &mut Port, fresh: &[SocketAddr], batch: &mut Batch) {
+        for &address in fresh {
+            let Some(id) = self.endpoints.take() else { break };
+            let endpoint = EndpointId { id, generation: self.generations.advance(id) };
+            batch.endpoints.push((id, endpoint.generation.into()));
+            self.classes.add_endpoint(address.ip());
+            port.endpoints.insert(address, endpoint);
+        }
+    }
+
+    fn drop_endpoint(
+        &mut self,
+        address: SocketAddr,
+        endpoint: EndpointId,
+        until: Duration,
+        batch: &mut Batch,
+    ) {
+        batch.gone.push((endpoint.id, 0));
+        self.classes.remove_endpoint(address.ip());
+        self.endpoints.retire(endpoint.id, until);
+    }
+
+    fn set_frontends(&mut self, port: &mut Port, want: BTreeMap<Dialled, u32>, batch: &mut Batch) {
+        for dialled in port.frontends.keys().filter(|dialled| !want.contains_key(dialled)) {
+            self.classes.remove_frontend(dialled.address);
+            // Another port may have taken it over.
+            if self.owners.get(dialled) == Some(&port.index) {
+                let family = Family::of(&dialled.address);
+                self.owners.remove(dialled);
+                self.owned[family] -= 1;
+                batch.leaving[family] += 1;
+                batch.frontends.insert(*dialled, None);
+            }
+        }
+        for (dialled, &kind) in &want {
+            let before = port.frontends.get(dialled);
+            if before.is_none() {
+                self.classes.add_frontend(dialled.address);
+            }
+            let owner = self.owners.insert(*dialled, port.index);
+            if owner.is_none() {
+                self.owned[Family::of(&dialled.address)] += 1;
+            }
+            if owner != Some(port.index) || before != Some(&kind) {
+                batch.frontends.insert(*dialled, Some(Frontend { service: port.index, kind }));
+            }
+        }
+        port.frontends = want;
+    }
+
+    fn retire_lists(
+        &mut self,
+        port: &mut Port,
+        want: &PortState,
+        lists: &Lists,
+        until: Duration,
+        batch: &mut Batch,
+    ) {
+        for run in port.runs() {
+            if run != lists.external && run != lists.internal {
+                self.runs[port.family].retire(run, until);
+            }
+        }
+        port.external = List { run: lists.external, members: Some(want.external.clone()) };
+        port.internal = List { run: lists.internal, members: Some(want.internal.clone()) };
+        let listed = |address: &SocketAddr| {
+            want.external.binary_search(address).is_ok() || want.internal.binary_search(address).is_ok()
+        };
+        let unused: Vec<_> =
+            port.endpoints.iter().filter(|(address, _)| !listed(address)).map(|(a, e)| (*a, *e)).collect();
+        for (address, endpoint) in unused {
+            port.endpoints.remove(&address);
+            self.drop_endpoint(address, endpoint, until, batch);
+        }
+    }
+}
+
+fn empty(index: u32, family: Family) -> Port {
+    let list = List { run: Run::EMPTY, members: Some(Vec::new()) };
+    Port {
+        index,
+        family,
+        frontends: BTreeMap::new(),
+        external: list.clone(),
+        internal: list,
+        flags: 0,
+        affinity_timeout: 0,
+        endpoints: HashMap::new(),
+    }
+}
+
+/// Endpoints that have no id yet, each once.
+fn fresh_endpoints(port: Option<&Port>, want: &PortState) -> Vec<SocketAddr> {
+    let known = |address: &&SocketAddr| !port.is_some_and(|port| port.endpoints.contains_key(address));
+    let mut fresh: Vec<_> = want.external.iter().filter(known).copied().collect();
+    let external = fresh.len();
+    for address in want.internal.iter().filter(known) {
+        if fresh[..external].binary_search(address).is_err() {
+            fresh.push(*address);
+        }
+    }
+    fresh
+}
+
+fn write_slots(port: &Port, want: &PortState, lists: &Lists, batch: &mut Batch) {
+    for &(run, is_external) in &lists.written {
+        let members = if is_external { &want.external } else { &want.internal };
+        let slots = members.iter().filter_map(|address| {
+            let endpoint = *port.endpoints.get(address)?;
+            Some(Slot { address: *address, endpoint })
+        });
+        batch.slots[port.family].extend((run.offset()..).zip(slots));
+    }
+}
+
+/// Switches a port to its new lists and settings. "Silence" bits only matter for empty lists: old and new ones are
+/// both in force while the lists are switched, so that no packet is rejected that neither state rejects.
+fn switch(
+    port: &mut Port,
+    want: &PortState,
+    lists: &Lists,
+    is_new: bool,
+    mut store: impl FnMut((u32, Word)),
+) {
+    const SILENCE: u32 = service_flags::DROP_EXTERNAL | service_flags::DROP_INTERNAL;
+    let index = port.index;
+    let flags = want.flags | service_flags::IN_USE;
+    let affinity_timeout = want.affinity_timeout;
+    let both = flags | (port.flags & SILENCE);
+    if !is_new && (both, affinity_timeout) != (port.flags, port.affinity_timeout) {
+        store((index, Word::Settings { flags: both, affinity_timeout }));
+    }
+    if is_new || lists.external != port.external.run {
+        store((index, Word::External(lists.external)));
+    }
+    if is_new || lists.internal != port.internal.run {
+        store((index, Word::Internal(lists.internal)));
+    }
+    if is_new || (flags, affinity_timeout) != (both, affinity_timeout) {
+        store((index, Word::Settings { flags, affinity_timeout }));
+    }
+    (port.flags, port.affinity_timeout) = (flags, affinity_timeout);
+}

@@ -1,0 +1,190 @@
+//! What each address is: reference counts from frontends, endpoints and the node.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use proxy_common::abi::AddressClass;
+
+use super::PerFamily;
+use crate::model::Family;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Uses {
+    frontends: u32,
+    endpoints: u32,
+    /// `LOCAL` and `NODE_PORT`.
+    node: u32,
+    /// What the map holds.
+    written: u32,
+}
+
+impl Uses {
+    const fn bits(self) -> u32 {
+        let service = if self.frontends > 0 { AddressClass::SERVICE } else { 0 };
+        let endpoint = if self.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
+        service | endpoint | self.node
+    }
+}
+
+/// Bits that say what an address is to the node itself.
+const NODE: u32 = AddressClass::LOCAL | AddressClass::NODE_PORT;
+
+/// Classes of all addresses, and which of them differ from the map.
+#[derive(Clone, Debug, Default)]
+pub struct Classes {
+    uses: HashMap<IpAddr, Uses>,
+    dirty: HashSet<IpAddr>,
+    /// Addresses in `uses` by family.
+    counts: PerFamily<usize>,
+}
+
+/// Writes that bring the map up to date, in the three places where they belong.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ClassWrites {
+    /// Before any frontend changes: endpoints may be reached from then on.
+    pub early: Vec<(IpAddr, u32)>,
+    /// Once the frontends are there: an address that is a Service's rejects what is not listed.
+    pub gain: Vec<(IpAddr, u32)>,
+    /// Before frontends are removed.
+    pub lose: Vec<(IpAddr, u32)>,
+    pub remove: Vec<IpAddr>,
+}
+
+impl Classes {
+    /// From what the map holds. Nothing refers to the addresses yet.
+    pub fn new(written: impl IntoIterator<Item = (IpAddr, u32)>) -> Self {
+        let mut classes = Self::default();
+        for (ip, written) in written {
+            classes.change(ip, |uses| *uses = Uses { written, node: written & NODE, ..Uses::default() });
+        }
+        classes.dirty.clear();
+        classes
+    }
+
+    fn change(&mut self, ip: IpAddr, edit: impl FnOnce(&mut Uses)) {
+        edit(self.uses.entry(ip).or_insert_with(|| {
+            self.counts[Family::of(&ip)] += 1;
+            Uses::default()
+        }));
+        self.dirty.insert(ip);
+    }
+
+    pub fn add_frontend(&mut self, ip: IpAddr) {
+        if !ip.is_unspecified() {
+            self.change(ip, |uses| uses.frontends += 1);
+        }
+    }
+
+    pub fn remove_frontend(&mut self, ip: IpAddr) {
+        if !ip.is_unspecified() {
+            self.change(ip, |uses| uses.frontends = uses.frontends.saturating_sub(1));
+        }
+    }
+
+    pub fn add_endpoint(&mut self, ip: IpAddr) {
+        self.change(ip, |uses| uses.endpoints += 1);
+    }
+
+    pub fn remove_endpoint(&mut self, ip: IpAddr) {
+        self.change(ip, |uses| uses.endpoints = uses.endpoints.saturating_sub(1));
+    }
+
+    /// Every address is looked at again: once the first complete list is there, what nothing refers to goes.
+    pub fn review(&mut self) {
+        self.dirty.extend(self.uses.keys().copied());
+    }
+
+    /// The node's own addresses, and those that serve NodePorts. A loopback address is never local to a packet.
+    pub fn set_node(&mut self, local: &HashSet<IpAddr>, node_port: &HashSet<IpAddr>) {
+        let known: Vec<IpAddr> =
+            self.uses.iter().filter(|(_, uses)| uses.node != 0).map(|(ip, _)| *ip).collect();
+        for ip in known.into_iter().chain(local.iter().copied()).chain(node_port.iter().copied()) {
+            let mut bits = 0;
+            if local.contains(&ip) && !ip.is_loopback() {
+                bits |= AddressClass::LOCAL;
+            }
+            if node_port.contains(&ip) {
+                bits |= AddressClass::NODE_PORT;
+            }
+            self.change(ip, |uses| uses.node = bits);
+        }
+    }
+
+    /// Addresses of one family that the map holds or will hold.
+    pub fn len(&self, family: Family) -> usize {
+        self.counts[family]
+    }
+
+    pub fn contains(&self, ip: &IpAddr) -> bool {
+        self.uses.contains_key(ip)
+    }
+
+    /// What must be written; taken as written.
+    pub fn flush(&mut self) -> ClassWrites {
+        let mut writes = ClassWrites::default();
+        for ip in self.dirty.drain() {
+            let Some(uses) = self.uses.get_mut(&ip) else { continue };
+            let (is, want) = (uses.written, uses.bits());
+            uses.written = want;
+            if want == 0 {
+                self.uses.remove(&ip);
+                self.counts[Family::of(&ip)] -= 1;
+                if is != 0 {
+                    writes.remove.push(ip);
+                }
+            } else if want & !is & AddressClass::SERVICE != 0 {
+                writes.gain.push((ip, want));
+            } else if is & !want & AddressClass::SERVICE != 0 {
+                writes.lose.push((ip, want));
+            } else if want != is {
+                writes.early.push((ip, want));
+            }
+        }
+        writes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_keeps_each_class_as_long_as_something_refers_to_it() {
+        let (a, lo) = (ip("10.0.0.1"), ip("127.0.0.1"));
+        let mut classes = Classes::default();
+        classes.add_frontend(a);
+        classes.add_frontend(a);
+        classes.add_frontend(ip("0.0.0.0"));
+        assert_eq!(classes.flush().gain, [(a, AddressClass::SERVICE)]);
+        classes.remove_frontend(a);
+        assert_eq!(classes.flush(), ClassWrites::default(), "another port of the Service is left");
+        classes.set_node(&HashSet::from([a, lo]), &HashSet::from([a, lo]));
+        let mut node = classes.flush().early;
+        node.sort();
+        let local = AddressClass::LOCAL | AddressClass::NODE_PORT;
+        assert_eq!(node, [(a, local | AddressClass::SERVICE), (lo, AddressClass::NODE_PORT)]);
+        classes.add_endpoint(a);
+        assert_eq!(classes.flush().early, [(a, local | AddressClass::SERVICE | AddressClass::ENDPOINT)]);
+        classes.remove_frontend(a);
+        assert_eq!(classes.flush().lose, [(a, local | AddressClass::ENDPOINT)]);
+        classes.set_node(&HashSet::new(), &HashSet::new());
+        classes.remove_endpoint(a);
+        let mut gone = classes.flush().remove;
+        gone.sort();
+        assert_eq!(gone, [a, lo]);
+        assert_eq!(classes.len(Family::V4), 0);
+    }
+
+    #[test]
+    fn adopted_addresses_stay_until_reviewed() {
+        let (service, node) = (ip("10.0.0.1"), ip("192.0.2.1"));
+        let mut classes = Classes::new([(service, AddressClass::SERVICE), (node, AddressClass::LOCAL)]);
+        assert_eq!(classes.flush(), ClassWrites::default());
+        classes.review();
+        assert_eq!(classes.flush().remove, [service], "the node's own are the node's to change");
+    }
+}

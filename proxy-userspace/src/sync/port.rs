@@ -1,0 +1,171 @@
+//! One installed port: as it is remembered, and as it is read back from the maps.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use proxy_common::abi::{CHUNK, FrontendKind, Run, Service, service_flags};
+
+use super::PerFamily;
+use super::store::{Dialled, EndpointId, Slot, Store};
+use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
+
+/// An endpoint list and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    pub run: Run,
+    /// `None`: what lies there is not to be trusted, and is written anew.
+    pub members: Option<Vec<SocketAddr>>,
+}
+
+/// What is installed for one port.
+#[derive(Clone, Debug)]
+pub struct Port {
+    pub index: u32,
+    pub family: Family,
+    /// With the kind's number.
+    pub frontends: BTreeMap<Dialled, u32>,
+    pub external: List,
+    pub internal: List,
+    /// Bits of `service_flags`.
+    pub flags: u32,
+    pub affinity_timeout: u32,
+    pub endpoints: HashMap<SocketAddr, EndpointId>,
+}
+
+impl Port {
+    /// The state that this port was made from.
+    pub fn state(&self) -> PortState {
+        let frontend = |(dialled, kind): (&Dialled, &u32)| {
+            let kind = kind_of(*kind)?;
+            Some(PortFrontend { kind, address: dialled.address, port: dialled.port })
+        };
+        let mut frontends: Vec<_> = self.frontends.iter().filter_map(frontend).collect();
+        frontends.sort();
+        PortState {
+            frontends,
+            external: self.external.members.clone().unwrap_or_default(),
+            internal: self.internal.members.clone().unwrap_or_default(),
+            flags: self.flags & !service_flags::IN_USE,
+            affinity_timeout: self.affinity_timeout,
+        }
+    }
+
+    /// Its runs, each once.
+    pub fn runs(&self) -> Vec<Run> {
+        let mut runs = vec![self.external.run, self.internal.run];
+        runs.dedup();
+        runs
+    }
+}
+
+fn kind_of(number: u32) -> Option<FrontendKind> {
+    proxy_common::abi::Frontend { service: 0, kind: number }.kind()
+}
+
+/// A service with all that refers to it, as the maps have it.
+pub struct Found {
+    pub index: u32,
+    pub service: Service,
+    /// With the kind's number.
+    pub frontends: BTreeMap<Dialled, u32>,
+    /// `None`: the run lies outside the slots.
+    pub external: Option<Vec<Slot>>,
+    pub internal: Option<Vec<Slot>>,
+}
+
+impl Found {
+    /// That of the frontends. A service without frontends is unreachable, and its runs belong to nobody.
+    pub fn family(&self) -> Option<Family> {
+        self.frontends.keys().next().map(|dialled| Family::of(&dialled.address))
+    }
+}
+
+/// Reads every service and every index that a frontend names, in order of index.
+pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<Vec<Found>, S::Error> {
+    let mut services: BTreeMap<u32, (Service, BTreeMap<Dialled, u32>)> =
+        store.services().into_iter().map(|(index, service)| (index, (service, BTreeMap::new()))).collect();
+    for (dialled, frontend) in store.frontends()? {
+        let entry = services.entry(frontend.service).or_insert((Service::FREE, BTreeMap::new()));
+        entry.1.insert(dialled, frontend.kind);
+    }
+    let found = |(index, (service, frontends)): (u32, (Service, BTreeMap<Dialled, u32>))| {
+        let mut found = Found { index, service, frontends, external: None, internal: None };
+        let all = found.family().map_or(&[][..], |family| &slots[family]);
+        found.external = members(all, service.external);
+        found.internal = members(all, service.internal);
+        found
+    };
+    Ok(services.into_iter().map(found).collect())
+}
+
+fn members(slots: &[Slot], run: Run) -> Option<Vec<Slot>> {
+    if run.count() == 0 {
+        return Some(Vec::new());
+    }
+    let from = run.offset() as usize;
+    let inside = run.count() <= CHUNK - run.offset() % CHUNK;
+    slots.get(from..from + run.count() as usize).filter(|_| inside).map(<[Slot]>::to_vec)
+}
+
+/// A frontend as the maps have it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InstalledFrontend {
+    /// `None`: a kind that this version does not write.
+    pub kind: Option<FrontendKind>,
+    /// Unspecified for a NodePort.
+    pub address: std::net::IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// A port as the maps have it: two agents with the same input read the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InstalledPort {
+    /// `None`: found there, and not claimed by anything this agent knows.
+    pub id: Option<PortId>,
+    /// Sorted.
+    pub frontends: Vec<InstalledFrontend>,
+    /// Sorted.
+    pub external: Vec<SocketAddr>,
+    /// Sorted.
+    pub internal: Vec<SocketAddr>,
+    /// Names of the bits of `service_flags`, without `IN_USE`.
+    pub flags: Vec<&'static str>,
+    /// Seconds; 0: none.
+    pub affinity_timeout: u32,
+}
+
+impl InstalledPort {
+    pub(super) fn new(id: Option<PortId>, found: &Found) -> Self {
+        let mut frontends: Vec<_> = found
+            .frontends
+            .iter()
+            .map(|(dialled, kind)| InstalledFrontend {
+                kind: kind_of(*kind),
+                address: dialled.address,
+                port: dialled.port,
+                protocol: dialled.protocol,
+            })
+            .collect();
+        frontends.sort();
+        let addresses = |slots: &Option<Vec<Slot>>| {
+            let mut addresses: Vec<_> = slots.iter().flatten().map(|slot| slot.address).collect();
+            addresses.sort();
+            addresses
+        };
+        let names = [
+            (service_flags::MASQUERADE_EXTERNAL, "masquerade-external"),
+            (service_flags::DROP_EXTERNAL, "drop-external"),
+            (service_flags::DROP_INTERNAL, "drop-internal"),
+        ];
+        let set = |(bit, name): (u32, &'static str)| (found.service.flags & bit != 0).then_some(name);
+        Self {
+            id,
+            frontends,
+            external: addresses(&found.external),
+            internal: addresses(&found.internal),
+            flags: names.into_iter().filter_map(set).collect(),
+            affinity_timeout: found.service.affinity_timeout,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The maps as the syncer sees them. The real ones are behind [`crate::datapath::Datapath`]; tests have their own.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_common::abi::{Frontend, Run, Service};
+
+use crate::model::{Family, Protocol};
+
+/// A frontend as clients dial it: the key of the `frontends` maps. The address is unspecified for a NodePort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Dialled {
+    pub address: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// An endpoint id with its generation (see `proxy_common::abi::Backend`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointId {
+    pub id: u32,
+    pub generation: u16,
+}
+
+/// One endpoint in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub address: SocketAddr,
+    pub endpoint: EndpointId,
+}
+
+/// One 64-bit store into a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    External(Run),
+    Internal(Run),
+    Settings { flags: u32, affinity_timeout: u32 },
+}
+
+/// Map writes of one kind. The syncer orders them so that the maps are whole after each of them (L-01).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Adds chunk number `.1` to the slots.
+    Chunk(Family, u32),
+    /// Generations of endpoint ids; 0: gone.
+    Endpoints(Vec<(u32, u32)>),
+    /// Slots from an offset on.
+    Slots(Family, Vec<(u32, Slot)>),
+    /// Stores in this order.
+    Services(Vec<(u32, Word)>),
+    Frontends(Vec<(Dialled, Frontend)>),
+    RemoveFrontends(Vec<Dialled>),
+    /// Class bits of addresses.
+    Addresses(Vec<(IpAddr, u32)>),
+    RemoveAddresses(Vec<IpAddr>),
+}
+
+impl Step {
+    /// What is written, for messages.
+    #[must_use]
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Self::Chunk(..) => "a chunk of slots",
+            Self::Endpoints(_) => "endpoints",
+            Self::Slots(..) => "slots",
+            Self::Services(_) => "services",
+            Self::Frontends(_) => "frontends",
+            Self::RemoveFrontends(_) => "frontends to remove",
+            Self::Addresses(_) => "addresses",
+            Self::RemoveAddresses(_) => "addresses to remove",
+        }
+    }
+}
+
+/// How much fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    pub services: u32,
+    pub endpoints: u32,
+    /// Of each family.
+    pub frontends: u32,
+    /// Of each family.
+    pub addresses: u32,
+    /// Of each family.
+    pub chunks: u32,
+}
+
+/// Reads and writes of the maps.
+pub trait Store {
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    fn capacity(&self) -> Capacity;
+
+    /// Every frontend.
+    ///
+    /// # Errors
+    /// If the maps cannot be read; so for all reads.
+    fn frontends(&self) -> Result<Vec<(Dialled, Frontend)>, Self::Error>;
+
+    /// Every service in use, with its index.
+    fn services(&self) -> Vec<(u32, Service)>;
+
+    /// Every slot of the chunks there are, by position.
+    ///
+    /// # Errors
+    /// See [`Store::frontends`].
+    fn slots(&self, family: Family) -> Result<Vec<Slot>, Self::Error>;
+
+    /// Every endpoint id that is not gone, with its generation.
+    ///
+    /// # Errors
+    /// See [`Store::frontends`].
+    fn endpoints(&self) -> Result<Vec<(u32, u32)>, Self::Error>;
+
+    /// Every classified address.
+    ///
+    /// # Errors
+    /// See [`Store::frontends`].
+    fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, Self::Error>;
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// If a write failed; any part of the step may have been done.
+    fn write(&mut self, step: &Step) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,438 @@
+//! The syncer: remembers what is installed, applies changes, and recovers from failed writes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proxy_common::abi::Run;
+
+use super::PerFamily;
+use super::change::{Batch, Lack, Room};
+use super::classes::Classes;
+use super::ids::{Generations, Ids};
+use super::port::{self, Found, InstalledPort, List, Port};
+use super::runs::Runs;
+use super::store::{Dialled, EndpointId, Slot, Store};
+use crate::model::{Family, PortChange, PortId, PortState};
+
+/// How a syncer works.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How long runs and ids rest before they are used again: far longer than a program runs.
+    pub grace: Duration,
+    /// Where generations of endpoint ids start whose history is not known; draw it anew at each start.
+    pub first_generation: u16,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(3), first_generation: 1 }
+    }
+}
+
+/// The node's own addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// All of them. Loopback addresses may be among them, and are not local to packets.
+    pub local: HashSet<IpAddr>,
+    /// Those that serve NodePorts (E1 … E6).
+    pub node_port: HashSet<IpAddr>,
+}
+
+/// A port that waits for room. What was installed for it before stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub id: PortId,
+    pub why: Lack,
+}
+
+/// A step of writes that failed. No step after it was done; the maps are whole, and are read back and brought up to
+/// date by a later call, once the grace period is over.
+#[derive(Debug)]
+pub struct Failed {
+    pub what: &'static str,
+    pub error: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// What a call did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Steps written.
+    pub steps: usize,
+    /// Ports that this call tried and that do not fit. See [`Syncer::refused`] for all that wait.
+    pub refused: Vec<Refused>,
+    pub failed: Vec<Failed>,
+}
+
+impl Report {
+    /// Everything asked for is installed.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.refused.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// Keeps the maps in step. Time is given with each call, as any clock that does not jump.
+#[derive(Debug)]
+pub struct Syncer {
+    settings: Settings,
+    room: Room,
+    ports: HashMap<PortId, Port>,
+    /// Found in the maps, and not claimed yet, by index.
+    strays: BTreeMap<u32, Port>,
+    /// Endpoint ids found in use that no run refers to: left by an agent that was killed.
+    orphans: Vec<u32>,
+    waiting: BTreeMap<PortId, (PortState, Lack)>,
+    /// A write failed then: the maps are to be read again.
+    stale: Option<Duration>,
+    /// Changes that came since.
+    queued: Vec<PortChange>,
+    /// A complete list has been applied: what is not in it goes.
+    complete: bool,
+    node: Option<NodeAddresses>,
+}
+
+impl Syncer {
+    /// Reads back what is installed. Changes nothing.
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn adopt<S: Store>(store: &S, settings: Settings) -> Result<Self, S::Error> {
+        let slots = PerFamily { v4: store.slots(Family::V4)?, v6: store.slots(Family::V6)? };
+        let live: HashMap<u32, u32> = store.endpoints()?.into_iter().collect();
+        let mut generations = Generations::new(settings.first_generation);
+        for (&id, &generation) in &live {
+            generations.note(id, u16::try_from(generation).unwrap_or_default());
+        }
+        let mut classes = Classes::new(store.addresses()?);
+        let mut strays = BTreeMap::new();
+        let mut owners = HashMap::new();
+        let mut owned = PerFamily::<u32>::default();
+        for found in port::read(store, &slots)? {
+            let port = stray(&found, &live);
+            for dialled in port.frontends.keys() {
+                owners.insert(*dialled, port.index);
+                owned[Family::of(&dialled.address)] += 1;
+                classes.add_frontend(dialled.address);
+            }
+            port.endpoints.keys().for_each(|address| classes.add_endpoint(address.ip()));
+            strays.insert(port.index, port);
+        }
+        let capacity = store.capacity();
+        let runs = |family, slots: &Vec<Slot>| {
+            let used = strays.values().filter(|port: &&Port| port.family == family).flat_map(Port::runs);
+            let chunks = slots.len() / proxy_common::abi::CHUNK as usize;
+            Runs::new(u32::try_from(chunks).unwrap_or(u32::MAX), capacity.chunks, used)
+        };
+        let runs = PerFamily { v4: runs(Family::V4, &slots.v4), v6: runs(Family::V6, &slots.v6) };
+        let referred: HashSet<u32> =
+            strays.values().flat_map(|port| port.endpoints.values().map(|endpoint| endpoint.id)).collect();
+        let room = Room {
+            capacity,
+            services: Ids::new(capacity.services, &strays.keys().copied().collect()),
+            endpoints: Ids::new(capacity.endpoints, &live.keys().copied().collect()),
+            generations,
+            runs,
+            classes,
+            owners,
+            owned,
+        };
+        let mut orphans: Vec<u32> = live.into_keys().filter(|id| !referred.contains(id)).collect();
+        orphans.sort_unstable();
+        Ok(Self {
+            settings,
+            room,
+            ports: HashMap::new(),
+            strays,
+            orphans,
+            waiting: BTreeMap::new(),
+            stale: None,
+            queued: Vec::new(),
+            complete: false,
+            node: None,
+        })
+    }
+
+    /// Installs changes. A port found in the maps is claimed by the first change that has one of its frontends.
+    pub fn apply<S: Store>(&mut self, store: &mut S, changes: Vec<PortChange>, now: Duration) -> Report {
+        let mut report = Report::default();
+        if !self.recover(store, now, &mut report) {
+            self.queued.extend(changes);
+            let error = "changes wait until the maps can be read again after a failed write".into();
+            report.failed.push(Failed { what: "changes", error });
+            return report;
+        }
+        let mut freed = self.reclaim(now);
+        let mut batch = Batch::default();
+        for (id, want) in latest(changes) {
+            self.change(id, want, now, &mut batch, &mut report);
+        }
+        freed |= batch.frees();
+        self.commit(store, batch, now, &mut report);
+        if freed {
+            self.retry(store, now, &mut report);
+        }
+        report
+    }
+
+    /// Installs a complete list: ports and everything else in the maps that are not in it are removed.
+    pub fn replace_all<S: Store>(
+        &mut self,
+        store: &mut S,
+        desired: Vec<(PortId, PortState)>,
+        now: Duration,
+    ) -> Report {
+        let wanted: HashSet<&PortId> = desired.iter().map(|(id, _)| id).collect();
+        let mut gone: Vec<PortId> =
+            self.ports.keys().chain(self.waiting.keys()).filter(|id| !wanted.contains(id)).cloned().collect();
+        gone.sort();
+        gone.dedup();
+        self.complete = true;
+        self.queued.clear();
+        let mut changes: Vec<PortChange> = gone.into_iter().map(|id| (id, None)).collect();
+        changes.extend(desired.into_iter().map(|(id, state)| (id, Some(state))));
+        let mut report = self.apply(store, changes, now);
+        if self.stale.is_none() {
+            let mut batch = Batch::default();
+            let until = now + self.settings.grace;
+            for port in std::mem::take(&mut self.strays).into_values() {
+                self.room.remove(port, until, &mut batch);
+            }
+            for id in &self.orphans {
+                self.room.endpoints.retire(*id, until);
+            }
+            batch.bury(std::mem::take(&mut self.orphans));
+            self.room.classes.review();
+            self.commit(store, batch, now, &mut report);
+            self.retry(store, now, &mut report);
+        }
+        report
+    }
+
+    /// Sets the node's own addresses.
+    pub fn set_node<S: Store>(&mut self, store: &mut S, node: NodeAddresses, now: Duration) -> Report {
+        let mut report = Report::default();
+        self.node = Some(node.clone());
+        if self.recover(store, now, &mut report) {
+            self.room.classes.set_node(&node.local, &node.node_port);
+            self.commit(store, Batch::default(), now, &mut report);
+        }
+        report
+    }
+
+    /// To be called about once a second: reuses what has rested, gives room to what waits, recovers.
+    pub fn tick<S: Store>(&mut self, store: &mut S, now: Duration) -> Report {
+        self.apply(store, Vec::new(), now)
+    }
+
+    /// Every port that waits for room, in order.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        self.waiting.iter().map(|(id, (_, why))| Refused { id: id.clone(), why: *why }).collect()
+    }
+
+    /// Whether a failed write has not been made good yet.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        self.stale.is_some()
+    }
+
+    /// Number of ports installed.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ports.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+    }
+
+    /// The port that a service index belongs to; for events and flows.
+    #[must_use]
+    pub fn name(&self, service: u32) -> Option<&PortId> {
+        self.ports.iter().find(|(_, port)| port.index == service).map(|(id, _)| id)
+    }
+
+    /// What is installed, read back from the maps, in a stable order.
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn installed<S: Store>(&self, store: &S) -> Result<Vec<InstalledPort>, S::Error> {
+        let slots = PerFamily { v4: store.slots(Family::V4)?, v6: store.slots(Family::V6)? };
+        let names: HashMap<u32, &PortId> = self.ports.iter().map(|(id, port)| (port.index, id)).collect();
+        let mut installed: Vec<_> = port::read(store, &slots)?
+            .iter()
+            .map(|found| InstalledPort::new(names.get(&found.index).map(|id| (*id).clone()), found))
+            .collect();
+        installed.sort();
+        Ok(installed)
+    }
+
+    fn reclaim(&mut self, now: Duration) -> bool {
+        let room = &mut self.room;
+        let services = room.services.reclaim(now);
+        let endpoints = room.endpoints.reclaim(now);
+        let v4 = room.runs.v4.reclaim(now);
+        let v6 = room.runs.v6.reclaim(now);
+        services | endpoints | v4 | v6
+    }
+
+    fn change(
+        &mut self,
+        id: PortId,
+        want: Option<PortState>,
+        now: Duration,
+        batch: &mut Batch,
+        report: &mut Report,
+    ) {
+        let until = now + self.settings.grace;
+        self.waiting.remove(&id);
+        let mut port = self.ports.remove(&id).or_else(|| self.claim(&id, want.as_ref()?));
+        let Some(want) = want else {
+            if let Some(port) = port {
+                self.room.remove(port, until, batch);
+            }
+            return;
+        };
+        let refused = self.room.upsert(&id, &mut port, &want, until, batch).err();
+        if let Some(port) = port {
+            self.ports.insert(id.clone(), port);
+        }
+        if let Some(why) = refused {
+            report.refused.push(Refused { id: id.clone(), why });
+            self.waiting.insert(id, (want, why));
+        }
+    }
+
+    /// The port found in the maps that has one of these frontends.
+    fn claim(&mut self, id: &PortId, want: &PortState) -> Option<Port> {
+        if self.strays.is_empty() {
+            return None;
+        }
+        let owner = |frontend: &crate::model::PortFrontend| {
+            let (address, port) = (frontend.address, frontend.port);
+            self.room.owners.get(&Dialled { address, port, protocol: id.protocol }).copied()
+        };
+        let index = want.frontends.iter().filter_map(owner).find(|index| self.strays.contains_key(index))?;
+        self.strays.remove(&index)
+    }
+
+    /// Another try for ports that wait, now that something has gone.
+    fn retry<S: Store>(&mut self, store: &mut S, now: Duration, report: &mut Report) {
+        if self.waiting.is_empty() || self.stale.is_some() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        report.refused.retain(|refused| !waiting.contains_key(&refused.id));
+        let mut batch = Batch::default();
+        for (id, (want, _)) in waiting {
+            self.change(id, Some(want), now, &mut batch, report);
+        }
+        self.commit(store, batch, now, report);
+    }
+
+    fn commit<S: Store>(&mut self, store: &mut S, batch: Batch, now: Duration, report: &mut Report) {
+        for step in batch.steps(self.room.classes.flush()) {
+            if let Err(error) = store.write(&step) {
+                report.failed.push(Failed { what: step.what(), error: error.into() });
+                self.stale = Some(now);
+                return;
+            }
+            report.steps += 1;
+        }
+    }
+
+    /// After a failed write: reads the maps again, and installs what is wanted. Whether the state can be built upon.
+    fn recover<S: Store>(&mut self, store: &mut S, now: Duration, report: &mut Report) -> bool {
+        let Some(since) = self.stale else { return true };
+        // What was freed just before may still be read, and is forgotten by reading back.
+        if now < since + self.settings.grace {
+            return false;
+        }
+        let mut again = match Self::adopt(store, self.settings) {
+            Ok(again) => again,
+            Err(error) => {
+                report.failed.push(Failed { what: "maps to read back", error: error.into() });
+                return false;
+            }
+        };
+        let mut desired: BTreeMap<PortId, PortState> =
+            self.ports.drain().map(|(id, port)| (id, port.state())).collect();
+        desired.extend(std::mem::take(&mut self.waiting).into_iter().map(|(id, (state, _))| (id, state)));
+        let mut removed = Vec::new();
+        for (id, want) in self.queued.drain(..) {
+            match want {
+                Some(want) => {
+                    desired.insert(id, want);
+                }
+                None => {
+                    desired.remove(&id);
+                    removed.push((id, None));
+                }
+            }
+        }
+        if let Some(node) = self.node.take() {
+            again.room.classes.set_node(&node.local, &node.node_port);
+            again.node = Some(node);
+        }
+        let desired: Vec<_> = desired.into_iter().collect();
+        let outcome = if self.complete {
+            again.replace_all(store, desired, now)
+        } else {
+            let changes = desired.into_iter().map(|(id, state)| (id, Some(state))).chain(removed).collect();
+            again.apply(store, changes, now)
+        };
+        report.steps += outcome.steps;
+        report.refused.extend(outcome.refused);
+        report.failed.extend(outcome.failed);
+        *self = again;
+        self.stale.is_none()
+    }
+}
+
+/// The last change of each port, in order.
+fn latest(changes: Vec<PortChange>) -> Vec<PortChange> {
+    let mut seen = HashSet::new();
+    let mut kept: Vec<PortChange> =
+        changes.into_iter().rev().filter(|(id, _)| seen.insert(id.clone())).collect();
+    kept.reverse();
+    kept
+}
+
+/// A port as found. Lists whose endpoints are not all there are not trusted.
+fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
+    let mut endpoints: HashMap<_, EndpointId> = HashMap::new();
+    let mut list = |slots: &Option<Vec<Slot>>, run: Run| {
+        let Some(slots) = slots else { return List { run: Run::EMPTY, members: None } };
+        let mut sound = true;
+        for slot in slots {
+            let is_live = live.get(&slot.endpoint.id) == Some(&u32::from(slot.endpoint.generation));
+            let known = *endpoints.entry(slot.address).or_insert(slot.endpoint);
+            if !is_live {
+                endpoints.remove(&slot.address);
+            }
+            sound &= is_live && known == slot.endpoint;
+        }
+        let members: Vec<_> = slots.iter().map(|slot| slot.address).collect();
+        sound &= members.is_sorted();
+        List { run, members: sound.then_some(members) }
+    };
+    let external = list(&found.external, found.service.external);
+    let internal = list(&found.internal, found.service.internal);
+    Port {
+        index: found.index,
+        family: found.family().unwrap_or(Family::V4),
+        frontends: found.frontends.clone(),
+        // Without frontends nothing leads here: the slots may be another's by now.
+        external: if found.frontends.is_empty() { nothing() } else { external },
+        internal: if found.frontends.is_empty() { nothing() } else { internal },
+        flags: found.service.flags,
+        affinity_timeout: found.service.affinity_timeout,
+        endpoints,
+    }
+}
+
+const fn nothing() -> List {
+    List { run: Run::EMPTY, members: None }
+}

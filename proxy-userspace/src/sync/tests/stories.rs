@@ -1,0 +1,163 @@
+//! Single behaviours.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
+
+use super::fake::{Fake, cluster_ip, dialled, id, runs};
+use crate::sync::{Lack, NodeAddresses, Settings, Step, Syncer};
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn start() -> (Fake, Syncer) {
+    let mut fake = Fake::new();
+    fake.allowed.insert(Vec::new());
+    let syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+    (fake, syncer)
+}
+
+#[test]
+fn a_change_writes_a_new_run_then_switches_and_reuses_the_old_one_after_the_grace_period() {
+    let (mut fake, mut syncer) = start();
+    let a = dialled("10.0.0.1", 80);
+    let states = [
+        cluster_ip(1, &["10.1.0.1:80", "10.1.0.2:80"]),
+        cluster_ip(1, &["10.1.0.1:80", "10.1.0.3:80"]),
+        cluster_ip(1, &["10.1.0.1:80"]),
+        cluster_ip(1, &["10.1.0.4:80"]),
+    ];
+    states.iter().for_each(|state| fake.allow(state));
+    let times = [at(0), at(1), at(2), at(3)];
+    let want = [Run::new(0, 2), Run::new(2, 2), Run::new(4, 1), Run::new(5, 1)];
+    for ((state, now), run) in states.into_iter().zip(times).zip(want) {
+        assert!(syncer.apply(&mut fake, vec![(id("a"), Some(state))], now).is_clean());
+        assert_eq!(runs(&fake, &a), [run; 2], "equal lists share a run");
+    }
+    let back = cluster_ip(1, &["10.1.0.1:80"]);
+    syncer.apply(&mut fake, vec![(id("a"), Some(back))], at(4));
+    assert_eq!(runs(&fake, &a), [Run::new(0, 1); 2], "retired at 1 s, free from 4 s on");
+    assert_eq!(fake.endpoints.len(), 1, "endpoints that left are gone");
+}
+
+#[test]
+fn an_unchanged_port_costs_nothing_and_a_changed_flag_one_store() {
+    let (mut fake, mut syncer) = start();
+    let mut state = cluster_ip(1, &["10.1.0.1:80"]);
+    fake.allow(&state);
+    syncer.apply(&mut fake, vec![(id("a"), Some(state.clone()))], at(0));
+    let before = fake.steps.len();
+    syncer.apply(&mut fake, vec![(id("a"), Some(state.clone()))], at(0));
+    assert_eq!(fake.steps.len(), before);
+    state.affinity_timeout = 10_800;
+    syncer.apply(&mut fake, vec![(id("a"), Some(state))], at(0));
+    assert!(matches!(&fake.steps[before..], [Step::Services(words)] if words.len() == 1));
+}
+
+#[test]
+fn silence_is_in_force_before_the_list_is_empty() {
+    let (mut fake, mut syncer) = start();
+    let full = cluster_ip(1, &["10.1.0.1:80"]);
+    let mut silent = cluster_ip(1, &[]);
+    silent.flags |= service_flags::DROP_EXTERNAL;
+    fake.allow(&full);
+    for (state, now) in [(full.clone(), 0), (silent, 1), (full, 2)] {
+        let before = fake.steps.len();
+        syncer.apply(&mut fake, vec![(id("a"), Some(state))], at(now));
+        let words = fake.steps[before..].iter().find_map(|step| match step {
+            Step::Services(words) => {
+                Some(words.iter().map(|(_, word)| format!("{word:?}")).collect::<Vec<_>>())
+            }
+            _ => None,
+        });
+        let words = words.unwrap();
+        let settings = words.iter().position(|word| word.starts_with("Settings")).unwrap();
+        let list = words.iter().position(|word| word.starts_with("External")).unwrap();
+        assert_eq!(settings < list, now == 1, "{words:?}");
+    }
+}
+
+#[test]
+fn a_frontend_moves_to_another_service_without_a_gap() {
+    for first in ["loser", "winner"] {
+        let (mut fake, mut syncer) = start();
+        let (one, two) = (cluster_ip(1, &["10.1.0.1:80"]), cluster_ip(1, &["10.1.0.2:80"]));
+        fake.allow(&one);
+        fake.allow(&two);
+        syncer.apply(&mut fake, vec![(id("loser"), Some(one))], at(0));
+        let before = fake.steps.len();
+        let mut changes = vec![(id("loser"), None), (id("winner"), Some(two))];
+        if first == "winner" {
+            changes.reverse();
+        }
+        assert!(syncer.apply(&mut fake, changes, at(1)).is_clean());
+        let removed = fake.steps[before..].iter().any(|step| matches!(step, Step::RemoveFrontends(_)));
+        assert!(!removed, "{first} first: the frontend is written over");
+        let left = syncer.installed(&fake).unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].id, Some(id("winner")));
+        assert_eq!(left[0].external, ["10.1.0.2:80".parse().unwrap()]);
+        assert_eq!(fake.addresses.len(), 2);
+    }
+}
+
+/// C-32: refused as a whole, by name; others go on; in as soon as room appears.
+#[test]
+fn what_does_not_fit_waits_for_room() {
+    let (mut fake, mut syncer) = start();
+    let changes: Vec<_> = (0..150_u8)
+        .map(|number| {
+            (id(&format!("s{number:03}")), Some(cluster_ip(number, &["10.1.0.1:80", "10.1.0.2:80"])))
+        })
+        .collect();
+    fake.allow(changes[0].1.as_ref().unwrap());
+    let report = syncer.apply(&mut fake, changes, at(0));
+    assert_eq!(report.refused.len(), 50);
+    assert_eq!((&report.refused[0].id, report.refused[0].why), (&id("s100"), Lack::Services(100)));
+    assert_eq!((syncer.len(), fake.frontends.len(), fake.endpoints.len()), (100, 100, 200));
+    let gone = (0..60).map(|number| (id(&format!("s{number:03}")), None)).collect();
+    syncer.apply(&mut fake, gone, at(1));
+    assert_eq!(syncer.len(), 40, "ids rest first");
+    assert!(syncer.tick(&mut fake, at(10)).is_clean());
+    assert_eq!((syncer.len(), fake.frontends.len(), fake.endpoints.len()), (90, 90, 180));
+    assert!(syncer.refused().is_empty());
+}
+
+#[test]
+fn a_change_that_does_not_fit_leaves_what_is_installed() {
+    let (mut fake, _) = start();
+    fake.capacity.endpoints = 3;
+    fake.capacity.chunks = 1;
+    let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+    let small = cluster_ip(1, &["10.1.0.1:80", "10.1.0.2:80"]);
+    fake.allow(&small);
+    syncer.apply(&mut fake, vec![(id("a"), Some(small.clone()))], at(0));
+    let many = cluster_ip(1, &["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80", "10.1.0.4:80"]);
+    let report = syncer.apply(&mut fake, vec![(id("a"), Some(many))], at(0));
+    assert_eq!(report.refused[0].why, Lack::Endpoints(3));
+    assert_eq!(syncer.installed(&fake).unwrap()[0].external, small.external);
+    fake.capacity.endpoints = 100_000;
+    let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+    let texts: Vec<String> = (0..=CHUNK).map(|n| format!("10.2.{}.{}:80", n >> 8, n & 255)).collect();
+    let huge = cluster_ip(1, &texts.iter().map(String::as_str).collect::<Vec<_>>());
+    fake.capacity.addresses = 100_000;
+    let report = syncer.apply(&mut fake, vec![(id("a"), Some(huge))], at(0));
+    assert!(matches!(report.refused[0].why, Lack::Addresses(1000)), "capacity as adopted");
+}
+
+#[test]
+fn addresses_are_classified_for_the_node_too() {
+    let (mut fake, mut syncer) = start();
+    let state = cluster_ip(1, &["192.0.2.1:80"]);
+    fake.allow(&state);
+    syncer.apply(&mut fake, vec![(id("a"), Some(state))], at(0));
+    let own = HashSet::from(["192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap()]);
+    syncer.set_node(&mut fake, NodeAddresses { local: own.clone(), node_port: own }, at(0));
+    let class = |fake: &Fake, ip: &str| fake.addresses.get(&ip.parse().unwrap()).copied();
+    let node = AddressClass::NODE_PORT | AddressClass::LOCAL | AddressClass::ENDPOINT;
+    assert_eq!(class(&fake, "192.0.2.1"), Some(node));
+    assert_eq!(class(&fake, "127.0.0.1"), Some(AddressClass::NODE_PORT));
+    assert_eq!(class(&fake, "10.0.0.1"), Some(AddressClass::SERVICE));
+}

@@ -1,0 +1,157 @@
+//! Random histories: whole after every step, and right after a kill or a failed write at any of them (L-01).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proxy_common::abi::{AddressClass, FrontendKind, service_flags};
+
+use super::fake::{Fake, id};
+use crate::model::{Family, PortFrontend, PortId, PortState};
+use crate::sync::{InstalledPort, Settings, Syncer};
+
+/// One change: a port by number, and its state made of small numbers, or its removal.
+type Change = (u8, Option<(Vec<u8>, Vec<u8>, u32, bool, bool)>);
+
+fn change() -> impl Strategy<Value = Change> {
+    let list = || proptest::collection::vec(0_u8..6, 0..4);
+    let state = (list(), list(), 0_u32..8, any::<bool>(), any::<bool>());
+    (0_u8..5, proptest::option::weighted(0.8, state))
+}
+
+fn port(number: u8) -> PortId {
+    let family = if number.is_multiple_of(2) { Family::V4 } else { Family::V6 };
+    PortId { family, ..id(&format!("port{number}")) }
+}
+
+fn address(family: Family, subnet: u8, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([10, subnet, 0, host + 1]),
+        Family::V6 => IpAddr::from([0xfd00, u16::from(subnet), 0, 0, 0, 0, 0, u16::from(host) + 1]),
+    }
+}
+
+fn state(
+    number: u8,
+    (external, internal, flags, node_port, same): &(Vec<u8>, Vec<u8>, u32, bool, bool),
+) -> PortState {
+    let family = port(number).family;
+    let list = |hosts: &[u8]| {
+        let mut list: Vec<_> =
+            hosts.iter().map(|host| std::net::SocketAddr::new(address(family, 1, *host), 80)).collect();
+        list.sort();
+        list.dedup();
+        list
+    };
+    let mut frontends =
+        vec![PortFrontend { kind: FrontendKind::ClusterIp, address: address(family, 0, number), port: 80 }];
+    if *node_port {
+        let any = address(family, 0, 0);
+        let unspecified: IpAddr = if any.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        let kind = FrontendKind::NodePort;
+        frontends.push(PortFrontend { kind, address: unspecified, port: 30_000 + u16::from(number) });
+    }
+    let external = list(external);
+    let internal = if *same { external.clone() } else { list(internal) };
+    PortState {
+        frontends,
+        external,
+        internal,
+        flags: flags << 1 & !service_flags::IN_USE,
+        affinity_timeout: 0,
+    }
+}
+
+fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
+    let installed = syncer.installed(fake).unwrap();
+    let got: BTreeMap<_, _> = installed.iter().map(|port| (port.id.clone(), port)).collect();
+    assert_eq!(got.len(), desired.len(), "{installed:#?}");
+    let mut endpoints = 0;
+    let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
+    for (id, want) in desired {
+        let is: &InstalledPort = got[&Some(id.clone())];
+        assert_eq!((&is.external, &is.internal), (&want.external, &want.internal), "{id}");
+        let frontends: Vec<_> = is.frontends.iter().map(|f| (f.kind.unwrap(), f.address, f.port)).collect();
+        let wanted: Vec<_> = want.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
+        assert_eq!(frontends, wanted, "{id}");
+        let mut all = [want.external.clone(), want.internal.clone()].concat();
+        all.sort();
+        all.dedup();
+        endpoints += all.len();
+        all.iter()
+            .for_each(|endpoint| *addresses.entry(endpoint.ip()).or_default() |= AddressClass::ENDPOINT);
+        for frontend in want.frontends.iter().filter(|frontend| !frontend.address.is_unspecified()) {
+            *addresses.entry(frontend.address).or_default() |= AddressClass::SERVICE;
+        }
+    }
+    assert_eq!(fake.endpoints.len(), endpoints, "no endpoint id is left behind");
+    assert_eq!(fake.addresses, addresses);
+    assert_eq!(fake.services.len(), desired.len(), "no service is left behind");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn maps_are_whole_after_every_step(history in proptest::collection::vec(
+        (proptest::collection::vec(change(), 1..4), 0_u64..3), 1..12)) {
+        let mut fake = Fake::new();
+        fake.allowed.insert(Vec::new());
+        let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+        let mut desired = BTreeMap::new();
+        let mut now = Duration::ZERO;
+        for (changes, seconds) in &history {
+            now += Duration::from_secs(*seconds);
+            let before = (fake.clone(), desired.clone());
+            let changes: Vec<_> = changes.iter().map(|(number, want)| {
+                let want = want.as_ref().map(|want| state(*number, want));
+                (port(*number), want)
+            }).collect();
+            for (id, want) in &changes {
+                match want {
+                    Some(want) => { fake.allow(want); desired.insert(id.clone(), want.clone()); }
+                    None => { desired.remove(id); }
+                }
+            }
+            let steps = fake.steps.len();
+            prop_assert!(syncer.apply(&mut fake, changes.clone(), now).is_clean());
+            verify(&fake, &syncer, &desired);
+            let steps = fake.steps.len() - steps;
+            for step in 0..steps {
+                kill_and_fail(&before, &fake, &changes, &desired, step, now);
+            }
+        }
+    }
+}
+
+/// The same changes from the same start, with the write number `step` failing: the same agent recovers, and another
+/// agent that finds the maps so brings them to the same end.
+fn kill_and_fail(
+    (start, had): &(Fake, BTreeMap<PortId, PortState>),
+    end: &Fake,
+    changes: &[(PortId, Option<PortState>)],
+    desired: &BTreeMap<PortId, PortState>,
+    step: usize,
+    now: Duration,
+) {
+    let mut fake = Fake { allowed: end.allowed.clone(), ..start.clone() };
+    let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+    let had: Vec<_> = had.iter().map(|(id, state)| (id.clone(), state.clone())).collect();
+    assert!(syncer.replace_all(&mut fake, had, now).is_clean());
+    fake.fail_in = Some(step);
+    let report = syncer.apply(&mut fake, changes.to_vec(), now);
+    if fake.fail_in.take().is_some() {
+        // An adopted start may need fewer steps.
+        return;
+    }
+    assert_eq!(report.failed.len(), 1);
+    let mut killed = fake.clone();
+    assert!(!syncer.tick(&mut fake, now).is_clean(), "not before the grace period");
+    assert!(syncer.tick(&mut fake, now + Duration::from_secs(9)).is_clean());
+    verify(&fake, &syncer, desired);
+    let mut heir = Syncer::adopt(&killed, Settings::default()).unwrap();
+    let all = desired.iter().map(|(id, state)| (id.clone(), state.clone())).collect();
+    assert!(heir.replace_all(&mut killed, all, now).is_clean());
+    verify(&killed, &heir, desired);
+}

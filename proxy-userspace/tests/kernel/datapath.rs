@@ -1,0 +1,191 @@
+//! Programs and maps in a real kernel: adoption, replacement, cleaning.
+
+use crate::common::{Scratch, edge, in_namespace, options};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
+use aya::programs::{SchedClassifier, TcAttachType};
+use proxy_common::abi::{Addr, Cidr, Config, LAYOUT};
+use proxy_userspace::datapath::{Change, Cleaned, Datapath, DatapathError, Options, cleanup};
+
+/// A config that can be told from another's.
+fn marked(seed: u32) -> Config {
+    Config {
+        cluster_v4: Cidr { address: Addr::UNSPECIFIED, mask: Addr::UNSPECIFIED },
+        cluster_v6: Cidr { address: Addr::UNSPECIFIED, mask: Addr::UNSPECIFIED },
+        flags: 0,
+        masquerade_mark: 0,
+        seed,
+        test_clock: 0,
+        netns_cookie: 0,
+    }
+}
+
+/// Starts three times; each later agent finds the maps of the first, and leaves one copy of each program (L-01).
+fn restarts(options: &Options) {
+    let edge = edge("edge0");
+    for round in 0..3 {
+        let datapath = Datapath::load(options).unwrap();
+        assert_eq!(datapath.adopted(), round > 0, "round {round}");
+        if round == 0 {
+            datapath.set_config(&marked(77)).unwrap();
+        }
+        assert_eq!(datapath.config().unwrap().seed, 77, "round {round}: maps of the first agent");
+        let attached = datapath.attach_edge(&edge).unwrap();
+        let expected = if round == 0 { Change::Attached } else { Change::Replaced };
+        assert_eq!((attached.ingress.change, attached.egress.change), (expected, expected), "round {round}");
+        let again = datapath.attach_edge(&edge).unwrap();
+        assert_eq!((again.ingress.change, again.egress.change), (Change::None, Change::None));
+        datapath.attach_sockets().unwrap();
+        datapath.retire(&[edge.ifindex]).unwrap();
+        let state = datapath.inspect_edge(&edge).unwrap();
+        assert!(state.iter().all(|hook| hook.ours && hook.before == 0 && hook.after == 0), "{state:?}");
+    }
+}
+
+#[test]
+fn an_agent_without_bpffs_adopts_by_the_attached_programs() {
+    in_namespace(|| {
+        let cgroup = Scratch::cgroup();
+        restarts(&Options { cgroup: cgroup.as_ref().map(|dir| dir.path().into()), ..options() });
+    });
+}
+
+#[test]
+fn an_agent_with_bpffs_adopts_pins() {
+    in_namespace(|| {
+        let (bpffs, cgroup) = (Scratch::bpffs(), Scratch::cgroup());
+        restarts(&Options {
+            bpffs: Some(bpffs.path().into()),
+            cgroup: cgroup.as_ref().map(|dir| dir.path().into()),
+            ..options()
+        });
+    });
+}
+
+#[test]
+fn cleanup_takes_everything_away_and_nothing_else() {
+    in_namespace(|| {
+        let (bpffs, cgroup) = (Scratch::bpffs(), Scratch::cgroup());
+        let plain = Options { cgroup: cgroup.as_ref().map(|dir| dir.path().into()), ..options() };
+        let pinned = Options { bpffs: Some(bpffs.path().into()), ..plain.clone() };
+        std::fs::create_dir(bpffs.path().join("other")).unwrap();
+        let foreign = foreign_program("pod0");
+        for options in [&plain, &pinned] {
+            let datapath = Datapath::load(options).unwrap();
+            datapath.attach_edge(&edge("edge0")).unwrap();
+            datapath.attach_edge(&edge("pod0")).unwrap();
+            datapath.attach_sockets().unwrap();
+            let cleaned = cleanup(options).unwrap();
+            assert_eq!(cleaned.devices.len(), 2);
+            assert_eq!(cleaned.sockets, if cgroup.is_some() { 8 } else { 0 });
+            assert_eq!(cleaned.pins > 0, options.bpffs.is_some());
+            assert_eq!(cleanup(options).unwrap(), Cleaned::default(), "a second time");
+            let state = datapath.inspect_edge(&edge("pod0")).unwrap();
+            assert_eq!((state[0].ours, state[0].before), (false, 1), "the other program is still there");
+            drop(datapath);
+            assert!(!Datapath::load(options).unwrap().adopted());
+            cleanup(options).unwrap();
+        }
+        assert!(bpffs.path().join("other").exists());
+        std::fs::remove_dir(bpffs.path().join("other")).unwrap();
+        drop(foreign);
+    });
+}
+
+/// A program under another name at the device's ingress, attached by a link: gone when dropped.
+fn foreign_program(device: &str) -> Ebpf {
+    let mut object = proxy_userspace::OBJECT.to_vec();
+    // A name of the same length that is not ours.
+    let name = b"sluice_ingress\0";
+    let at: Vec<_> =
+        object.windows(name.len()).enumerate().filter(|(_, w)| w == name).map(|(at, _)| at).collect();
+    for at in at {
+        object[at..at + 6].copy_from_slice(b"others");
+    }
+    let mut ebpf = aya::EbpfLoader::new().btf(None).load(&object).unwrap();
+    let program: &mut SchedClassifier = ebpf.program_mut("others_ingress").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    program.attach(device, TcAttachType::Ingress).unwrap();
+    ebpf
+}
+
+/// L-10: ours is the first at ingress, and one that pushes itself in front later is told.
+#[test]
+fn foreign_programs_are_kept_and_told() {
+    in_namespace(|| {
+        let options = options();
+        let foreign = foreign_program("edge0");
+        let datapath = Datapath::load(&options).unwrap();
+        let attached = datapath.attach_edge(&edge("edge0")).unwrap();
+        assert_eq!((attached.ingress.before, attached.ingress.after), (0, 1));
+        let again = Datapath::load(&options).unwrap();
+        let attached = again.attach_edge(&edge("edge0")).unwrap();
+        assert_eq!(attached.ingress.change, Change::Replaced);
+        assert_eq!((attached.ingress.before, attached.ingress.after), (0, 1), "the place is kept");
+        let [ingress, _] = datapath.inspect_edge(&edge("edge0")).unwrap();
+        assert!(!ingress.ours, "the first agent notices that another took over (L-05)");
+        drop(foreign);
+        cleanup(&options).unwrap();
+    });
+}
+
+#[test]
+fn pins_that_do_not_fit_are_refused_and_kept() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        let dir = bpffs.path().join("sluice").join(LAYOUT.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        // Larger values than the programs expect: aya would use it, and crash.
+        let map = HashMap::<MapData, u64, [u8; 512]>::create(8, 0).unwrap();
+        map.pin(dir.join("FRONTENDS_V4")).unwrap();
+        let options = Options { bpffs: Some(bpffs.path().into()), ..options() };
+        let error = Datapath::load(&options).unwrap_err();
+        assert!(matches!(error, DatapathError::ForeignMap { map: "FRONTENDS_V4", .. }), "{error}");
+        assert!(error.to_string().contains("sluice cleanup"), "{error}");
+        assert!(dir.join("FRONTENDS_V4").exists());
+        cleanup(&options).unwrap();
+        assert!(Datapath::load(&options).is_ok());
+    });
+}
+
+/// L-22: what is there is kept, and said.
+#[test]
+fn another_size_at_restart_keeps_the_content() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        let small = Options { bpffs: Some(bpffs.path().into()), ..options() };
+        let first = Datapath::load(&small).unwrap();
+        first.set_config(&marked(5)).unwrap();
+        let mut large = small.clone();
+        large.sizes.flows *= 2;
+        let second = Datapath::load(&large).unwrap();
+        assert_eq!(second.config().unwrap().seed, 5);
+        assert!(second.notices().iter().any(|line| line.contains("FLOWS_V4")), "{:?}", second.notices());
+    });
+}
+
+#[test]
+fn wrong_places_are_named() {
+    in_namespace(|| {
+        let tmp = std::env::temp_dir();
+        let cases = [
+            (Options { bpffs: Some(tmp.clone()), ..options() }, "is not a BPF file system"),
+            (Options { cgroup: Some(tmp.clone()), ..options() }, "is not in a cgroup v2 hierarchy"),
+            (Options { bpffs: Some(tmp.join("no-such-dir")), ..options() }, "cannot look at"),
+        ];
+        for (options, want) in cases {
+            let error = Datapath::load(&options).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_device_that_went_is_no_alarm() {
+    in_namespace(|| {
+        let datapath = Datapath::load(&options()).unwrap();
+        let gone = edge("edge0");
+        crate::common::ip("link del edge0");
+        assert!(datapath.attach_edge(&gone).unwrap_err().is_gone());
+    });
+}

@@ -1,0 +1,10 @@
+//! The agent's kernel side in a real kernel. Needs root; every test has a network namespace of its own.
+
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod datapath;
+#[cfg(test)]
+mod node;
+#[cfg(test)]
+mod sync;

@@ -1,0 +1,126 @@
+//! The syncer on real maps: filling, changing, adopting.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use crate::common::{Scratch, edge, in_namespace};
+use proxy_common::abi::{FrontendKind, service_flags};
+use proxy_userspace::datapath::{Datapath, Options, cleanup};
+use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
+use proxy_userspace::sync::{InstalledPort, Settings, Syncer};
+
+fn id(number: u32, family: Family) -> PortId {
+    PortId {
+        namespace: "default".into(),
+        service: format!("service-{number}").into(),
+        port: "http".into(),
+        protocol: Protocol::Tcp,
+        family,
+    }
+}
+
+fn ip(family: Family, net: u8, number: u32) -> IpAddr {
+    let [_, a, b, c] = number.to_be_bytes();
+    match family {
+        Family::V4 => IpAddr::from([net, a, b, c]),
+        Family::V6 => IpAddr::from([0xfd00, net.into(), 0, 0, 0, 0, a.into(), u16::from_be_bytes([b, c])]),
+    }
+}
+
+/// A ClusterIP and a NodePort with `count` endpoints.
+fn state(number: u32, family: Family, count: u32) -> PortState {
+    let frontend = |kind, address, port| PortFrontend { kind, address, port };
+    let any = if family == Family::V4 { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
+    let endpoint = |host| SocketAddr::new(ip(family, 11, number * 16 + host), 8080);
+    let endpoints: Vec<_> = (0..count).map(endpoint).collect();
+    PortState {
+        frontends: vec![
+            frontend(FrontendKind::ClusterIp, ip(family, 10, number), 80),
+            frontend(FrontendKind::NodePort, any, 20_000 + u16::try_from(number).unwrap_or_default()),
+        ],
+        external: endpoints.clone(),
+        internal: endpoints,
+        flags: service_flags::MASQUERADE_EXTERNAL,
+        affinity_timeout: 0,
+    }
+}
+
+fn desired(services: u32, count: u32) -> Vec<(PortId, PortState)> {
+    let family = |number: u32| if number.is_multiple_of(8) { Family::V6 } else { Family::V4 };
+    (0..services).map(|n| (id(n, family(n)), state(n, family(n), count))).collect()
+}
+
+fn expect(installed: &[InstalledPort], desired: &[(PortId, PortState)]) {
+    assert_eq!(installed.len(), desired.len());
+    let mut desired = desired.to_vec();
+    desired.sort_by(|a, b| a.0.cmp(&b.0));
+    for (is, (id, want)) in installed.iter().zip(&desired) {
+        assert_eq!(is.id.as_ref(), Some(id));
+        assert_eq!((&is.external, &is.internal), (&want.external, &want.internal), "{id}");
+        let frontends: Vec<_> = is.frontends.iter().map(|f| (f.kind.unwrap(), f.address, f.port)).collect();
+        let wanted: Vec<_> = want.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
+        assert_eq!(frontends, wanted, "{id}");
+        assert_eq!(is.flags, ["masquerade-external"]);
+    }
+}
+
+/// 10,000 Services with 10 endpoints (C-33): filled, changed by one endpoint, found again by another agent.
+#[test]
+fn ten_thousand_services_with_ten_endpoints() {
+    in_namespace(|| {
+        let options = Options::default();
+        let want = desired(10_000, 10);
+        let mut datapath = Datapath::load(&options).unwrap();
+        datapath.attach_edge(&edge("edge0")).unwrap();
+        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        let started = Instant::now();
+        let report = syncer.replace_all(&mut datapath, want.clone(), Duration::ZERO);
+        eprintln!("filled in {:?}", started.elapsed());
+        assert!(report.is_clean(), "{:?}", report.failed);
+        expect(&syncer.installed(&datapath).unwrap(), &want);
+
+        let (changed, _) = &want[5000];
+        let now = Duration::from_secs(1);
+        let started = Instant::now();
+        let fewer = state(5000, changed.family, 9);
+        assert!(syncer.apply(&mut datapath, vec![(changed.clone(), Some(fewer))], now).is_clean());
+        eprintln!("one endpoint changed in {:?}", started.elapsed());
+        drop((syncer, datapath));
+
+        let mut datapath = Datapath::load(&options).unwrap();
+        assert!(datapath.adopted());
+        let started = Instant::now();
+        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        eprintln!("adopted in {:?}", started.elapsed());
+        let started = Instant::now();
+        let report = syncer.replace_all(&mut datapath, want.clone(), now);
+        eprintln!("compared in {:?}", started.elapsed());
+        assert!(report.is_clean());
+        assert!(report.steps <= 4, "only the one port differs: {} steps", report.steps);
+        expect(&syncer.installed(&datapath).unwrap(), &want);
+        cleanup(&options).unwrap();
+    });
+}
+
+/// What the first list does not name goes, whoever left it; what it names keeps its index (L-01).
+#[test]
+fn the_first_complete_list_removes_what_it_does_not_name() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        let options = Options { bpffs: Some(bpffs.path().into()), ..crate::common::options() };
+        let old = desired(20, 3);
+        let mut datapath = Datapath::load(&options).unwrap();
+        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        assert!(syncer.replace_all(&mut datapath, old.clone(), Duration::ZERO).is_clean());
+        drop((syncer, datapath));
+
+        let mut datapath = Datapath::load(&options).unwrap();
+        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        let found = syncer.installed(&datapath).unwrap();
+        assert_eq!((found.len(), found[0].id.clone()), (20, None), "nothing is removed before the list");
+        let new: Vec<_> = old[10..].iter().cloned().chain(desired(40, 2).split_off(30)).collect();
+        assert!(syncer.replace_all(&mut datapath, new.clone(), Duration::ZERO).is_clean());
+        expect(&syncer.installed(&datapath).unwrap(), &new);
+        cleanup(&options).unwrap();
+    });
+}
