@@ -66,7 +66,7 @@ pub struct FlowInfo {
     pub age: Duration,
     /// Since the last packet of either direction, to about a second.
     pub idle: Duration,
-    /// Index of the service; see [`crate::sync::Syncer::name`].
+    /// Index of the service; see [`crate::sync::Syncer::names`].
     pub service: u32,
 }
 
@@ -165,8 +165,7 @@ impl Datapath {
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
         let failed = |source| DatapathError::Map { operation: "read", map: "COUNTERS", source };
         let count = |reason: Reason| {
-            let cpus =
-                self.tables.counters.get_per_cpu(&(reason as u32), self.cpus as usize).map_err(failed)?;
+            let cpus = self.tables.counters.get_per_cpu(&(reason as u32)).map_err(failed)?;
             Ok((reason, cpus.iter().sum()))
         };
         Reason::ALL.into_iter().map(count).collect()

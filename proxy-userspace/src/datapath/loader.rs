@@ -37,7 +37,6 @@ pub struct Loaded {
     pub pins: Pins,
     pub maps: HashMap<&'static str, OwnedFd>,
     pub cgroup: Option<OwnedFd>,
-    pub cpus: u32,
     /// Programs of earlier agents that are pinned, by id; and their pins.
     pub earlier: Vec<(PathBuf, OwnedFd)>,
     pub adopted: bool,
@@ -68,7 +67,7 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
         maps.insert(spec.name, Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?);
     }
     let earlier = pins.programs()?;
-    Ok(Loaded { ebpf, pins, maps, cgroup, cpus, earlier, adopted: !found.is_empty(), notices })
+    Ok(Loaded { ebpf, pins, maps, cgroup, earlier, adopted: !found.is_empty(), notices })
 }
 
 /// Opens a directory of cgroup v2.

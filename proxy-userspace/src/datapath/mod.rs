@@ -1,7 +1,7 @@
 //! Programs and maps in the kernel: loaded or adopted, attached without links, read and written.
 //!
 //! ```text
-//! sys/       raw system calls; the agent's only unsafe code
+//! sys.rs     raw system calls; the only unsafe code   
 //! specs.rs   what the maps look like      pins.rs    where they are kept
 //! loader.rs  options → programs, maps     tables.rs  the open maps
 //! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
@@ -47,7 +47,6 @@ pub struct Datapath {
     pins: Pins,
     tables: Tables,
     cgroup: Option<OwnedFd>,
-    cpus: u32,
     /// Programs of this and earlier agents, by id.
     known: Known,
     /// Pins of earlier agents' programs.
@@ -71,7 +70,6 @@ impl Datapath {
             ebpf: loaded.ebpf,
             pins: loaded.pins,
             cgroup: loaded.cgroup,
-            cpus: loaded.cpus,
             known: Known::new(),
             earlier: Vec::new(),
             adopted: loaded.adopted,

@@ -80,14 +80,21 @@ where
         Ok(())
     }
 
-    fn add_chunk(&mut self, pins: &Pins, family: Family, index: u32) -> Result<(), DatapathError> {
+    fn add_chunks(&mut self, pins: &Pins, family: Family, numbers: &[u32]) -> Result<(), DatapathError> {
         let spec = specs::chunk::<N>();
-        let fd: OwnedFd = sys::create_array(spec.value, CHUNK).map_err(failed("create", spec.name))?;
-        if !pins.is_private() {
-            Pins::put(fd.as_fd(), &pins.chunk(family, index))?;
+        let mut fds: Vec<OwnedFd> = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let fd = sys::create_array(spec.value, CHUNK).map_err(failed("create", spec.name))?;
+            if !pins.is_private() {
+                Pins::put(fd.as_fd(), &pins.chunk(family, *number))?;
+            }
+            fds.push(fd);
         }
-        self.slots.set(&index, &fd.as_raw_fd().cast_unsigned()).map_err(failed("add a chunk to", "SLOTS"))?;
-        self.chunks.push(Table::new(fd).map_err(failed("open", spec.name))?);
+        let values: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+        set_all(&self.slots, numbers, &values).map_err(failed("add a chunk to", "SLOTS"))?;
+        for fd in fds {
+            self.chunks.push(Table::new(fd).map_err(failed("open", spec.name))?);
+        }
         Ok(())
     }
 
@@ -269,8 +276,8 @@ impl Store for Datapath {
     fn write(&mut self, step: &Step) -> Result<(), DatapathError> {
         let (v4, v6) = (&self.tables.v4, &self.tables.v6);
         match step {
-            Step::Chunk(Family::V4, index) => self.tables.v4.add_chunk(&self.pins, Family::V4, *index),
-            Step::Chunk(Family::V6, index) => self.tables.v6.add_chunk(&self.pins, Family::V6, *index),
+            Step::Chunks(Family::V4, numbers) => self.tables.v4.add_chunks(&self.pins, Family::V4, numbers),
+            Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
             Step::Endpoints(list) => {
                 let (ids, generations): (Vec<_>, Vec<_>) = list.iter().copied().unzip();
                 set_all(&self.tables.endpoints, &ids, &generations).map_err(failed("write", "ENDPOINTS"))

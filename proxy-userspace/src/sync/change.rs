@@ -33,7 +33,7 @@ pub enum Lack {
 /// Writes of many changes, in the order in which they keep the maps whole.
 #[derive(Debug, Default)]
 pub struct Batch {
-    chunks: Vec<(Family, u32)>,
+    chunks: PerFamily<Vec<u32>>,
     endpoints: Vec<(u32, u32)>,
     slots: PerFamily<Vec<(u32, Slot)>>,
     words: Vec<(u32, Word)>,
@@ -66,9 +66,9 @@ impl Batch {
                 None => remove.push(dialled),
             }
         }
-        let mut steps: Vec<Step> =
-            self.chunks.into_iter().map(|(family, chunk)| Step::Chunk(family, chunk)).collect();
-        steps.extend([
+        let mut steps = vec![
+            Step::Chunks(Family::V4, self.chunks.v4),
+            Step::Chunks(Family::V6, self.chunks.v6),
             Step::Endpoints(self.endpoints),
             Step::Slots(Family::V4, self.slots.v4),
             Step::Slots(Family::V6, self.slots.v6),
@@ -81,9 +81,9 @@ impl Batch {
             Step::RemoveFrontends(remove),
             Step::Services(self.cleared),
             Step::Endpoints(self.gone),
-        ]);
+        ];
         steps.retain(|step| match step {
-            Step::Chunk(..) => true,
+            Step::Chunks(_, list) => !list.is_empty(),
             Step::Endpoints(list) => !list.is_empty(),
             Step::Slots(_, list) => !list.is_empty(),
             Step::Services(list) => !list.is_empty(),
@@ -218,7 +218,7 @@ impl Room {
         let mut grant = |members: &[SocketAddr], is_external| {
             let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
             let granted = self.runs[family].allocate(count)?;
-            batch.chunks.extend(granted.chunk.map(|chunk| (family, chunk)));
+            batch.chunks[family].extend(granted.chunk);
             if count > 0 {
                 written.push((granted.run, is_external));
             }

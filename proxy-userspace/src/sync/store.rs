@@ -39,8 +39,9 @@ pub enum Word {
 /// Map writes of one kind. The syncer orders them so that the maps are whole after each of them (L-01).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Adds chunk number `.1` to the slots.
-    Chunk(Family, u32),
+    /// Adds chunks with these numbers to the slots, in order. All at once: the kernel waits for every reader after each
+    /// write to a map of maps (E15), some 10 ms.
+    Chunks(Family, Vec<u32>),
     /// Generations of endpoint ids; 0: gone.
     Endpoints(Vec<(u32, u32)>),
     /// Slots from an offset on.
@@ -59,7 +60,7 @@ impl Step {
     #[must_use]
     pub const fn what(&self) -> &'static str {
         match self {
-            Self::Chunk(..) => "a chunk of slots",
+            Self::Chunks(..) => "chunks of slots",
             Self::Endpoints(_) => "endpoints",
             Self::Slots(..) => "slots",
             Self::Services(_) => "services",

@@ -248,10 +248,10 @@ impl Syncer {
         self.ports.is_empty()
     }
 
-    /// The port that a service index belongs to; for events and flows.
+    /// The ports by the index of their service; for events and flows.
     #[must_use]
-    pub fn name(&self, service: u32) -> Option<&PortId> {
-        self.ports.iter().find(|(_, port)| port.index == service).map(|(id, _)| id)
+    pub fn names(&self) -> HashMap<u32, &PortId> {
+        self.ports.iter().map(|(id, port)| (port.index, id)).collect()
     }
 
     /// What is installed, read back from the maps, in a stable order.
@@ -260,7 +260,7 @@ impl Syncer {
     /// If the maps cannot be read.
     pub fn installed<S: Store>(&self, store: &S) -> Result<Vec<InstalledPort>, S::Error> {
         let slots = PerFamily { v4: store.slots(Family::V4)?, v6: store.slots(Family::V6)? };
-        let names: HashMap<u32, &PortId> = self.ports.iter().map(|(id, port)| (port.index, id)).collect();
+        let names = self.names();
         let mut installed: Vec<_> = port::read(store, &slots)?
             .iter()
             .map(|found| InstalledPort::new(names.get(&found.index).map(|id| (*id).clone()), found))

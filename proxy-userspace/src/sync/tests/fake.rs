@@ -116,10 +116,12 @@ impl Store for Fake {
             *left -= 1;
         }
         match step {
-            Step::Chunk(family, number) => {
-                let slots = &mut self.slots[index(*family)];
-                assert_eq!(slots.len(), (*number * CHUNK) as usize, "chunks come in order");
-                slots.resize(slots.len() + CHUNK as usize, EMPTY_SLOT);
+            Step::Chunks(family, numbers) => {
+                for number in numbers {
+                    let slots = &mut self.slots[index(*family)];
+                    assert_eq!(slots.len(), (number * CHUNK) as usize, "chunks come in order");
+                    slots.resize(slots.len() + CHUNK as usize, EMPTY_SLOT);
+                }
             }
             Step::Endpoints(list) => {
                 for &(id, generation) in list {
