@@ -7,4 +7,6 @@ mod datapath;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
+mod privileges;
+#[cfg(test)]
 mod sync;

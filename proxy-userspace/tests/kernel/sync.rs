@@ -45,12 +45,12 @@ fn state(number: u32, family: Family, count: u32) -> PortState {
     }
 }
 
-fn desired(services: u32, count: u32) -> Vec<(PortId, PortState)> {
+pub fn desired(services: u32, count: u32) -> Vec<(PortId, PortState)> {
     let family = |number: u32| if number.is_multiple_of(8) { Family::V6 } else { Family::V4 };
     (0..services).map(|n| (id(n, family(n)), state(n, family(n), count))).collect()
 }
 
-fn expect(installed: &[InstalledPort], desired: &[(PortId, PortState)]) {
+pub fn expect(installed: &[InstalledPort], desired: &[(PortId, PortState)]) {
     assert_eq!(installed.len(), desired.len());
     let mut desired = desired.to_vec();
     desired.sort_by(|a, b| a.0.cmp(&b.0));

@@ -80,6 +80,17 @@ fn silence_is_in_force_before_the_list_is_empty() {
 }
 
 #[test]
+fn of_two_changes_at_once_to_one_port_the_last_counts() {
+    let (mut fake, mut syncer) = start();
+    let state = cluster_ip(1, &["10.1.0.1:80"]);
+    fake.allow(&state);
+    syncer.apply(&mut fake, vec![(id("a"), Some(state.clone())), (id("a"), None)], at(0));
+    assert!(fake.steps.is_empty(), "it was never there");
+    syncer.apply(&mut fake, vec![(id("a"), None), (id("a"), Some(state))], at(0));
+    assert_eq!(syncer.len(), 1);
+}
+
+#[test]
 fn a_frontend_moves_to_another_service_without_a_gap() {
     for first in ["loser", "winner"] {
         let (mut fake, mut syncer) = start();
