@@ -66,8 +66,9 @@ pub struct Retired {
 const ATTEMPTS: usize = 8;
 
 impl Datapath {
-    /// Puts both programs on `edge`, exactly one copy each: the first at ingress, the last at egress (principle 4.
-    /// of the design). Does nothing where they are already there, and replaces an earlier agent's in place.
+    /// Puts both programs on `edge`, exactly one copy each: the first at ingress, the last at egress, so that other
+    /// programs see the same pair of addresses both ways (L-10). Does nothing where they are already there, and
+    /// replaces an earlier agent's in place. Writes the edge's entry in the `devices` map first.
     ///
     /// # Errors
     /// [`DatapathError::is_gone`] if the device went away meanwhile: not worth a message.
@@ -222,8 +223,12 @@ impl Datapath {
         flags: u32,
     ) -> Result<Placement, DatapathError> {
         let program = self.program(name)?;
-        let failed = |operation, source| {
-            DatapathError::of(operation, source, |source| attach_error(operation, target, hook, source))
+        let failed = |operation, source| match target {
+            // The programs are loaded, so EPERM from a cgroup is another program's doing.
+            Target::Cgroup(_) => attach_error(operation, target, hook, source),
+            Target::Device(_) => {
+                DatapathError::of(operation, source, |source| attach_error(operation, target, hook, source))
+            }
         };
         let id = sys::program_info(program).map_err(|source| failed("describe our program", source))?.id;
         let mut change = Change::None;

@@ -37,6 +37,7 @@ pub fn cleanup(options: &Options) -> Result<Cleaned, DatapathError> {
             known.insert(sys::program_info(fd.as_fd()).map_err(failed)?.id, fd);
         }
     }
+    hooks::check_sight(&known)?;
     for (name, ifindex) in hooks::devices()? {
         let mut removed = 0;
         for hook in [TC_INGRESS, TC_EGRESS] {

@@ -63,6 +63,16 @@ pub fn identify(id: u32, known: &Known) -> io::Result<Option<Ours>> {
     Ok(info.name.starts_with(PREFIX).then_some(Ours { info, fd }))
 }
 
+/// Without CAP_SYS_ADMIN and without pins every program looks like somebody else's: better told than passed over.
+pub fn check_sight(known: &Known) -> Result<(), DatapathError> {
+    match sys::program_by_id(u32::MAX) {
+        Err(source) if source.raw_os_error() == Some(libc::EPERM) && known.is_empty() => {
+            Err(DatapathError::NotPermitted { operation: "look for our programs", source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Our programs at one hook, in the order in which they run, and how many other programs run before the first of
 /// them and after it.
 #[derive(Debug, Default)]
@@ -103,7 +113,9 @@ pub fn devices() -> Result<Vec<(String, u32)>, DatapathError> {
 
 /// Detaches every program of ours at one hook. How many.
 pub fn clear(target: Target<'_>, hook: Hook, known: &Known) -> Result<usize, DatapathError> {
-    let failed = |operation, source| attach_error(operation, target, hook, source);
+    let failed = |operation, source| {
+        DatapathError::of(operation, source, |source| attach_error(operation, target, hook, source))
+    };
     let found = match look(target, hook, known) {
         Ok(found) => found,
         // No tcx on this kernel, or the device is gone: nothing of ours can be here.

@@ -119,12 +119,7 @@ impl Syncer {
             strays.insert(port.index, port);
         }
         let capacity = store.capacity();
-        let runs = |family, slots: &Vec<Slot>| {
-            let used = strays.values().filter(|port: &&Port| port.family == family).flat_map(Port::runs);
-            let chunks = slots.len() / proxy_common::abi::CHUNK as usize;
-            Runs::new(u32::try_from(chunks).unwrap_or(u32::MAX), capacity.chunks, used)
-        };
-        let runs = PerFamily { v4: runs(Family::V4, &slots.v4), v6: runs(Family::V6, &slots.v6) };
+        let runs = free_runs(capacity.chunks, &slots, &strays);
         let referred: HashSet<u32> =
             strays.values().flat_map(|port| port.endpoints.values().map(|endpoint| endpoint.id)).collect();
         let room = Room {
@@ -389,6 +384,16 @@ impl Syncer {
         *self = again;
         self.stale.is_none()
     }
+}
+
+/// The slots that no port's runs cover.
+fn free_runs(max_chunks: u32, slots: &PerFamily<Vec<Slot>>, ports: &BTreeMap<u32, Port>) -> PerFamily<Runs> {
+    let free = |family| {
+        let used = ports.values().filter(|port| port.family == family).flat_map(Port::runs);
+        let chunks = slots[family].len() / proxy_common::abi::CHUNK as usize;
+        Runs::new(u32::try_from(chunks).unwrap_or(max_chunks), max_chunks, used)
+    };
+    PerFamily { v4: free(Family::V4), v6: free(Family::V6) }
 }
 
 /// The last change of each port, in order.

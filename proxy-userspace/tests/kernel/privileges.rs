@@ -78,4 +78,9 @@ fn nobody() {
     assert!(matches!(error, DatapathError::NotPermitted { .. }), "{error}");
     let line = error.to_string();
     assert!(line.contains("CAP_BPF") && line.contains("--bpffs") && !line.contains('\n'), "{line}");
+    let error = cleanup(&options()).unwrap_err();
+    assert!(
+        matches!(error, DatapathError::NotPermitted { .. }),
+        "cleaning nothing would look like success: {error}"
+    );
 }
