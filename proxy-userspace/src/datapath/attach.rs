@@ -1,13 +1,14 @@
 //! Attachment without links: what is attached stays when the agent goes, and is replaced in place when it comes back.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proxy_common::abi::{Addr, Device, device_flags};
 
 use super::error::DatapathError;
 use super::hooks::{self, Found, Hook, SOCKETS, TC_EGRESS, TC_INGRESS, attach_error};
-use super::loader::{ETHERNET, PLAIN};
+use super::loader::{self, ETHERNET, PLAIN};
 use super::sys::{self, Target, attach_flags};
 use super::{Datapath, pins};
 use crate::node::Edge;
@@ -142,16 +143,25 @@ impl Datapath {
         Ok(())
     }
 
-    /// Takes the socket programs off the cgroup.
+    /// Takes the socket programs of this data plane's earlier agents off a cgroup that is not served any more. Those
+    /// of another agent of this machine, which use other maps, stay. How many were taken.
     ///
     /// # Errors
-    /// Names the hook.
-    pub fn detach_sockets(&self) -> Result<(), DatapathError> {
-        let Some(cgroup) = &self.cgroup else { return Ok(()) };
+    /// Names the directory or the hook.
+    pub fn clear_sockets(&self, cgroup: &Path) -> Result<usize, DatapathError> {
+        let cgroup = loader::open_cgroup(cgroup)?;
+        let target = Target::Cgroup(cgroup.as_fd());
+        let failed = |source| DatapathError::Map { operation: "describe", map: "CONFIG", source };
+        let own = sys::map_info(self.tables.config.fd()).map_err(failed)?.id;
+        let mut taken = 0;
         for (hook, _) in SOCKETS {
-            hooks::clear(Target::Cgroup(cgroup.as_fd()), hook, &self.known)?;
+            for ours in self.look(target, hook)?.ours.iter().filter(|ours| ours.info.maps.contains(&own)) {
+                sys::detach(target, hook.attach_type, ours.fd.as_fd())
+                    .map_err(|source| attach_error("detach", target, hook, source))?;
+                taken += 1;
+            }
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// Once `edges` have been attached: takes our programs off every other device, and forgets what an earlier agent

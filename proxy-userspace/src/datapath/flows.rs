@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, protocol, state};
+use proxy_common::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
 
 use super::Datapath;
 use super::error::DatapathError;
@@ -36,14 +36,12 @@ impl FlowState {
     }
 
     /// From the bits of both directions.
-    const fn of(protocol_number: u8, forth: u8, back: u8) -> Self {
+    const fn of(forth: u8, back: u8) -> Self {
         if (forth | back) & state::RST != 0 || forth & back & state::FIN != 0 {
             Self::Closed
         } else if (forth | back) & state::FIN != 0 {
             Self::Closing
-        } else if (forth | back) & state::ESTABLISHED != 0
-            || (protocol_number != protocol::TCP && back & state::SEEN != 0)
-        {
+        } else if back & state::SEEN != 0 {
             Self::Established
         } else {
             Self::New
@@ -123,7 +121,7 @@ where
             backend: socket(flow.dst, flow.dport),
             masquerade: (shown != client).then_some(shown),
             protocol: key.protocol,
-            state: FlowState::of(key.protocol, flow.state, restore.map_or(0, |restore| restore.state)),
+            state: FlowState::of(flow.state, restore.map_or(0, |restore| restore.state)),
             age: TICK * now.saturating_sub(flow.created),
             idle: TICK * now.saturating_sub(seen),
             service: flow.service,
@@ -174,6 +172,8 @@ impl Datapath {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::abi::protocol;
+
     use super::*;
 
     fn key(src: [u8; 4], sport: u16, dst: [u8; 4], dport: u16, hook: Hook) -> FlowKey<1> {
@@ -203,7 +203,7 @@ mod tests {
             ifindex: 2,
             generation: 1,
             kind: kind as u8,
-            state: state::SEEN | state::ESTABLISHED,
+            state: state::SEEN,
             tag: key.tag(),
         };
         (key, flow)
@@ -242,17 +242,17 @@ mod tests {
 
     #[test]
     fn states_follow_from_both_directions() {
-        use state::{ESTABLISHED, FIN, RST, SEEN};
-        for (what, protocol, forth, back, want) in [
-            ("SYN", protocol::TCP, SEEN, 0, FlowState::New),
-            ("handshake done", protocol::TCP, SEEN | ESTABLISHED, SEEN, FlowState::Established),
-            ("UDP answered", protocol::UDP, SEEN, SEEN, FlowState::Established),
-            ("UDP unanswered", protocol::UDP, SEEN, 0, FlowState::New),
-            ("half closed", protocol::TCP, SEEN | FIN | ESTABLISHED, SEEN, FlowState::Closing),
-            ("closed", protocol::TCP, FIN, FIN, FlowState::Closed),
-            ("reset", protocol::TCP, SEEN, RST, FlowState::Closed),
+        use state::{FIN, RST, SEEN};
+        for (what, forth, back, want) in [
+            ("SYN", SEEN, 0, FlowState::New),
+            ("handshake done", SEEN, SEEN, FlowState::Established),
+            ("UDP answered", SEEN, SEEN, FlowState::Established),
+            ("UDP unanswered", SEEN, 0, FlowState::New),
+            ("half closed", SEEN | FIN, SEEN, FlowState::Closing),
+            ("closed", FIN, FIN, FlowState::Closed),
+            ("reset", SEEN, RST, FlowState::Closed),
         ] {
-            assert_eq!(FlowState::of(protocol, forth, back), want, "{what}");
+            assert_eq!(FlowState::of(forth, back), want, "{what}");
         }
     }
 }
