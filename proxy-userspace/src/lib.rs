@@ -3,6 +3,8 @@
 //! One object's way: a source ([`cluster`]) → `model` (compact state, pure) → plan → `sync` (difference to what
 //! is installed) → `datapath` (ordered map writes).
 
+pub mod agent;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod control;

@@ -1,8 +1,7 @@
-//! The `sluice` binary.
+//! The `sluice` binary. Everything is in the library.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eprintln!("sluice: the agent's run loop and the operator's commands are not in this version");
-    ExitCode::from(2)
+    proxy_userspace::cli::main(std::env::args_os())
 }

@@ -41,6 +41,21 @@ impl From<Problem> for Trouble {
     }
 }
 
+/// The error and its causes in one line; a cause that its effect has quoted is not told again.
+#[must_use]
+pub fn story(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        cause = error.source();
+    }
+    told
+}
+
 /// Troubles that stand until they are over, each under the name of the part that has it.
 #[derive(Clone, Debug, Default)]
 pub struct Board(Arc<Mutex<BTreeMap<&'static str, Trouble>>>);
@@ -175,9 +190,9 @@ pub struct FlowView {
     /// What the backend sees instead of the client; null if it sees the client.
     pub masquerade: Option<SocketAddr>,
     pub protocol: String,
-    /// `NAMESPACE/NAME:PORT`; null for a connection straight to an endpoint.
+    /// `NAMESPACE/NAME:PORT`; null if the Service is not known to this agent (yet).
     pub service: Option<String>,
-    /// `new`, `established`, `closing` or `reset`.
+    /// `new`, `established`, `closing` or `closed`.
     pub state: String,
     /// Seconds since the flow was made.
     pub age: u64,
@@ -185,4 +200,37 @@ pub struct FlowView {
     pub idle: u64,
     /// `stack`: every packet goes through the node's stack.
     pub path: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Failure {
+        #[error("cannot open /r: {source}")]
+        Quoting { source: std::io::Error },
+        #[error("cannot open /r")]
+        Bare { source: std::io::Error },
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let io = || std::io::Error::from_raw_os_error(2);
+        let want = format!("cannot open /r: {}", io());
+        assert_eq!(story(&Failure::Quoting { source: io() }), want);
+        assert_eq!(story(&Failure::Bare { source: io() }), want);
+    }
+
+    #[test]
+    fn a_board_tells_news_once_and_forgets_what_is_over() {
+        let board = Board::default();
+        let trouble = |why: &str| Trouble::new("healthz server", why, "free the port");
+        assert!(board.post("healthz", trouble("in use")), "news");
+        assert!(!board.post("healthz", trouble("in use")), "no news");
+        assert!(board.post("healthz", trouble("no such address")), "another cause is news");
+        assert_eq!(board.all(), [trouble("no such address")]);
+        assert!(board.clear("healthz") && !board.clear("healthz"));
+        assert_eq!(board.all(), []);
+    }
 }

@@ -3,14 +3,12 @@
 //! One request, one answer, each a line of JSON; then the agent hangs up.
 
 mod client;
-mod flows;
 mod lock;
 mod protocol;
 mod server;
 mod services;
 
 pub use client::{ClientError, ask};
-pub use flows::{FlowTables, flow_views};
 pub use lock::{Lock, LockError, RunDir};
 pub use protocol::{Answer, FlowFilter, Request};
 pub use server::{Listener, Question};

@@ -102,3 +102,72 @@ async fn converse<F: Future<Output = Answer>>(stream: UnixStream, answer: impl F
     // A client that does not read must not hold its slot for ever.
     drop(tokio::time::timeout(PATIENCE, write.write_all(answer.line().as_bytes())).await);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::super::{ClientError, ask};
+    use super::*;
+
+    struct Bed {
+        dir: RunDir,
+        lock: Lock,
+    }
+
+    /// An agent that answers every request with an empty list of Services, until it is told to stop.
+    fn bed(name: &str) -> Bed {
+        let dir =
+            RunDir::new(&std::env::temp_dir().join(format!("sluice-control-{}-{name}", std::process::id())));
+        let lock = dir.lock().unwrap();
+        // What a killed agent leaves behind.
+        drop(std::os::unix::net::UnixListener::bind(dir.socket()).unwrap());
+        let listener = Listener::bind(&dir, &lock).unwrap();
+        let (questions, mut asked) = mpsc::channel::<Question>(4);
+        tokio::spawn(listener.serve(questions));
+        tokio::spawn(async move {
+            while let Some(question) = asked.recv().await {
+                if question.request == Request::Stop {
+                    return;
+                }
+                question.answer.send(Answer::Services(Vec::new())).unwrap();
+            }
+        });
+        Bed { dir, lock }
+    }
+
+    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn questions_are_answered_and_nonsense_does_no_harm() {
+        let Bed { dir, lock } = bed("answers");
+        let mode = std::fs::metadata(dir.socket()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "only root may command the node's Services");
+        let clients = dir.clone();
+        blocking(move || {
+            let talk = |bytes: &[u8]| {
+                let mut stream = std::os::unix::net::UnixStream::connect(clients.socket()).unwrap();
+                stream.write_all(bytes).unwrap();
+                stream.shutdown(std::net::Shutdown::Write).unwrap();
+                let mut answer = String::new();
+                // The agent may hang up on an endless line while it is still being sent.
+                drop(stream.read_to_string(&mut answer));
+                answer
+            };
+            for nonsense in ["reboot\n", "{}\n", "\u{1}\n", "{\"command\":\"status\"", "\n"] {
+                let answer = talk(nonsense.as_bytes());
+                assert!(answer.starts_with("{\"error\":"), "{nonsense:?}: {answer}");
+            }
+            assert_eq!(talk(b""), "", "a client that says nothing gets nothing");
+            assert!(talk(&[b'x'; 3 * LONGEST as usize / 2]).starts_with("{\"error\":"));
+            assert_eq!(ask(&clients, &Request::Status).unwrap(), Answer::Services(Vec::new()));
+            assert!(matches!(ask(&clients, &Request::Stop), Err(ClientError::Refused(_))), "nobody is left");
+        })
+        .await;
+        dir.remove(lock).unwrap();
+        let gone = blocking(move || ask(&dir, &Request::Status)).await.unwrap_err().to_string();
+        assert!(gone.contains("no agent answers") && gone.contains("control.sock"), "{gone}");
+    }
+}

@@ -1,65 +1,66 @@
 use std::net::IpAddr;
 
-use proxy_common::abi::{FrontendKind, service_flags};
+use proxy_common::abi::FrontendKind;
 
-use crate::model::{Family, PortFrontend, PortId, PortState};
+use crate::model::Family;
 use crate::status::{FrontendView, ServiceView};
+use crate::sync::{InstalledFrontend, InstalledPort};
 
-/// Names of the flags, in the order of their bits.
-const FLAGS: [(u32, &str); 3] = [
-    (service_flags::MASQUERADE_EXTERNAL, "masquerade-external"),
-    (service_flags::DROP_EXTERNAL, "drop-external"),
-    (service_flags::DROP_INTERNAL, "drop-internal"),
-];
+/// Name of a port that was found in the maps and that no known Service has claimed: until the first complete lists
+/// are there, everything that an earlier agent has left.
+const UNCLAIMED: &str = "unclaimed";
 
 /// What is installed for one Service port, for people and scripts: everything sorted, no ids, so that two agents on
 /// the same input print the same. A NodePort is shown once for each of the `node_port` addresses of its family.
 #[must_use]
-pub fn service_view(id: &PortId, state: &PortState, node_port: &[IpAddr]) -> ServiceView {
+pub fn service_view(installed: &InstalledPort, node_port: &[IpAddr]) -> ServiceView {
     let mut frontends: Vec<_> =
-        state.frontends.iter().flat_map(|frontend| frontend_views(id, frontend, node_port)).collect();
+        installed.frontends.iter().flat_map(|frontend| frontend_views(frontend, node_port)).collect();
     frontends.sort();
     frontends.dedup();
-    let sorted = |list: &[std::net::SocketAddr]| {
-        let mut list = list.to_vec();
-        list.sort_unstable();
-        list
-    };
-    let mut flags: Vec<_> =
-        FLAGS.iter().filter(|(bit, _)| state.flags & bit != 0).map(|(_, name)| (*name).to_owned()).collect();
-    if state.affinity_timeout != 0 {
-        flags.push(format!("affinity={}s", state.affinity_timeout));
+    let mut flags: Vec<_> = installed.flags.iter().map(|flag| (*flag).to_owned()).collect();
+    if installed.affinity_timeout != 0 {
+        flags.push(format!("affinity={}s", installed.affinity_timeout));
     }
+    let first = installed.frontends.first();
+    let family = first.map(|frontend| Family::of(&frontend.address));
+    let (name, port, protocol, family) = match &installed.id {
+        Some(id) => {
+            let name = format!("{}/{}", id.namespace, id.service);
+            (name, id.port.to_string(), Some(id.protocol), Some(id.family))
+        }
+        None => (UNCLAIMED.to_owned(), String::new(), first.map(|frontend| frontend.protocol), family),
+    };
     ServiceView {
-        name: format!("{}/{}", id.namespace, id.service),
-        port: id.port.to_string(),
-        family: family(id.family).to_owned(),
-        protocol: id.protocol.to_string(),
+        name,
+        port,
+        family: family.map(family_name).unwrap_or_default().to_owned(),
+        protocol: protocol.map(|protocol| protocol.to_string()).unwrap_or_default(),
         frontends,
-        external: sorted(&state.external),
-        internal: sorted(&state.internal),
+        external: installed.external.clone(),
+        internal: installed.internal.clone(),
         flags,
     }
 }
 
 fn frontend_views<'a>(
-    id: &'a PortId,
-    frontend: &'a PortFrontend,
+    frontend: &'a InstalledFrontend,
     node_port: &'a [IpAddr],
 ) -> impl Iterator<Item = FrontendView> {
     let everywhere = frontend.address.is_unspecified();
-    let served = node_port.iter().filter(move |ip| everywhere && Family::of(ip) == id.family);
+    let same = |ip: &&IpAddr| Family::of(ip) == Family::of(&frontend.address);
+    let served = node_port.iter().filter(same).filter(move |_| everywhere);
     let own = Some(&frontend.address).filter(|_| !everywhere);
     served.chain(own).map(|address| FrontendView {
-        kind: kind(frontend.kind).to_owned(),
+        kind: frontend.kind.map_or("unknown", kind).to_owned(),
         address: *address,
         port: frontend.port,
-        protocol: id.protocol.to_string(),
+        protocol: frontend.protocol.to_string(),
     })
 }
 
 /// The API's names.
-const fn family(family: Family) -> &'static str {
+const fn family_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "IPv4",
         Family::V6 => "IPv6",
@@ -78,35 +79,41 @@ const fn kind(kind: FrontendKind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Protocol;
+    use crate::model::{PortId, Protocol};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
-    #[test]
-    fn views_are_sorted_and_free_of_placeholders() {
-        let id = PortId {
-            namespace: "default".into(),
-            service: "web".into(),
-            port: "http".into(),
+    fn installed() -> InstalledPort {
+        let frontend = |kind, address: &str, port| InstalledFrontend {
+            kind: Some(kind),
+            address: ip(address),
+            port,
             protocol: Protocol::Tcp,
-            family: Family::V4,
         };
-        let frontend =
-            |kind, address: &str, port| PortFrontend { kind, address: address.parse().unwrap(), port };
-        let state = PortState {
+        InstalledPort {
+            id: Some(PortId {
+                namespace: "default".into(),
+                service: "web".into(),
+                port: "http".into(),
+                protocol: Protocol::Tcp,
+                family: Family::V4,
+            }),
             frontends: vec![
                 frontend(FrontendKind::NodePort, "0.0.0.0", 30080),
                 frontend(FrontendKind::ClusterIp, "10.96.0.9", 80),
             ],
-            external: vec!["10.2.0.9:8080".parse().unwrap(), "10.2.0.10:8080".parse().unwrap()],
+            external: vec!["10.2.0.9:8080".parse().unwrap()],
             internal: Vec::new(),
-            flags: service_flags::IN_USE | service_flags::MASQUERADE_EXTERNAL | service_flags::DROP_INTERNAL,
+            flags: vec!["masquerade-external"],
             affinity_timeout: 600,
-        };
-        let node = [ip("192.0.2.9"), ip("fd00::1"), ip("10.0.0.1")];
-        let view = service_view(&id, &state, &node);
+        }
+    }
+
+    #[test]
+    fn views_are_sorted_and_free_of_placeholders() {
+        let view = service_view(&installed(), &[ip("192.0.2.9"), ip("fd00::1"), ip("10.0.0.1")]);
         let shown: Vec<_> =
             view.frontends.iter().map(|f| format!("{} {}:{}", f.kind, f.address, f.port)).collect();
         assert_eq!(
@@ -115,12 +122,17 @@ mod tests {
             "one NodePort line per serving address of the family"
         );
         assert_eq!((view.name.as_str(), view.port.as_str()), ("default/web", "http"));
-        assert_eq!(view.external, ["10.2.0.9:8080".parse().unwrap(), "10.2.0.10:8080".parse().unwrap()]);
-        assert_eq!(view.flags, ["masquerade-external", "drop-internal", "affinity=600s"]);
-        assert!(
-            service_view(&id, &PortState { frontends: state.frontends[..1].to_vec(), ..state }, &[])
-                .frontends
-                .is_empty()
-        );
+        assert_eq!((view.family.as_str(), view.protocol.as_str()), ("IPv4", "TCP"));
+        assert_eq!(view.external, ["10.2.0.9:8080".parse().unwrap()]);
+        assert_eq!(view.flags, ["masquerade-external", "affinity=600s"]);
+        let nowhere = service_view(&installed(), &[]);
+        assert_eq!(nowhere.frontends.len(), 1, "a NodePort that no address serves");
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_shown_without_a_name() {
+        let view = service_view(&InstalledPort { id: None, ..installed() }, &[]);
+        assert_eq!((view.name.as_str(), view.family.as_str()), ("unclaimed", "IPv4"));
+        assert_eq!(view.protocol, "TCP");
     }
 }

@@ -22,9 +22,9 @@ impl Progress {
         self.queued.get_or_insert(now);
     }
 
-    /// Everything that was queued has been installed.
-    pub fn update(&mut self, now: Duration) {
-        self.queued = None;
+    /// A round has been installed. `waiting`: since when there is more, that came while it ran.
+    pub const fn update(&mut self, now: Duration, waiting: Option<Duration>) {
+        self.queued = waiting;
         self.updated = Some(now);
     }
 
@@ -155,13 +155,15 @@ mod tests {
     }
 
     #[test]
-    fn queue_keeps_the_oldest_and_update_clears_it() {
+    fn queue_keeps_the_oldest_until_it_is_installed() {
         let at = Duration::from_secs;
         let mut progress = Progress::default();
         progress.queue(at(3));
         progress.queue(at(9));
         assert_eq!(progress.queued, Some(at(3)));
-        progress.update(at(10));
-        assert_eq!(progress, Progress { queued: None, updated: Some(at(10)) });
+        progress.update(at(10), Some(at(9)));
+        assert_eq!(progress, Progress { queued: Some(at(9)), updated: Some(at(10)) }, "never-ending changes");
+        progress.update(at(11), None);
+        assert_eq!(progress, Progress { queued: None, updated: Some(at(11)) });
     }
 }

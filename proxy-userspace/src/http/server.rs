@@ -20,6 +20,9 @@ use crate::metrics::{HealthPath, Metrics};
 use crate::model::Family;
 use crate::status::{Board, Status, Trouble};
 
+/// Shortest time after which a loop that shows no life counts as stuck, however short the syncPeriod.
+const STALL: Duration = Duration::from_secs(30);
+
 /// The agent's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
@@ -33,6 +36,12 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Duration {
         self.0.elapsed()
+    }
+
+    /// The same time for timers.
+    #[must_use]
+    pub fn instant(&self, at: Duration) -> tokio::time::Instant {
+        (self.0 + at).into()
     }
 }
 
@@ -67,8 +76,10 @@ impl Health {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).queue(self.clock.now());
     }
 
-    pub fn update(&self) {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).update(self.clock.now());
+    /// `waiting`: since when more waits, on the agent's clock.
+    pub fn update(&self, waiting: Option<Duration>) {
+        let now = self.clock.now();
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).update(now, waiting);
     }
 
     /// The agent's loop is alive.
@@ -84,7 +95,7 @@ impl Health {
         let now = self.clock.now();
         let mut progress = *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let beat = *self.beat.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.saturating_sub(beat) >= self.patience {
+        if now.saturating_sub(beat) >= self.patience.max(STALL) {
             progress.queue(beat);
         }
         let node = match path {
@@ -175,4 +186,96 @@ pub async fn serve(
     axum::serve(listener, routes)
         .await
         .map_err(|error| Trouble::new(format_args!("{name} server at {address}"), error, "restart the agent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn fetch(routes: &Router, path: &str) -> (u16, Option<String>, bool, String) {
+        let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+        let (head, body) = routes.clone().oneshot(request).await.unwrap().into_parts();
+        let kind = head.headers.get(header::CONTENT_TYPE).map(|kind| kind.to_str().unwrap().to_owned());
+        let nosniff = head.headers.get(header::X_CONTENT_TYPE_OPTIONS).is_some_and(|v| v == "nosniff");
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        (head.status.as_u16(), kind, nosniff, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn h1_h5_health_paths() {
+        let metrics = Arc::new(Metrics::new());
+        let health = Arc::new(Health::new(Clock::start(), Duration::from_secs(30), metrics.clone()));
+        let routes = health_routes(health.clone());
+        health.update(None);
+        for (path, eligible, code) in [
+            ("/healthz", true, 200),
+            ("/healthz", false, 503),
+            ("/livez", false, 200),
+            ("/readyz", true, 404),
+            ("/healthz/", true, 404),
+            ("/", true, 404),
+        ] {
+            health.set_node_eligible(eligible);
+            let (got, kind, nosniff, body) = fetch(&routes, path).await;
+            assert_eq!(got, code, "{path} {eligible}");
+            if code != 404 {
+                assert_eq!((kind.as_deref(), nosniff), (Some("application/json"), true), "{path}");
+                assert!(body.contains("lastUpdated"), "{body}");
+            }
+        }
+        assert!(metrics.encode(None).unwrap().contains("kubeproxy_proxy_healthz_total{code=\"503\"} 1"));
+    }
+
+    #[tokio::test]
+    async fn l18_h2_a_stuck_queue_is_unhealthy_and_recovers() {
+        let metrics = Arc::new(Metrics::new());
+        let health = Arc::new(Health::new(Clock::start(), Duration::ZERO, metrics));
+        let routes = health_routes(health.clone());
+        health.queue();
+        assert_eq!(fetch(&routes, "/livez").await.0, 503, "waits for longer than twice a period of 0");
+        health.update(None);
+        assert_eq!(fetch(&routes, "/livez").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn h11_metrics_server() {
+        let asked: Snapshot =
+            Arc::new(|| Box::pin(async { Some(Status { services: 3, ..Status::default() }) }));
+        let routes = metrics_routes(Arc::new(Metrics::new()), asked, &json!({"mode": "iptables"}));
+        let (code, kind, _, page) = fetch(&routes, "/metrics").await;
+        assert!(code == 200 && kind.unwrap().starts_with("application/openmetrics-text"));
+        assert!(page.contains("sluice_services 3\n") && page.ends_with("# EOF\n"), "{page}");
+        for (path, want) in [
+            ("/healthz", "ok"),
+            ("/proxyMode", "sluice"),
+            ("/configz", r#"{"kubeproxy.config.k8s.io":{"mode":"iptables"}}"#),
+        ] {
+            let (code, _, _, body) = fetch(&routes, path).await;
+            assert_eq!((code, body.as_str()), (200, want), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn h6_a_taken_port_is_reported_or_fatal() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let board = Board::default();
+        let fatal = serve("healthz", address, true, Router::new(), board.clone()).await.unwrap_err();
+        assert!(fatal.to_string().contains("--healthz-bind-address"), "{fatal}");
+        let server = tokio::spawn(serve("healthz", address, false, Router::new(), board.clone()));
+        while board.all().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(board.all()[0].what.contains(&address.to_string()), "{:?}", board.all());
+        drop(taken);
+        while !board.all().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(tokio::net::TcpStream::connect(address).await.is_ok(), "served as soon as the port is free");
+        server.abort();
+    }
 }

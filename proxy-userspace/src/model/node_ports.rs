@@ -96,6 +96,7 @@ mod tests {
             addresses: ips(&["192.0.2.11", "fd00:2::11", "203.0.113.1"]),
             pod_cidrs: Vec::new(),
             zone: None,
+            eligible: true,
             defects: Vec::new(),
         };
         assert_eq!(node_ips(None, Some(&node)), ips(&["192.0.2.11", "fd00:2::11"]));

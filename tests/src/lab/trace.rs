@@ -1,6 +1,7 @@
 //! What a proxy has left on a node, seen from outside: programs on devices, devices, pins, sockets.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::programs::SchedClassifier;
@@ -58,11 +59,18 @@ impl Bed {
                 .collect(),
             routes,
             nftables: command::run_in(n1.path(), "nft", &["-s", "list", "ruleset"])?,
-            pins: home.bpffs.as_ref().map_or_else(|| Ok(Vec::new()), |path| agent::entries(path))?,
+            pins: home.bpffs.as_ref().map_or_else(|| Ok(Vec::new()), |path| pins(path))?,
             files: if home.run_dir.exists() { agent::entries(&home.run_dir)? } else { Vec::new() },
             sysctls,
         })
     }
+}
+
+/// What is pinned; the kernel puts two iterators of its own into every bpffs.
+fn pins(bpffs: &Path) -> Result<Vec<String>> {
+    let mut names = agent::entries(bpffs)?;
+    names.retain(|name| !["maps.debug", "progs.debug"].contains(&name.as_str()));
+    Ok(names)
 }
 
 fn sysctl(name: &str) -> String {

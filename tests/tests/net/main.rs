@@ -7,6 +7,7 @@ mod harness;
 mod input;
 mod matrix;
 mod mtu;
+mod operator;
 mod ports;
 mod restart;
 
@@ -27,5 +28,6 @@ fn main() -> ExitCode {
     groups.extend(change::groups());
     groups.extend(restart::groups());
     groups.extend(input::groups());
+    groups.extend(operator::groups());
     harness::main(groups)
 }

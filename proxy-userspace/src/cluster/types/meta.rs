@@ -33,6 +33,8 @@ pub struct Meta {
     pub namespace: String,
     /// Seconds since 1970; `i64::MAX` if missing, as in manifests: such an object is the youngest.
     pub created: i64,
+    /// `deletionTimestamp` is set.
+    pub deleted: bool,
     pub labels: Labels,
 }
 
@@ -63,6 +65,7 @@ pub struct RawMeta {
     namespace: Loose<String>,
     resource_version: Loose<String>,
     creation_timestamp: Loose<String>,
+    deletion_timestamp: Loose<String>,
     labels: Loose<Nested<Labels>>,
 }
 
@@ -86,6 +89,7 @@ impl<'de, T: Kind> Deserialize<'de> for Watched<T> {
             name: defects.take(meta.name, "metadata.name").unwrap_or_default(),
             namespace: defects.take(meta.namespace, "metadata.namespace").unwrap_or_default(),
             created: created(meta.creation_timestamp, &mut defects),
+            deleted: defects.take(meta.deletion_timestamp, "metadata.deletionTimestamp").is_some(),
             labels: defects.nested(meta.labels, "metadata.labels"),
         };
         let object = T::from_raw(raw, &meta, defects);

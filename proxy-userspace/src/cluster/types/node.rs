@@ -18,6 +18,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// Label `topology.kubernetes.io/zone` (C11).
     pub zone: Option<Arc<str>>,
+    /// Neither being deleted nor about to be taken away by the cluster autoscaler (H3).
+    pub eligible: bool,
     pub defects: Vec<Defect>,
 }
 
@@ -36,6 +38,13 @@ struct Spec {
     pod_cidrs: Loose<Vec<Loose<String>>>,
     #[serde(rename = "podCIDR")]
     pod_cidr: Loose<String>,
+    taints: Loose<Vec<Loose<Nested<Taint>>>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Taint {
+    key: Loose<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -62,17 +71,29 @@ impl Kind for Node {
     }
 
     fn from_raw(raw: Raw, meta: &Meta, mut defects: Defects) -> Self {
-        let spec = defects.nested(raw.spec, "spec");
+        let mut spec = defects.nested(raw.spec, "spec");
         let status = defects.nested(raw.status, "status");
+        let eligible = !meta.deleted && !leaving(std::mem::take(&mut spec.taints), &mut defects);
         let zone = defects.take(meta.labels.zone.clone(), "metadata.labels[topology.kubernetes.io/zone]");
         Self {
             name: meta.name.as_str().into(),
             addresses: addresses(status, &mut defects),
             pod_cidrs: pod_cidrs(spec, &mut defects),
+            eligible,
             zone: zone.filter(|zone| !zone.is_empty()).map(Into::into),
             defects: defects.0,
         }
     }
+}
+
+/// H3: the taint's effect does not matter.
+fn leaving(taints: Loose<Vec<Loose<Nested<Taint>>>>, defects: &mut Defects) -> bool {
+    let keys: Vec<_> = defects
+        .items(taints, "spec.taints")
+        .into_iter()
+        .filter_map(|(i, Nested(taint))| defects.take(taint.key, format_args!("spec.taints[{i}].key")))
+        .collect();
+    keys.iter().any(|key| key == "ToBeDeletedByClusterAutoscaler")
 }
 
 fn addresses(status: Status, defects: &mut Defects) -> Vec<IpAddr> {
@@ -115,4 +136,26 @@ fn pod_cidrs(spec: Spec, defects: &mut Defects) -> Vec<IpNet> {
         }
     }
     nets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::types::Watched;
+
+    #[test]
+    fn h3_eligibility() {
+        let cases = [
+            ("plain", r#"{}"#, r#"{}"#, true),
+            ("being deleted", r#"{"deletionTimestamp":"2026-01-31T12:00:00Z"}"#, r#"{}"#, false),
+            ("taint", r#"{}"#, r#"{"taints":[{"key":"ToBeDeletedByClusterAutoscaler"}]}"#, false),
+            ("other taint, cordoned", r#"{}"#, r#"{"unschedulable":true,"taints":[{"key":"a"},{}]}"#, true),
+            ("taints of the wrong shape", r#"{}"#, r#"{"taints":[7,{"key":9}]}"#, true),
+        ];
+        for (name, metadata, spec, want) in cases {
+            let text = format!(r#"{{"metadata":{metadata},"spec":{spec}}}"#);
+            let node: Watched<Node> = serde_json::from_str(&text).unwrap();
+            assert_eq!(node.object.eligible, want, "{name}");
+        }
+    }
 }

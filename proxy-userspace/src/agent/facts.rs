@@ -1,0 +1,141 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use proxy_common::abi::LAYOUT;
+
+use super::plane::PlaneReport;
+use crate::config::{Config, Source};
+use crate::status::{self, Mode, Status, Trouble};
+
+/// What never changes while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub node: Arc<str>,
+    /// `manifests` or `kubernetes`.
+    pub source: &'static str,
+    pub shortcuts: Mode,
+}
+
+impl Identity {
+    #[must_use]
+    pub fn new(config: &Config, node: Arc<str>) -> Self {
+        let source = match config.source {
+            Source::Manifests(_) => "manifests",
+            Source::Kubernetes { .. } => "kubernetes",
+        };
+        let why = match config.shortcuts.asked {
+            "off" => config.shortcuts.why_off.to_owned(),
+            asked => format!("{asked} was asked for: {}", config.shortcuts.why_off),
+        };
+        Self { node, source, shortcuts: Mode { mode: "off".to_owned(), why } }
+    }
+}
+
+/// The loop's part of the status.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoopReport {
+    pub synced: bool,
+    pub connected: bool,
+    /// When the source was last connected.
+    pub heard: Option<Duration>,
+    pub services: usize,
+    pub endpoints: usize,
+    pub degraded: Vec<Trouble>,
+    pub last_error: Option<String>,
+}
+
+/// Puts the status together; `now` is on the agent's monotonic clock.
+#[must_use]
+pub fn assemble(identity: &Identity, agent: LoopReport, plane: PlaneReport, now: Duration) -> Status {
+    let age = agent.heard.map(|heard| now.saturating_sub(heard).as_secs());
+    let mut degraded = agent.degraded;
+    degraded.extend(plane.degraded);
+    degraded.sort();
+    degraded.dedup();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        layout: LAYOUT,
+        synced: agent.synced,
+        source: status::Source {
+            kind: identity.source.to_owned(),
+            connected: agent.connected,
+            age_seconds: if agent.connected { Some(0) } else { age },
+        },
+        node: status::Node { name: identity.node.to_string(), addresses: plane.addresses },
+        services: agent.services,
+        endpoints: agent.endpoints,
+        edges: plane.edges,
+        sockets: plane.sockets,
+        shortcuts: identity.shortcuts.clone(),
+        flows: plane.flows,
+        drops: plane.drops,
+        degraded,
+        last_error: agent.last_error.or(plane.last_error),
+        pid: std::process::id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { node: "n1".into(), source: "kubernetes", shortcuts: Mode::default() }
+    }
+
+    #[test]
+    fn the_source_ages_only_while_it_is_away() {
+        let at = Duration::from_secs;
+        let cases = [
+            ("connected", true, Some(at(1)), Some(0)),
+            ("away", false, Some(at(40)), Some(60)),
+            ("never heard of", false, None, None),
+        ];
+        for (name, connected, heard, want) in cases {
+            let agent = LoopReport { connected, heard, ..LoopReport::default() };
+            let status = assemble(&identity(), agent, PlaneReport::default(), at(100));
+            assert_eq!(status.source.age_seconds, want, "{name}");
+        }
+    }
+
+    /// The contract with scripts: these names, whatever is added.
+    #[test]
+    fn status_has_every_field_of_the_contract() {
+        let status = assemble(&identity(), LoopReport::default(), PlaneReport::default(), Duration::ZERO);
+        let json = serde_json::to_value(&status).unwrap();
+        let fields = [
+            "/version",
+            "/layout",
+            "/synced",
+            "/source/kind",
+            "/source/connected",
+            "/source/age_seconds",
+            "/node/name",
+            "/node/addresses",
+            "/services",
+            "/endpoints",
+            "/edges",
+            "/sockets/mode",
+            "/sockets/why",
+            "/shortcuts/mode",
+            "/shortcuts/why",
+            "/flows/used",
+            "/flows/max",
+            "/drops",
+            "/degraded",
+            "/last_error",
+        ];
+        for field in fields {
+            assert!(json.pointer(field).is_some(), "{field} is missing in {json}");
+        }
+    }
+
+    #[test]
+    fn troubles_of_both_halves_are_sorted_and_told_once() {
+        let trouble = |what: &str| Trouble::new(what, "why", "next");
+        let agent = LoopReport { degraded: vec![trouble("b"), trouble("a")], ..LoopReport::default() };
+        let plane = PlaneReport { degraded: vec![trouble("a")], ..PlaneReport::default() };
+        let status = assemble(&identity(), agent, plane, Duration::ZERO);
+        assert_eq!(status.degraded, [trouble("a"), trouble("b")]);
+    }
+}

@@ -1,0 +1,312 @@
+//! The agent's loop: what the source tells goes into the model, what follows from it to the data plane, and
+//! questions are answered in between.
+
+mod edges;
+mod facts;
+mod pace;
+mod places;
+mod plane;
+mod reads;
+mod serve;
+mod start;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use crate::cluster::Event;
+use crate::cluster::types::Problem;
+use crate::config::{Config, Source};
+use crate::control::{Answer, Question, Request};
+use crate::http::{Clock, Health};
+use crate::metrics::Metrics;
+use crate::model::{self, Model};
+use crate::status::{Board, Trouble};
+use facts::{Identity, LoopReport, assemble};
+use pace::Pace;
+use plane::{Installed, gone};
+
+pub use places::Places;
+pub use plane::Plane;
+pub use serve::serve;
+pub use start::{StartError, Started, start};
+
+/// How often the loop shows that it and the data plane's thread are alive, and the thread does its housekeeping.
+const BEAT: Duration = Duration::from_secs(1);
+/// How often attachments are looked at without a reason.
+const CHECK: Duration = Duration::from_secs(60);
+/// Events taken in before the loop looks at anything else.
+const BATCH: usize = 1024;
+
+/// Everything that the loop talks to.
+pub struct Parts {
+    pub plane: Plane,
+    pub events: mpsc::Receiver<Event>,
+    pub questions: mpsc::Receiver<Question>,
+    pub health: Arc<Health>,
+    pub metrics: Arc<Metrics>,
+    pub board: Board,
+    pub clock: Clock,
+}
+
+/// The loop's state.
+pub struct Agent {
+    parts: Parts,
+    identity: Identity,
+    model: Model,
+    node_ip: Option<std::net::IpAddr>,
+    /// There is no API server that could evict a node: a node that no manifest describes is a good one.
+    needs_node: bool,
+    pace: Pace,
+    installing: Option<(Duration, oneshot::Receiver<Installed>)>,
+    /// The last sign of life asked of the data plane's thread.
+    pulse: Option<oneshot::Receiver<()>>,
+    /// Whether the first complete lists have been given to the data plane.
+    handed_over: bool,
+    /// Whether they have been installed.
+    born: bool,
+    heard: Option<Duration>,
+    problems: Vec<Problem>,
+    last_error: Option<String>,
+}
+
+impl Agent {
+    #[must_use]
+    pub fn new(config: &Config, node: Arc<str>, parts: Parts) -> Self {
+        let settings = model::Settings { node_name: node.clone(), external_ips: config.external_ips };
+        Self {
+            identity: Identity::new(config, node),
+            model: Model::new(settings),
+            node_ip: config.node_ip,
+            needs_node: matches!(config.source, Source::Kubernetes { .. }),
+            pace: Pace::new(config.sync.period),
+            installing: None,
+            pulse: None,
+            handed_over: false,
+            born: false,
+            heard: None,
+            problems: Vec::new(),
+            last_error: None,
+            parts,
+        }
+    }
+
+    /// Runs until SIGTERM, SIGINT or a request to stop.
+    ///
+    /// # Errors
+    /// A part that the agent cannot do without has ended.
+    pub async fn run(mut self) -> Result<(), Trouble> {
+        let failed = |error| Trouble::new("signals", error, "restart the agent");
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut beat = tokio::time::interval(BEAT);
+        let mut check = tokio::time::interval_at(Instant::now() + CHECK, CHECK);
+        let mut batch = Vec::new();
+        self.parts.health.update(None);
+        self.node_changed();
+        loop {
+            let due = self.pace.due().map(|due| self.parts.clock.instant(due));
+            tokio::select! {
+                count = self.parts.events.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return Err(Trouble::new("the source", "it has ended", "restart the agent"));
+                    }
+                    self.take(batch.drain(..));
+                }
+                installed = done(&mut self.installing) => self.installed(installed?),
+                () = until(due) => self.install(),
+                Some(question) = self.parts.questions.recv() => {
+                    if self.answer(question) {
+                        return Ok(());
+                    }
+                }
+                _ = beat.tick() => self.beat()?,
+                _ = check.tick() => self.parts.plane.tell(plane::Order::Check),
+                name = stopped(&mut terminate, &mut interrupt) => {
+                    info!(signal = name, "stopping; the data plane stays");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, events: impl Iterator<Item = Event>) {
+        let mut problems = false;
+        for event in events {
+            match &event {
+                Event::Services(_) => self.parts.metrics.service_changed(wall()),
+                Event::Slices(_) => self.parts.metrics.slice_changed(wall()),
+                Event::Problems(_) => problems = true,
+                Event::Connection { connected } if *connected != self.model.connected() => {
+                    if *connected {
+                        info!(source = self.identity.source, "connected");
+                    } else {
+                        warn!(source = self.identity.source, "not connected; what is installed stays");
+                    }
+                }
+                _ => {}
+            }
+            let node = matches!(event, Event::Nodes(_));
+            self.model.apply(event);
+            if node {
+                self.node_changed();
+            }
+        }
+        if self.model.connected() {
+            self.heard = Some(self.parts.clock.now());
+        }
+        if self.model.is_complete() {
+            self.parts.health.queue();
+            self.pace.wake(self.parts.clock.now());
+        }
+        if problems {
+            self.tell_problems();
+        }
+    }
+
+    /// Each problem is logged when it comes and when it goes.
+    fn tell_problems(&mut self) {
+        let now = self.model.problems();
+        for problem in now.iter().filter(|problem| !self.problems.contains(problem)) {
+            warn!("{problem}");
+        }
+        for problem in self.problems.iter().filter(|problem| !now.contains(problem)) {
+            info!("over: {}: {}", problem.object, problem.what);
+        }
+        self.problems = now;
+    }
+
+    fn node_changed(&self) {
+        let node = self.model.node();
+        let eligible = node.map_or(!self.needs_node, |node| node.eligible);
+        self.parts.health.set_node_eligible(eligible);
+        self.parts.plane.tell(plane::Order::NodeIps(model::node_ips(self.node_ip, node)));
+    }
+
+    /// Starts a round. An empty one is made too: it retries what has failed before, and is soon over.
+    fn install(&mut self) {
+        let changes = self.model.drain_changes();
+        for (port, state) in &changes {
+            debug!(%port, family = ?port.family, "{}", if state.is_some() { "to be installed" } else { "to go" });
+        }
+        self.tell_problems();
+        self.parts.metrics.taken();
+        self.pace.begin();
+        // The first changes after the complete lists are all there is.
+        let complete = !std::mem::replace(&mut self.handed_over, true);
+        let done = self.parts.plane.install(changes, complete);
+        self.installing = Some((self.parts.clock.now(), done));
+    }
+
+    fn installed(&mut self, (begun, installed): (Duration, Installed)) {
+        let now = self.parts.clock.now();
+        self.pace.end(now, installed.failed.is_some());
+        if let Some(error) = installed.failed {
+            error!(%error, "not everything could be installed; trying again");
+            self.parts.metrics.write_failed();
+            self.last_error = Some(error);
+            return;
+        }
+        let took = now.saturating_sub(begun);
+        self.parts.metrics.synced(took, wall());
+        self.parts.health.update(self.pace.waiting());
+        if !self.born {
+            self.born = true;
+            let (services, endpoints) = self.model.counts();
+            info!(services, endpoints, ?took, "all that the source told is installed");
+        }
+    }
+
+    /// Health sees a beat only if the data plane's thread has answered the one before (L-18).
+    fn beat(&mut self) -> Result<(), Trouble> {
+        match self.pulse.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => return Ok(()),
+            Some(Err(TryRecvError::Closed)) => return Err(gone()),
+            Some(Ok(())) | None => self.parts.health.beat(),
+        }
+        let (answer, wait) = oneshot::channel();
+        self.parts.plane.tell(plane::Order::Beat(answer));
+        self.pulse = Some(wait);
+        Ok(())
+    }
+
+    /// Answers off the loop: reading maps takes the data plane's thread a while. True: the agent is to end.
+    fn answer(&self, Question { request, answer }: Question) -> bool {
+        let stop = request == Request::Stop;
+        let plane = self.parts.plane.clone();
+        let (report, identity, clock) = (self.report(), self.identity.clone(), self.parts.clock);
+        let work = async move {
+            Ok(match request {
+                Request::Status => {
+                    let plane = plane.ask(plane::Order::Report).await?;
+                    Answer::Status(Box::new(assemble(&identity, report, plane, clock.now())))
+                }
+                Request::Services { name } => {
+                    Answer::Services(plane.ask(|to| plane::Order::Services(name, to)).await??)
+                }
+                Request::Flows(filter) => {
+                    Answer::Flows(plane.ask(|to| plane::Order::Flows(filter, to)).await??)
+                }
+                Request::Stop => Answer::Stopping,
+            })
+        };
+        tokio::spawn(async move {
+            let result: Result<_, Trouble> = work.await;
+            // Who asked may have gone.
+            drop(answer.send(result.unwrap_or_else(Answer::Error)));
+        });
+        stop
+    }
+
+    fn report(&self) -> LoopReport {
+        let (services, endpoints) = self.model.counts();
+        let mut degraded: Vec<_> = self.problems.iter().cloned().map(Trouble::from).collect();
+        degraded.extend(self.parts.board.all());
+        LoopReport {
+            synced: self.born && self.installing.is_none() && self.pace.due().is_none(),
+            connected: self.model.connected(),
+            heard: self.heard,
+            services,
+            endpoints,
+            degraded,
+            last_error: self.last_error.clone(),
+        }
+    }
+}
+
+/// The running round's end; never, if none runs.
+async fn done(
+    installing: &mut Option<(Duration, oneshot::Receiver<Installed>)>,
+) -> Result<(Duration, Installed), Trouble> {
+    let Some((begun, wait)) = installing else { return std::future::pending().await };
+    let result = wait.await.map(|installed| (*begun, installed));
+    *installing = None;
+    result.map_err(|_| gone())
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn stopped(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+/// Time since 1970, for metrics only.
+fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

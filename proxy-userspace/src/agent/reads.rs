@@ -1,0 +1,117 @@
+//! What the data plane's thread tells about itself.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use proxy_common::abi::{AddressClass, protocol};
+
+use super::edges;
+use super::plane::PlaneReport;
+use super::start::ASKED_OFF;
+use super::worker::Worker;
+use crate::control::{FlowFilter, service_view};
+use crate::datapath::{DatapathError, FlowInfo};
+use crate::status::{FlowView, ServiceView, Trouble, Usage, story};
+use crate::sync::Store;
+
+impl Worker {
+    /// Addresses that serve NodePorts, read back from the maps.
+    pub fn served_node_ports(&self) -> Result<Vec<IpAddr>, DatapathError> {
+        let classes = self.datapath.addresses()?;
+        Ok(classes
+            .into_iter()
+            .filter(|(_, bits)| bits & AddressClass::NODE_PORT != 0)
+            .map(|(ip, _)| ip)
+            .collect())
+    }
+
+    fn usage(&self) -> Result<Usage, DatapathError> {
+        let usage = self.datapath.flow_usage()?;
+        Ok(Usage { used: usage.used as u64, max: usage.max })
+    }
+
+    fn drops(&self) -> Result<BTreeMap<String, u64>, DatapathError> {
+        let counters = self.datapath.counters()?.into_iter();
+        let lost = counters.filter(|(reason, n)| reason.verdict() != "count" && *n > 0);
+        Ok(lost.map(|(reason, n)| (reason.name().to_owned(), n)).collect())
+    }
+
+    pub fn report(&self) -> PlaneReport {
+        let mut degraded: Vec<_> = self.edges.values().filter_map(edges::trouble).collect();
+        degraded.extend(self.syncer.refused().into_iter().map(|refused| {
+            let next = "what was installed before stays; remove Services or endpoints that are not used";
+            Trouble::new(format_args!("Service {}", refused.id), refused.why, next)
+        }));
+        if !["", ASKED_OFF].contains(&self.sockets.why.as_str()) {
+            let next = "mount cgroup2 and name it with --cgroup, or ask for --sockets off";
+            degraded.push(Trouble::new("sockets of the node's own processes", &self.sockets.why, next));
+        }
+        let (flows, drops) = (self.usage(), self.drops());
+        let unread = [flows.as_ref().err(), drops.as_ref().err()].into_iter().flatten();
+        degraded.extend(unread.map(unreadable));
+        let mut addresses: Vec<_> =
+            self.addresses.iter().filter(|a| a.global && a.usable).map(|address| address.ip).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        PlaneReport {
+            addresses,
+            edges: self.edges.values().map(edges::view).collect(),
+            sockets: self.sockets.clone(),
+            flows: flows.unwrap_or_default(),
+            drops: drops.unwrap_or_default(),
+            degraded,
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    /// Read back from the maps.
+    pub fn services(&self, name: Option<&str>) -> Result<Vec<ServiceView>, Trouble> {
+        let installed = self.syncer.installed(&self.datapath).map_err(|error| unreadable(&error))?;
+        let node_port = self.served_node_ports().map_err(|error| unreadable(&error))?;
+        let mut views: Vec<_> = installed.iter().map(|port| service_view(port, &node_port)).collect();
+        views.retain(|view| name.is_none_or(|name| view.name == name));
+        views.sort();
+        Ok(views)
+    }
+
+    pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowView>, Trouble> {
+        let flows = self.datapath.flows().map_err(|error| unreadable(&error))?;
+        // The syncer looks names up by search; most flows belong to few Services.
+        let mut known = HashMap::new();
+        let mut views = Vec::new();
+        for flow in flows {
+            let find = || self.syncer.name(flow.service).map(ToString::to_string);
+            let service = known.entry(flow.service).or_insert_with(find).clone();
+            let view = flow_view(&flow, service);
+            if filter.matches(&view) {
+                views.push(view);
+            }
+        }
+        Ok(views)
+    }
+}
+
+fn flow_view(flow: &FlowInfo, service: Option<String>) -> FlowView {
+    let protocol = match flow.protocol {
+        protocol::TCP => "TCP".to_owned(),
+        protocol::UDP => "UDP".to_owned(),
+        protocol::SCTP => "SCTP".to_owned(),
+        other => other.to_string(),
+    };
+    FlowView {
+        client: flow.client,
+        frontend: flow.frontend,
+        backend: flow.backend,
+        masquerade: flow.masquerade,
+        protocol,
+        service,
+        state: flow.state.name().to_owned(),
+        age: flow.age.as_secs(),
+        idle: flow.idle.as_secs(),
+        path: "stack".to_owned(),
+    }
+}
+
+fn unreadable(error: &DatapathError) -> Trouble {
+    Trouble::new("the maps", story(error), "restart the agent; the data plane goes on meanwhile")
+}

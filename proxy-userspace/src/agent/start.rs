@@ -1,0 +1,137 @@
+use std::io;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::places::Places;
+use super::plane::{Order, Plane};
+use super::worker::Worker;
+use crate::config::{Config, Sockets};
+use crate::datapath::{Datapath, DatapathError, Options, Sizes, netns_cookie};
+use crate::metrics::Metrics;
+use crate::node::{Node, NodeError};
+use crate::status::{Mode, Trouble};
+
+const OFF: &str = "off";
+/// Why sockets are off without anything being wrong.
+pub const ASKED_OFF: &str = "asked for";
+
+/// Why the data plane cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error("network namespace: its cookie cannot be read, Linux 5.14 or later is needed")]
+    Cookie { source: io::Error },
+    #[error("threads cannot be started; see the limits of processes and memory")]
+    Thread { source: io::Error },
+}
+
+/// The running data plane: its handle, and the task that follows the node's devices.
+#[derive(Debug)]
+pub struct Started {
+    pub plane: Plane,
+    pub follower: JoinHandle<Result<(), Trouble>>,
+}
+
+/// Loads or adopts the data plane in this thread's network namespace, attaches it everywhere, and hands it to a thread
+/// of its own.
+///
+/// # Errors
+/// It cannot be loaded, or the node cannot be looked at. A single device or cgroup hook that refuses is no error: the
+/// status tells.
+pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Result<Started, StartError> {
+    let places = Places::choose(config.cgroup.as_deref(), config.bpffs.as_deref());
+    let sockets = sockets(config.sockets, places.cgroup.is_some());
+    let off = sockets.mode == OFF;
+    let options = Options {
+        bpffs: places.bpffs,
+        cgroup: places.cgroup.clone().filter(|_| !off),
+        sizes: sizes(config),
+        test_mode: false,
+    };
+    let datapath = Datapath::load(&options)?;
+    for notice in datapath.notices() {
+        warn!("{notice}");
+    }
+    set_config(config, &datapath)?;
+    if let (true, Some(cgroup)) = (off, &places.cgroup) {
+        let cleared = datapath.clear_sockets(cgroup)?;
+        if cleared > 0 {
+            info!(cgroup = %cgroup.display(), cleared, "sockets are off: an earlier agent's programs are removed");
+        }
+    }
+    let node = runtime.block_on(Node::open(config.edges.clone()))?;
+    let mut worker = Worker::new(config, datapath, sockets, metrics.clone())?;
+    worker.begin(node.facts());
+    info!(adopted = worker.adopted(), edges = node.facts().edges.len(), "the data plane is loaded");
+    let (orders, received) = mpsc::unbounded_channel();
+    let thread = std::thread::Builder::new().name("data-plane".to_owned());
+    thread.spawn(move || worker.run(received)).map_err(|source| StartError::Thread { source })?;
+    let plane = Plane::new(orders);
+    let follower = runtime.spawn(follow(node, plane.clone()));
+    Ok(Started { plane, follower })
+}
+
+async fn follow(mut node: Node, plane: Plane) -> Result<(), Trouble> {
+    loop {
+        match node.next().await {
+            Ok(events) => plane.tell(Order::Node(events, std::time::Instant::now())),
+            Err(error) => {
+                return Err(Trouble::new("netlink", error, "the agent has to be restarted"));
+            }
+        }
+    }
+}
+
+fn sizes(config: &Config) -> Sizes {
+    let default = Sizes::default();
+    Sizes { flows: config.flows.unwrap_or(default.flows), ..default }
+}
+
+/// Whose sockets are translated, and why nobody's.
+fn sockets(asked: Sockets, cgroup: bool) -> Mode {
+    let (mode, why) = match (asked, cgroup) {
+        (Sockets::Off, _) => (OFF, ASKED_OFF),
+        (_, false) => (OFF, "no cgroup v2 is mounted"),
+        (Sockets::Host, true) => ("host", ""),
+        (Sockets::All, true) => ("all", ""),
+    };
+    Mode { mode: mode.to_owned(), why: why.to_owned() }
+}
+
+/// The secret of the masquerade port order is drawn once and kept for as long as the maps live.
+fn set_config(config: &Config, datapath: &Datapath) -> Result<(), StartError> {
+    use std::hash::{BuildHasher, Hasher};
+    let cookie = netns_cookie().map_err(|source| StartError::Cookie { source })?;
+    let seed = match datapath.config()?.seed {
+        0 => std::hash::RandomState::new().build_hasher().finish() as u32 | 1,
+        earlier => earlier,
+    };
+    Ok(datapath.set_config(&config.abi(seed, cookie))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_off_for_a_reason() {
+        let cases = [
+            (Sockets::Off, true, "off", "asked for"),
+            (Sockets::Off, false, "off", "asked for"),
+            (Sockets::Host, true, "host", ""),
+            (Sockets::All, true, "all", ""),
+            (Sockets::Host, false, "off", "no cgroup v2 is mounted"),
+        ];
+        for (asked, cgroup, mode, why) in cases {
+            let got = sockets(asked, cgroup);
+            assert_eq!((got.mode.as_str(), got.why.as_str()), (mode, why), "{asked:?} {cgroup}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The thread that owns the data plane. Its calls into the kernel block, each for a short time.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tracing::{debug, error, info, warn};
+
+use super::edges::{Edges, Served, State};
+use super::plane::{Installed, Order};
+use super::start::StartError;
+use crate::config::{Config, NodePortAddresses, NodePorts};
+use crate::datapath::{Datapath, DatapathError};
+use crate::http::Clock;
+use crate::metrics::Metrics;
+use crate::model::{PortChange, node_port_addresses};
+use crate::node::{Address, Edge, Facts, NodeEvent};
+use crate::status::{Mode, story};
+use crate::sync::{NodeAddresses, Report, Settings, Syncer};
+
+pub struct Worker {
+    pub(super) datapath: Datapath,
+    pub(super) syncer: Syncer,
+    clock: Clock,
+    node_ports: NodePorts,
+    pub(super) sockets: Mode,
+    metrics: Arc<Metrics>,
+    pub(super) edges: Edges,
+    pub(super) addresses: Vec<Address>,
+    node_ips: Vec<IpAddr>,
+    pub(super) last_error: Option<String>,
+}
+
+impl Worker {
+    pub fn new(
+        config: &Config,
+        datapath: Datapath,
+        sockets: Mode,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        Ok(Self {
+            syncer: Syncer::adopt(&datapath, settings())?,
+            clock: Clock::start(),
+            datapath,
+            node_ports: config.node_ports.clone(),
+            sockets,
+            metrics,
+            edges: Edges::new(),
+            addresses: Vec::new(),
+            node_ips: config.node_ip.into_iter().collect(),
+            last_error: None,
+        })
+    }
+
+    pub const fn adopted(&self) -> bool {
+        self.datapath.adopted()
+    }
+
+    /// Attaches to what is there: uplinks first, then pods, then sockets; then takes our programs off whatever is no
+    /// edge any more.
+    pub fn begin(&mut self, facts: &Facts) {
+        self.set_addresses(facts.addresses.clone());
+        let (pods, uplinks): (Vec<_>, Vec<_>) = facts.edges.iter().cloned().partition(|edge| edge.pod);
+        for edge in uplinks.into_iter().chain(pods) {
+            self.attach(edge, None);
+        }
+        self.attach_sockets();
+        let served: Vec<_> = self.edges.keys().copied().collect();
+        match self.datapath.retire(&served) {
+            Ok(retired) => {
+                for device in retired.devices {
+                    info!(device, "is no edge any more, programs removed");
+                }
+            }
+            Err(error) => self.failed("cannot remove earlier programs", &error),
+        }
+    }
+
+    /// Serves orders until nobody is left to give any.
+    pub fn run(mut self, mut orders: UnboundedReceiver<Order>) {
+        while let Some(order) = orders.blocking_recv() {
+            self.obey(order);
+        }
+    }
+
+    /// Whoever asked may have gone before the answer.
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Install { changes, complete, done } => drop(done.send(self.install(changes, complete))),
+            Order::NodeIps(ips) if ips == self.node_ips => {}
+            Order::NodeIps(ips) => {
+                self.node_ips = ips;
+                self.set_addresses(self.addresses.clone());
+            }
+            Order::Node(events, heard) => events.into_iter().for_each(|event| self.node(event, heard)),
+            Order::Check => self.check(),
+            Order::Beat(answer) => {
+                let report = self.syncer.tick(&mut self.datapath, self.clock.now());
+                self.note(&report);
+                answer.send(()).ok();
+            }
+            Order::Report(answer) => drop(answer.send(self.report())),
+            Order::Services(name, answer) => drop(answer.send(self.services(name.as_deref()))),
+            Order::Flows(filter, answer) => drop(answer.send(self.flows(&filter))),
+        }
+    }
+
+    fn install(&mut self, changes: Vec<PortChange>, complete: bool) -> Installed {
+        let now = self.clock.now();
+        let report = if complete {
+            let desired = changes.into_iter().filter_map(|(id, state)| Some((id, state?))).collect();
+            self.syncer.replace_all(&mut self.datapath, desired, now)
+        } else {
+            self.syncer.apply(&mut self.datapath, changes, now)
+        };
+        for refused in &report.refused {
+            warn!("Service {}: {}", refused.id, refused.why);
+        }
+        let failed = self.note(&report);
+        // After a failed write the maps rest before they are read back: until then nothing is lost, nothing done.
+        let waiting = || {
+            self.syncer.is_stale().then(|| "an earlier write failed, the maps are read back soon".to_owned())
+        };
+        Installed { failed: failed.or_else(waiting) }
+    }
+
+    /// Remembers and returns the last failure.
+    fn note(&mut self, report: &Report) -> Option<String> {
+        let failed = report.failed.last()?;
+        let told = format!("writing {}: {}", failed.what, story(&*failed.error));
+        self.last_error = Some(told.clone());
+        Some(told)
+    }
+
+    fn node(&mut self, event: NodeEvent, heard: Instant) {
+        match event {
+            NodeEvent::Edge(edge) => self.attach(edge, Some(heard)),
+            NodeEvent::EdgeGone { ifindex, name, device_gone } => {
+                self.edges.remove(&ifindex);
+                let done = if device_gone {
+                    self.datapath.forget_edge(ifindex)
+                } else {
+                    self.datapath.detach_edge(ifindex)
+                };
+                match done {
+                    Ok(()) => info!(device = name, ifindex, "no longer served"),
+                    Err(error) => self.failed(&format!("device {name}"), &error),
+                }
+            }
+            NodeEvent::Addresses(addresses) => self.set_addresses(addresses),
+        }
+    }
+
+    /// `heard`: when the device was reported; `None` for one that was there at start.
+    fn attach(&mut self, edge: Edge, heard: Option<Instant>) {
+        let known = self.edges.get(&edge.ifindex).and_then(|served| served.took);
+        let state = match self.datapath.attach_edge(&edge) {
+            Ok(attached) => State::from(&attached),
+            Err(error) if error.is_gone() => {
+                self.edges.remove(&edge.ifindex);
+                return;
+            }
+            Err(error) => {
+                self.failed(&format!("device {}", edge.name), &error);
+                State::Failed(story(&error))
+            }
+        };
+        let new = !self.edges.contains_key(&edge.ifindex);
+        let took = known.or_else(|| heard.filter(|_| new).map(|heard| heard.elapsed()));
+        if let (State::Attached { .. }, true) = (&state, new) {
+            info!(device = edge.name, ifindex = edge.ifindex, kind = edge.kind.name(), ?took, "served");
+            if let Some(took) = took {
+                self.metrics.attached(took);
+            }
+        }
+        self.edges.insert(edge.ifindex, Served { edge, state, took });
+    }
+
+    fn attach_sockets(&mut self) {
+        if !self.datapath.has_sockets() {
+            return;
+        }
+        match self.datapath.attach_sockets() {
+            Ok(()) => self.sockets.why.clear(),
+            Err(error) => {
+                self.failed("sockets", &error);
+                self.sockets.why = story(&error);
+            }
+        }
+    }
+
+    /// The node's own addresses, and those of them that serve NodePorts.
+    fn set_addresses(&mut self, addresses: Vec<Address>) {
+        self.addresses = addresses;
+        let local: Vec<_> = self.addresses.iter().map(|address| address.ip).collect();
+        let node_port = self.node_port_addresses(&local);
+        debug!(?local, ?node_port, "node addresses");
+        let node =
+            NodeAddresses { local: local.into_iter().collect(), node_port: node_port.into_iter().collect() };
+        let report = self.syncer.set_node(&mut self.datapath, node, self.clock.now());
+        if let Some(error) = self.note(&report) {
+            error!("the node's addresses: {error}; trying again");
+        }
+    }
+
+    /// As long as the node's IPs are not known, those that an earlier agent served stay (C-35).
+    fn node_port_addresses(&self, local: &[IpAddr]) -> BTreeSet<IpAddr> {
+        if self.node_ports.addresses == NodePortAddresses::Primary && self.node_ips.is_empty() {
+            return self.served_node_ports().unwrap_or_default().into_iter().collect();
+        }
+        node_port_addresses(&self.node_ports, local, &self.node_ips)
+    }
+
+    /// What another program has undone is done again (L-10), and what failed is tried again.
+    fn check(&mut self) {
+        for served in self.edges.values().cloned().collect::<Vec<_>>() {
+            match self.datapath.inspect_edge(&served.edge) {
+                Ok(hooks) if hooks.iter().all(|hook| hook.ours) => {
+                    let state = State::Attached {
+                        before: hooks.map(|hook| hook.before),
+                        after: hooks.map(|hook| hook.after),
+                    };
+                    if let Some(known) = self.edges.get_mut(&served.edge.ifindex) {
+                        known.state = state;
+                    }
+                }
+                _ => {
+                    warn!(device = served.edge.name, "our programs are not there, attaching again");
+                    self.attach(served.edge, None);
+                }
+            }
+        }
+        self.attach_sockets();
+    }
+
+    fn failed(&mut self, what: &str, error: &DatapathError) {
+        let told = format!("{what}: {}", story(error));
+        error!("{told}");
+        self.last_error = Some(told);
+    }
+}
+
+/// Ids of earlier agents' endpoints may still be in flows: a start of its own keeps generations apart.
+fn settings() -> Settings {
+    use std::hash::{BuildHasher, Hasher};
+    let draw = std::hash::RandomState::new().build_hasher().finish();
+    Settings { first_generation: (draw as u16).max(1), ..Settings::default() }
+}

@@ -1,0 +1,251 @@
+//! The command line: what the operator types, and exit status 0 (done), 1 (failed), 2 (wrong use).
+
+mod ask;
+mod cleanup;
+mod run;
+mod text;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::config::RunArgs;
+use crate::control::FlowFilter;
+use crate::status::story;
+
+/// Service proxy in eBPF: kube-proxy's replacement on any node, under any CNI
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, max_term_width = 120, arg_required_else_help = true)]
+struct Sluice {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Be this node's agent, until SIGTERM; the data plane stays when the agent goes
+    Run(Box<RunArgs>),
+    /// What the agent does, and what keeps it from doing more
+    Status(AskArgs),
+    /// What is installed, read back from the maps
+    Services {
+        /// One Service only
+        #[arg(value_name = "NAMESPACE/NAME", value_parser = service_name)]
+        name: Option<String>,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Live flows
+    Flows {
+        /// Of one Service: NAMESPACE/NAME, or NAME in any namespace
+        #[arg(long, value_name = "NAME")]
+        service: Option<String>,
+        /// Of one client
+        #[arg(long, value_name = "IP")]
+        client: Option<std::net::IpAddr>,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Stop the agent and remove every trace of it
+    Cleanup(CleanupArgs),
+    /// What would become of a packet (not in this version)
+    #[command(disable_help_flag = true)]
+    Explain(LaterArgs),
+    /// Events as they happen (not in this version)
+    #[command(disable_help_flag = true)]
+    Monitor(LaterArgs),
+    /// Services by rate, live (not in this version)
+    #[command(disable_help_flag = true)]
+    Top(LaterArgs),
+}
+
+/// How to reach an agent, and how to print its answer.
+#[derive(Args, Clone, Debug)]
+struct AskArgs {
+    /// Run directory of the agent to ask
+    #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
+    run_dir: PathBuf,
+    /// json is stable, text is for people
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Args, Clone, Debug)]
+struct CleanupArgs {
+    /// As for `sluice run`
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// As for `sluice run`
+    #[arg(long, value_name = "DIR")]
+    bpffs: Option<PathBuf>,
+    /// As for `sluice run`
+    #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
+    run_dir: PathBuf,
+    /// Also remove the rules of upstream kube-proxy (not in this version)
+    #[arg(long)]
+    kube_proxy: bool,
+}
+
+/// Swallows what a later version will understand.
+#[derive(Args, Clone, Debug)]
+struct LaterArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<OsString>,
+}
+
+fn service_name(text: &str) -> Result<String, &'static str> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(text.to_owned())
+        }
+        _ => Err("a Service is named NAMESPACE/NAME, such as default/web"),
+    }
+}
+
+/// What came of a command.
+type Outcome = Result<(), Failure>;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+enum Failure {
+    /// Exit status 1: object, cause and next step.
+    Failed(anyhow::Error),
+    /// Exit status 2.
+    WrongUse(String),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Runs the command line of the process.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let called = arguments.first().map(Path::new).and_then(Path::file_name);
+    let outcome = if called == Some(OsStr::new("kube-proxy")) {
+        kube_proxy(arguments)
+    } else {
+        sluice(Sluice::parse_from(arguments).command)
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => complain(&story(&*error), 1),
+        Err(Failure::WrongUse(message)) => complain(&message, 2),
+    }
+}
+
+fn complain(message: &str, status: u8) -> ExitCode {
+    // Nobody is left to be told when stderr is closed.
+    drop(writeln!(std::io::stderr(), "sluice: {message}"));
+    ExitCode::from(status)
+}
+
+fn sluice(command: Command) -> Outcome {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Status(args) => ask::status(&args),
+        Command::Services { name, ask } => ask::services(&ask, name),
+        Command::Flows { service, client, ask } => ask::flows(&ask, FlowFilter { service, client }),
+        Command::Cleanup(args) if args.kube_proxy => Err(later("cleanup --kube-proxy")),
+        Command::Cleanup(args) => cleanup::cleanup(&args),
+        Command::Explain(_) => Err(later("explain")),
+        Command::Monitor(_) => Err(later("monitor")),
+        Command::Top(_) => Err(later("top")),
+    }
+}
+
+fn later(what: &str) -> Failure {
+    Failure::WrongUse(format!("{what}: not available in this version"))
+}
+
+/// `sluice run` with the manners of kube-proxy's command line.
+fn kube_proxy(arguments: Vec<OsString>) -> Outcome {
+    let arguments = arguments.into_iter().map(with_dashes);
+    let command = RunArgs::augment_args(clap::Command::new("kube-proxy"))
+        .about(Sluice::command().get_about().map(ToString::to_string).unwrap_or_default())
+        .max_term_width(120)
+        .arg(
+            clap::Arg::new("version")
+                .long("version")
+                .help("Print the version and exit")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
+                .value_parser(["true", "false", "raw"]),
+        );
+    let matches = command.get_matches_from(arguments);
+    if matches.get_one::<String>("version").is_some_and(|version| version != "false") {
+        writeln!(std::io::stdout(), "sluice {}", env!("CARGO_PKG_VERSION"))?;
+        return Ok(());
+    }
+    let args = RunArgs::from_arg_matches(&matches).map_err(|error| Failure::WrongUse(error.to_string()))?;
+    run::run(&args)
+}
+
+/// kube-proxy takes `--cluster_cidr` for `--cluster-cidr`.
+fn with_dashes(argument: OsString) -> OsString {
+    let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else { return argument };
+    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+    let name = name.replace('_', "-");
+    value.map_or_else(|| name.clone(), |value| format!("{name}={value}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Sluice::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_understood_or_refused() {
+        let cases = [
+            ("status -o json --run-dir /tmp/n1", true),
+            ("services", true),
+            ("services default/web -o json", true),
+            ("services web", false),
+            ("services a/b/c", false),
+            ("flows --service web --client 10.0.0.1", true),
+            ("flows --client web", false),
+            ("status -o yaml", false),
+            ("cleanup --cgroup /c --bpffs /b --run-dir /r", true),
+            ("cleanup extra", false),
+            ("run --manifests /m --edges eth0,veth* --sockets all", true),
+            ("run --no-such-flag", false),
+            ("explain --from 10.0.0.1 --to 10.0.0.2:80", true),
+            ("nonsense", false),
+        ];
+        for (line, good) in cases {
+            let arguments = std::iter::once("sluice").chain(line.split(' '));
+            assert_eq!(Sluice::try_parse_from(arguments).is_ok(), good, "{line}");
+        }
+    }
+
+    #[test]
+    fn underscores_in_flags_are_dashes_in_values_they_stay() {
+        let cases = [
+            ("--cluster_cidr=10.0.0.0/8", "--cluster-cidr=10.0.0.0/8"),
+            ("--config=/var/lib/my_file", "--config=/var/lib/my_file"),
+            ("--masquerade_all", "--masquerade-all"),
+            ("my_file", "my_file"),
+            ("-v_", "-v_"),
+        ];
+        for (given, want) in cases {
+            assert_eq!(with_dashes(given.into()), OsString::from(want), "{given}");
+        }
+    }
+}

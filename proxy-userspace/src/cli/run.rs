@@ -1,0 +1,171 @@
+//! `sluice run`: from flags to a running agent.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use tracing::{Level, warn};
+use tracing_subscriber::EnvFilter;
+
+use super::{Failure, Outcome, cleanup, later};
+use crate::agent;
+use crate::config::{Action, Config, ConfigError, Logging, RunArgs, Source, load};
+use crate::control::RunDir;
+use crate::http;
+use crate::metrics::Metrics;
+
+pub fn run(args: &RunArgs) -> Outcome {
+    let config = load(args).map_err(|error| match error {
+        ConfigError::Value { .. } | ConfigError::Exclusive { .. } => Failure::WrongUse(error.to_string()),
+        ConfigError::Read { .. } | ConfigError::Decode { .. } => Failure::Failed(error.into()),
+    })?;
+    match &config.action {
+        Action::Run => start(config),
+        Action::Cleanup => {
+            cleanup::remove(&config.run_dir, config.cgroup.as_deref(), config.bpffs.as_deref())
+        }
+        Action::InitOnly => Err(later("--init-only")),
+        Action::WriteConfig(path) => write_config(&config, path),
+    }
+}
+
+fn start(config: Config) -> Outcome {
+    log(&config.logging);
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    privileges()?;
+    check_source(&config.source)?;
+    abort_on_panic();
+    let lock = RunDir::new(&config.run_dir).lock()?;
+    set_oom_score(config.oom_score_adj);
+    let host =
+        nix::unistd::gethostname().context("the host's name cannot be read; give --hostname-override")?;
+    let node: Arc<str> = config.node_name(&host.to_string_lossy()).into();
+    let metrics = Arc::new(Metrics::new());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("threads cannot be started; see the limits of processes and memory")?;
+    let started = agent::start(&config, &metrics, runtime.handle())?;
+    let ended = runtime.block_on(agent::serve(config, node, started, metrics, lock));
+    // Whatever still runs owns nothing that has to be put away: the data plane stays as it is.
+    runtime.shutdown_background();
+    Ok(ended?)
+}
+
+/// One line for each meaningful change; JSON by flag. `RUST_LOG` overrides the verbosity.
+fn log(logging: &Logging) {
+    let level = match logging.verbosity {
+        0 | 1 => Level::INFO,
+        2..=4 => Level::DEBUG,
+        _ => Level::TRACE,
+    };
+    let directives = format!("warn,proxy_userspace={level}");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Only the first subscriber of a process counts; a second one would be a test's.
+    drop(if logging.json {
+        log.json().try_init()
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).try_init()
+    });
+}
+
+/// A panic in any task ends the process: half an agent would look alive (L-18). The release profile aborts by
+/// itself; this holds for every build.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+/// Capabilities by number (include/uapi/linux/capability.h) and what they are needed for.
+const CAPABILITIES: [(u32, &str, &str); 3] = [
+    (12, "CAP_NET_ADMIN", "to attach programs to devices"),
+    (38, "CAP_PERFMON", "to load programs that read kernel pointers"),
+    (39, "CAP_BPF", "to load programs and maps"),
+];
+const CAP_SYS_ADMIN: u32 = 21;
+
+pub fn privileges() -> anyhow::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status; mount /proc")?;
+    let field = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = field.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    let missing = missing(effective.context("/proc/self/status: no CapEff; mount the real /proc")?);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!(
+        "capabilities: {} missing; run as root, or add them to the container's securityContext",
+        missing.join(", ")
+    ))
+}
+
+/// CAP_SYS_ADMIN stands in for what was split off from it.
+fn missing(effective: u64) -> Vec<String> {
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    let stand_in = |bit: u32| bit >= 38 && has(CAP_SYS_ADMIN);
+    CAPABILITIES
+        .iter()
+        .filter(|(bit, ..)| !has(*bit) && !stand_in(*bit))
+        .map(|(_, name, why)| format!("{name} ({why})"))
+        .collect()
+}
+
+/// A folder that is not there at start is a typing error; later it may come and go.
+fn check_source(source: &Source) -> anyhow::Result<()> {
+    let Source::Manifests(folder) = source else { return Ok(()) };
+    std::fs::read_dir(folder).map(drop).map_err(|error| {
+        anyhow!("--manifests {}: {error}; it must name a directory with YAML or JSON files", folder.display())
+    })
+}
+
+/// I19: a failure is only logged.
+fn set_oom_score(score: i32) {
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        warn!(%error, score, "cannot set oom_score_adj; CAP_SYS_RESOURCE allows it");
+    }
+}
+
+/// JSON is YAML.
+fn write_config(config: &Config, path: &Path) -> Outcome {
+    let text = serde_json::to_string_pretty(&http::configuration(config))?;
+    std::fs::write(path, text + "\n")
+        .with_context(|| format!("--write-config-to {}: give a file that can be written", path.display()))?;
+    writeln!(std::io::stdout(), "wrote configuration to {}", path.display())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let bits = |bits: &[u32]| bits.iter().fold(0, |mask, bit| mask | 1 << bit);
+        let names = |mask| {
+            missing(mask)
+                .iter()
+                .map(|m| m.split(' ').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let cases = [
+            ("all", u64::MAX, ""),
+            ("exactly what is needed", bits(&[12, 38, 39]), ""),
+            ("before they were split", bits(&[12, 21]), ""),
+            ("none", 0, "CAP_NET_ADMIN CAP_PERFMON CAP_BPF"),
+            ("no CAP_BPF", bits(&[12, 38]), "CAP_BPF"),
+            ("CAP_SYS_ADMIN is no CAP_NET_ADMIN", bits(&[21]), "CAP_NET_ADMIN"),
+        ];
+        for (name, mask, want) in cases {
+            assert_eq!(names(mask), want, "{name}");
+        }
+    }
+}
