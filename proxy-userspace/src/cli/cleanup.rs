@@ -12,7 +12,7 @@ use crate::control::{ClientError, Lock, LockError, Request, RunDir, ask};
 use crate::datapath::{self, Cleaned, Options};
 
 /// Longest wait for a running agent to end.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn cleanup(args: &CleanupArgs) -> Outcome {
     remove(&args.run_dir, args.cgroup.as_deref(), args.bpffs.as_deref())

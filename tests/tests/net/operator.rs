@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use sluice_tests::lab::agent::{Agent, AgentHome, served};
+use sluice_tests::lab::agent::{Agent, served};
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Dial, Outcome};
@@ -23,6 +24,7 @@ pub fn groups() -> Vec<Group> {
         Story::new("H1_to_H12_http", http),
         Story::new("L08_a_new_device_is_served_and_timed", new_device),
         Story::new("sockets_off_takes_the_earlier_programs_away", sockets_off),
+        Story::new("L18_a_stuck_agent_is_not_cleaned_up_under", stuck),
         Story::new("cleanup_stops_a_running_agent", cleanup),
     ];
     let config = BedConfig::new(Wiring::Routed);
@@ -169,10 +171,10 @@ fn new_device(bed: &mut Bed) -> Result<()> {
 
 /// Restarts the agent with further flags.
 fn restart(bed: &mut Bed, flags: &[&str]) -> Result<()> {
-    let old = bed.agent.take().context("no agent runs")?.stop()?;
+    bed.agent = None;
     let mut home = bed.home().clone();
     home.flags.extend(flags.iter().map(ToString::to_string));
-    let mut agent = Agent::start(AgentHome { log: old.log, ..home })?;
+    let mut agent = Agent::start(home)?;
     agent.ready(Who::LOCAL_PODS.len() + 1)?;
     bed.agent = Some(agent);
     Ok(())
@@ -195,6 +197,21 @@ fn sockets_off(bed: &mut Bed) -> Result<()> {
         .context("a pod's are not at a socket")?;
     restart(bed, &[])?;
     Dial::new(bed.place(Who::Host), service, Transport::Tcp).probe().ok().map(drop)
+}
+
+/// An agent that cannot stop would go on writing: cleanup refuses and takes nothing away.
+fn stuck(bed: &mut Bed) -> Result<()> {
+    let home = bed.agent()?.home.clone();
+    let before = bed.traces()?;
+    bed.agent()?.signal(Signal::SIGSTOP)?;
+    let (status, _, said) = home.ask(&["cleanup"])?;
+    let after = bed.traces()?;
+    bed.agent()?.signal(Signal::SIGCONT)?;
+    ensure!(status.code() == Some(1), "ended with {status}: {said}");
+    ensure!(said.contains("did not end") && said.contains("agent.lock"), "the cause is missing: {said}");
+    ensure!(before == after, "taken away: {before:?}, {after:?}");
+    // What it was asked while it stood still it does when it can: it ends.
+    restart(bed, &[]).context("after SIGCONT")
 }
 
 fn cleanup(bed: &mut Bed) -> Result<()> {
