@@ -99,7 +99,7 @@ pub struct Status {
     /// Packets dropped or rejected, by reason; reasons that have not occurred are left out.
     pub drops: BTreeMap<String, u64>,
     pub degraded: Vec<Trouble>,
-    /// The last failure of a map write or an attachment, also when it has been repaired since.
+    /// The last thing that went wrong, also when it has been repaired since.
     pub last_error: Option<String>,
     /// Process id of the agent, as it sees itself.
     pub pid: u32,

@@ -172,11 +172,12 @@ impl Agent {
         }
     }
 
-    /// Each problem is logged when it comes and when it goes.
+    /// Each problem is logged when it comes and when it goes. A new one is the last error until there is another.
     fn tell_problems(&mut self) {
         let now = self.model.problems();
         for problem in now.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
+            self.last_error = Some(problem.to_string());
         }
         for problem in self.problems.iter().filter(|problem| !now.contains(problem)) {
             info!("over: {}: {}", problem.object, problem.what);

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::plane::{Installed, Order, PlaneReport};
 use super::{Agent, Parts, Plane};
-use crate::cluster::types::{Node, Service, Slice, Watched};
+use crate::cluster::types::{Node, Problem, Service, Slice, Watched};
 use crate::cluster::{Change, Event};
 use crate::config::{Config, RunArgs, load};
 use crate::control::{Answer, Question, Request};
@@ -191,6 +191,24 @@ async fn a_lost_source_changes_nothing_but_the_status() {
         }
     };
     assert!(status.source.age_seconds.is_some() && status.services == 1, "{status:?}");
+}
+
+#[tokio::test]
+async fn c31_a_problem_of_the_source_is_told_until_it_is_over() {
+    let mut bed = bed();
+    let problem = Problem::new("File bad.yaml", "it is no YAML", "correct it");
+    bed.tell([Event::Problems(vec![problem.clone()])]).await;
+    let status = loop {
+        let status = bed.status().await;
+        if !status.degraded.is_empty() {
+            break status;
+        }
+    };
+    assert_eq!(status.degraded, [Trouble::from(problem.clone())]);
+    assert_eq!(status.last_error, Some(problem.to_string()));
+    bed.tell([Event::Problems(Vec::new())]).await;
+    while !bed.status().await.degraded.is_empty() {}
+    assert_eq!(bed.status().await.last_error, Some(problem.to_string()), "it stays readable");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use tracing::{Level, warn};
+use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, Outcome, cleanup, later};
@@ -58,12 +58,12 @@ fn start(config: Config) -> Outcome {
 
 /// One line for each meaningful change; JSON by flag. `RUST_LOG` overrides the verbosity.
 fn log(logging: &Logging) {
-    let level = match logging.verbosity {
-        0 | 1 => Level::INFO,
-        2..=4 => Level::DEBUG,
-        _ => Level::TRACE,
+    // The client library reports each failed request; the source tells the same once, with what to do about it.
+    let directives = match logging.verbosity {
+        0 | 1 => "warn,kube_client=off,kube_runtime=off,proxy_userspace=info",
+        2..=4 => "warn,kube_client=off,kube_runtime=off,proxy_userspace=debug",
+        _ => "warn,proxy_userspace=trace",
     };
-    let directives = format!("warn,proxy_userspace={level}");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives));
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
