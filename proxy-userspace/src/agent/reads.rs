@@ -1,6 +1,6 @@
 //! What the data plane's thread tells about itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use proxy_common::abi::{AddressClass, protocol};
@@ -76,18 +76,9 @@ impl Worker {
 
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowView>, Trouble> {
         let flows = self.datapath.flows().map_err(|error| unreadable(&error))?;
-        // The syncer looks names up by search; most flows belong to few Services.
-        let mut known = HashMap::new();
-        let mut views = Vec::new();
-        for flow in flows {
-            let find = || self.syncer.name(flow.service).map(ToString::to_string);
-            let service = known.entry(flow.service).or_insert_with(find).clone();
-            let view = flow_view(&flow, service);
-            if filter.matches(&view) {
-                views.push(view);
-            }
-        }
-        Ok(views)
+        let names = self.syncer.names();
+        let views = flows.iter().map(|flow| flow_view(flow, names.get(&flow.service).map(ToString::to_string)));
+        Ok(views.filter(|view| filter.matches(view)).collect())
     }
 }
 
