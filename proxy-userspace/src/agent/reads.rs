@@ -77,7 +77,8 @@ impl Worker {
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowView>, Trouble> {
         let flows = self.datapath.flows().map_err(|error| unreadable(&error))?;
         let names = self.syncer.names();
-        let views = flows.iter().map(|flow| flow_view(flow, names.get(&flow.service).map(ToString::to_string)));
+        let views =
+            flows.iter().map(|flow| flow_view(flow, names.get(&flow.service).map(ToString::to_string)));
         Ok(views.filter(|view| filter.matches(view)).collect())
     }
 }
