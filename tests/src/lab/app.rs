@@ -1,10 +1,8 @@
 //! Applications as Kubernetes sees them, and the folder the agent reads them from.
 
-use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::plan::{Family, Who, cluster_ip, external_ip, load_balancer_ip};
@@ -204,70 +202,6 @@ pub trait Objects: Send + Sync {
 
     /// What it is, for people.
     fn name(&self) -> &'static str;
-}
-
-/// A folder of manifests, one file an application.
-#[derive(Clone, Debug)]
-pub struct Manifests(PathBuf);
-
-impl Manifests {
-    /// Makes the folder with the two Node objects in it.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn create(directory: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let manifests = Self(directory);
-        manifests.write("nodes.json", &list(vec![node("n1"), node("n2")]).to_string())?;
-        Ok(manifests)
-    }
-
-    /// Writes one file so that readers see either the old or the new content.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn write(&self, name: &str, text: &str) -> Result<()> {
-        let (half, whole) = (self.0.join(format!(".{name}.part")), self.0.join(name));
-        fs::write(&half, text).with_context(|| format!("cannot write {}", half.display()))?;
-        fs::rename(&half, &whole).with_context(|| format!("cannot write {}", whole.display()))
-    }
-
-    /// Removes a file.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        let path = self.0.join(name);
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
-    }
-
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.0
-    }
-}
-
-fn list(items: Vec<Value>) -> Value {
-    json!({"apiVersion": "v1", "kind": "List", "items": items})
-}
-
-impl Objects for Manifests {
-    fn apply(&self, app: &App) -> Result<()> {
-        let text = serde_json::to_string_pretty(&list(app.objects()))?;
-        self.write(&format!("{}.json", app.name), &text)
-    }
-
-    fn delete(&self, app: &App) -> Result<()> {
-        self.remove(&format!("{}.json", app.name))
-    }
-
-    fn flags(&self) -> Vec<String> {
-        vec!["--manifests".into(), self.0.display().to_string()]
-    }
-
-    fn name(&self) -> &'static str {
-        "a folder of manifests"
-    }
 }
 
 impl<T: Objects + ?Sized> Objects for std::sync::Arc<T> {

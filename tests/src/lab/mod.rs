@@ -20,7 +20,9 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod command;
 pub mod control;
+pub mod manifests;
 pub mod namespace;
+mod parts;
 pub mod place;
 pub mod plan;
 pub mod sockets;
@@ -28,8 +30,9 @@ pub mod trace;
 pub mod wiring;
 
 pub use agent::Agent;
-pub use app::{App, Backend, Manifests};
+pub use app::{App, Backend};
 pub use bed::{Bed, BedConfig};
+pub use manifests::Manifests;
 pub use place::Place;
 pub use plan::{Family, Who, Wiring};
 
