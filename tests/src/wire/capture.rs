@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -110,6 +110,8 @@ pub struct Observed {
     pub redirects: usize,
     /// Packets the kernel had no room for.
     pub lost: usize,
+    /// Why nothing is judged any more.
+    pub failure: Option<String>,
     /// Arrived packets that [`Capture::watch`]'s predicate asked for.
     pub watched: usize,
     watch: Option<Watch>,
@@ -192,8 +194,8 @@ impl Capture {
     pub fn take(&self) -> Observed {
         self.settle();
         let mut observed = lock(&self.observed);
-        let watch = observed.watch;
-        std::mem::replace(&mut *observed, Observed { watch, ..Observed::default() })
+        let (watch, failure) = (observed.watch, observed.failure.clone());
+        std::mem::replace(&mut *observed, Observed { watch, failure, ..Observed::default() })
     }
 
     /// Waits until everything that has arrived is judged.
@@ -236,20 +238,29 @@ fn read_all(
         }
         // When nobody woke us this fails, and nothing is lost.
         let _ = woken.read(&mut [0; 16]);
+        // Taken before the sockets are read: whoever asked sees everything that was there when it asked.
+        let mut asked = Vec::new();
+        let ended = loop {
+            match inbox.try_recv() {
+                Ok(done) => asked.push(done),
+                Err(error) => break error == TryRecvError::Disconnected,
+            }
+        };
         for tap in &mut taps {
-            if tap.drain(&mut buffer, observed).is_err() {
+            if let Err(error) = tap.drain(&mut buffer, observed) {
+                let mut observed = lock(observed);
+                observed.failure = Some(format!("the capture at {} ended: {error}", tap.rules.place()));
                 return;
             }
         }
-        loop {
-            match inbox.try_recv() {
-                Ok(done) => {
-                    lock(observed).lost += taps.iter().map(Tap::lost).sum::<usize>();
-                    let _ = done.send(());
-                }
-                Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
-            }
+        if !asked.is_empty() {
+            lock(observed).lost += taps.iter().map(Tap::lost).sum::<usize>();
+        }
+        for done in asked {
+            let _ = done.send(());
+        }
+        if ended {
+            return;
         }
     }
 }

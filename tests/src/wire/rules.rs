@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::check::{self, Offload};
-use super::packet::{Packet, Transport, Tuple};
+use super::packet::{Packet, Tuple};
 
 /// What the oracle knows about the laboratory. Fixed for a bed's life.
 #[derive(Clone, Debug, Default)]
@@ -90,14 +90,18 @@ pub struct Rules {
     uplink: &'static str,
     knowledge: Arc<Knowledge>,
     sent: HashSet<Tuple>,
-    /// Redirects that arrived (experiment 3): allowed only about flows that this end has sent itself.
-    pub redirects: usize,
 }
 
 impl Rules {
     #[must_use]
     pub fn new(place: &str, end: End, knowledge: Arc<Knowledge>) -> Self {
-        Self { place: place.into(), end, uplink: "eth0", knowledge, sent: HashSet::new(), redirects: 0 }
+        Self { place: place.into(), end, uplink: "eth0", knowledge, sent: HashSet::new() }
+    }
+
+    /// The namespace's short name.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// Judges one packet and remembers it.
@@ -151,7 +155,6 @@ impl Rules {
                 (!answered && !asks).then(|| format!("an answer from {from}, to whom {to} never wrote"))
             }
             Packet::Error { redirect, quote, .. } if !outgoing => {
-                self.redirects += usize::from(redirect);
                 let (_, from, to) = quote.tuple;
                 let what = if redirect { "redirect" } else { "error" };
                 (!self.sent.contains(&quote.tuple))
@@ -169,13 +172,6 @@ fn is_server(address: SocketAddr) -> bool {
 
 /// Lowest port number that laboratory clients write from.
 pub const FIRST_CLIENT_PORT: u16 = 10_000;
-
-/// Counts opening packets per destination: what a leak test compares.
-#[must_use]
-pub fn is_opening(packet: &Packet, transport: Transport, to: SocketAddr) -> bool {
-    matches!(packet, Packet::Flow { tuple, syn, .. }
-        if tuple.0 == transport && tuple.2 == to && (*syn || transport == Transport::Udp))
-}
 
 #[cfg(test)]
 #[path = "rules_tests.rs"]

@@ -1,6 +1,9 @@
 //! The bed itself, without any proxy: if these fail, nothing else means anything.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use sluice_tests::lab::plan::cluster_ip;
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Dial, Outcome};
 use sluice_tests::wire::Transport;
@@ -27,6 +30,9 @@ fn group(wiring: Wiring) -> Group {
     }
     stories.push(Story::new("bulk_moves_both_ways", bulk_moves_both_ways));
     stories.push(Story::new("the_oracle_sees_every_hop", the_oracle_sees_every_hop));
+    stories.push(Story::new("the_oracle_reports_a_leak", the_oracle_reports_a_leak));
+    stories
+        .push(Story::new("the_oracle_reports_an_answer_under_another_name", the_oracle_reports_a_wrong_name));
     Group {
         name: format!("bed::{wiring}"),
         config: BedConfig { invalid_drop: true, ..BedConfig::new(wiring) },
@@ -80,5 +86,38 @@ fn the_oracle_sees_every_hop(bed: &mut Bed) -> Result<()> {
     let seen = bed.capture.take();
     ensure!(seen.packets >= 12, "only {} packets seen", seen.packets);
     ensure!(seen.count == 0, "violations: {:?}", seen.violations);
+    Ok(())
+}
+
+/// Nothing translates here, so a packet to a Service address goes out by the default route (P-24).
+fn the_oracle_reports_a_leak(bed: &mut Bed) -> Result<()> {
+    let service = cluster_ip(Family::V6, 9);
+    let patience = Duration::from_millis(100);
+    let outcome =
+        Dial::new(bed.place(Who::Pa), (service, 80).into(), Transport::Udp).patience(patience).probe();
+    ensure!(outcome != Outcome::Refused, "the Service address should lead into a loop of routers: {outcome}");
+    reported(bed, "leaves the node")
+}
+
+/// A translation that forgets to restore: the backend answers under its own name.
+fn the_oracle_reports_a_wrong_name(bed: &mut Bed) -> Result<()> {
+    let (node, pod) = (Who::Host.address(Family::V4), Who::Pa.address(Family::V4));
+    bed.nft(&format!(
+        "table ip careless {{ chain pre {{ type filter hook prerouting priority -300;
+           ip daddr {node} udp dport 8080 ip daddr set {pod} notrack; }}\n}}"
+    ))?;
+    let dial = Dial::new(bed.place(Who::Client), (node, 8_080).into(), Transport::Udp);
+    let outcome = dial.patience(Duration::from_millis(100)).probe();
+    bed.nft("delete table ip careless")?;
+    // A connected socket does not take the answer and says so.
+    ensure!(matches!(outcome, Outcome::Timeout | Outcome::Refused), "{outcome}");
+    reported(bed, "never wrote")
+}
+
+fn reported(bed: &Bed, rule: &str) -> Result<()> {
+    let seen = bed.capture.take();
+    ensure!(seen.count > 0, "the oracle reported nothing");
+    let first = seen.violations.first().map(ToString::to_string).unwrap_or_default();
+    ensure!(first.contains(rule), "the oracle reported something else: {first}");
     Ok(())
 }

@@ -198,6 +198,9 @@ fn oracles(bed: &Bed) -> Result<()> {
     if observed.count > 0 {
         bail!("the wire oracle found {} violations:{shown}", observed.count);
     }
+    if let Some(why) = observed.failure {
+        bail!("the wire oracle is blind: {why}");
+    }
     if observed.lost > 0 {
         bail!("the wire oracle could not see {} packets: no room", observed.lost);
     }
