@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Place, Who, Wiring};
 use sluice_tests::traffic::client::exchange_unconnected;
-use sluice_tests::traffic::{Connection, Dial};
+use sluice_tests::traffic::{Connection, Dial, Outcome};
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
@@ -32,6 +32,8 @@ fn group(wiring: Wiring) -> Group {
             story("P61_a_closed_service_flow_leaves_its_port_to_direct_ones", after_close);
             story("P30_the_nodes_own_flows_from_a_node_port_number", own_flows_from_node_ports);
             story("E5_masquerade_survives_renumbering_by_the_stack", renumbered);
+            story("E5_a_forward_chain_that_accepts_the_mark", accepted_by_mark);
+            story("E6_masquerade_does_not_collide_with_the_cnis", beside_another_masquerade);
         }
         stories.push(Story::new(format!("P60_one_unconnected_udp_socket_two_ways::{family}"), move |bed| {
             unconnected(bed, family)
@@ -57,13 +59,18 @@ fn second() -> App {
     App::new("second", 2, [PB])
 }
 
+fn remote() -> App {
+    App::new("remote", 3, [Backend::new(Who::Pd, 8_080)])
+}
+
 fn setup(bed: &mut Bed) -> Result<()> {
-    for who in [Who::Pb, Who::Client] {
+    for who in [Who::Pb, Who::Pd, Who::Client] {
         bed.serve(who, 8_080)?;
     }
     bed.start()?;
     bed.apply(&first())?;
-    bed.apply(&second())
+    bed.apply(&second())?;
+    bed.apply(&remote())
 }
 
 fn open(from: &Place, to: SocketAddr, transport: Transport, port: u16) -> Result<Connection> {
@@ -146,6 +153,51 @@ fn renumbered(bed: &mut Bed, family: Family, transport: Transport) -> Result<()>
         Ok(())
     })();
     bed.nft("delete table inet old")?;
+    result
+}
+
+/// Experiment 5: a node whose FORWARD policy is drop, and kube-proxy's rule that lets its mark pass.
+fn accepted_by_mark(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    bed.nft(
+        "table inet strict { chain forward { type filter hook forward priority 0; policy drop;
+           ct state established,related accept; meta mark & 0x4000 == 0x4000 accept;
+           meta l4proto ipv6-icmp accept; }\n}",
+    )?;
+    let marked = open(bed.place(Who::Client), first().address(Via::NodePort, family), transport, 0);
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    let patience = Duration::from_millis(100);
+    let unmarked = Dial::new(bed.place(Who::Client), direct, transport).patience(patience).probe();
+    bed.nft("delete table inet strict")?;
+    marked?;
+    ensure!(unmarked == Outcome::Timeout, "the chain did not drop what has no mark: {unmarked}");
+    Ok(())
+}
+
+/// Experiment 6: the CNI masquerades a pod's traffic to the outside and keeps its port, which one of ours has.
+fn beside_another_masquerade(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let pd = SocketAddr::new(Who::Pd.address(family), 8_080);
+    let ip = if family == Family::V4 { "ip" } else { "ip6" };
+    bed.nft(&format!(
+        "table inet cni {{ chain post {{ type nat hook postrouting priority 100;
+           oifname \"eth0\" {ip} saddr {} masquerade; }}\n}}",
+        Who::Pa.address(family)
+    ))?;
+    let result = (|| {
+        let ours = open(bed.place(Who::Client), remote().address(Via::NodePort, family), transport, 0);
+        let mut ours = ours.context("through the Service")?;
+        let taken = ours.answer.seen;
+        let mut theirs =
+            open(bed.place(Who::Pa), pd, transport, taken.port()).context("the pod, directly")?;
+        let seen = theirs.answer.seen;
+        ensure!(
+            seen.ip() == taken.ip(),
+            "the pod is seen as {seen}: nothing was masqueraded, nothing was tested"
+        );
+        ensure!(seen != taken, "both are seen as {seen}");
+        ours.ask(b"ours").ok().context("the Service's flow")?;
+        theirs.ask(b"theirs").ok().context("the pod's flow").map(drop)
+    })();
+    bed.nft("delete table inet cni")?;
     result
 }
 
