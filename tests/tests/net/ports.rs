@@ -203,16 +203,27 @@ fn beside_another_masquerade(bed: &mut Bed, family: Family, transport: Transport
 
 fn unconnected(bed: &mut Bed, family: Family) -> Result<()> {
     let direct = SocketAddr::new(PB.who.address(family), PB.port);
-    let port = SocketAddr::new(Who::Pa.address(family), 24_500);
-    let socket = UdpSocket::from(bed.place(Who::Pa).bound(port, Transport::Udp)?);
+    let [one, two] = [first(), second()].map(|app| app.address(Via::ClusterIp, family));
+    right_names(bed.place(Who::Pa), 24_500, &[one, direct, two, one, direct])
+}
+
+/// The node's sockets are translated at sendmsg and restored at recvmsg.
+fn unconnected_host(bed: &mut Bed, family: Family) -> Result<()> {
+    let [one, two] = [first(), remote()].map(|app| app.address(Via::ClusterIp, family));
+    right_names(bed.place(Who::Host), 24_501, &[one, two, one])
+}
+
+/// From one unconnected socket to each in turn, four times; each answers under the name it was called by.
+fn right_names(place: &Place, port: u16, ways: &[SocketAddr]) -> Result<()> {
+    let own = SocketAddr::new(place.address(Family::of(&ways[0].ip())), port);
+    let socket = UdpSocket::from(place.bound(own, Transport::Udp)?);
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-    let ways = [first(), second()].map(|app| app.address(Via::ClusterIp, family));
     for round in 0..4 {
-        for to in [ways[0], direct, ways[1], ways[0], direct] {
+        for to in ways {
             let (_, from) =
-                exchange_unconnected(&socket, to).with_context(|| format!("round {round} to {to}"))?;
-            ensure!(from == to, "round {round}: wrote to {to}, {from} answers");
+                exchange_unconnected(&socket, *to).with_context(|| format!("round {round} to {to}"))?;
+            ensure!(from == *to, "round {round}: wrote to {to}, {from} answers");
         }
     }
     Ok(())
