@@ -38,6 +38,10 @@ fn group(wiring: Wiring) -> Group {
         stories.push(Story::new(format!("P60_one_unconnected_udp_socket_two_ways::{family}"), move |bed| {
             unconnected(bed, family)
         }));
+        stories.push(Story::new(
+            format!("one_unconnected_socket_of_the_node_two_services::{family}"),
+            move |bed| unconnected_host(bed, family),
+        ));
         stories
             .push(Story::new(format!("P64_masquerade_leaves_the_nodes_ports_alone::{family}"), move |bed| {
                 live_ports(bed, family)
