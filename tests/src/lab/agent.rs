@@ -114,7 +114,7 @@ impl AgentHome {
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
-        format!("the agent's log ends:\n{}", lines[lines.len().saturating_sub(15)..].join("\n"))
+        format!("the agent's log ends:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
     }
 }
 
