@@ -98,7 +98,7 @@ impl Bed {
         script(&names, config.wiring).run()?;
         settle(&namespaces, config)?;
         let places = places(&namespaces, &cgroup)?;
-        let capture = Capture::start(taps(&namespaces)?)?;
+        let capture = Capture::start(taps(&namespaces, config.offload)?)?;
         let manifests = Manifests::create(files.0.join("manifests"))?;
         let home = home(&namespaces["n1"], &cgroup, &files.0, config, &manifests)?;
         let servers = Servers::new()?;

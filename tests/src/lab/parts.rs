@@ -34,10 +34,14 @@ pub(super) fn prepare(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<
         .sysctls(&[("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/default/rp_filter", "1")])
 }
 
+/// The node's own ICMPv6 redirects are let through: the stack sends one before conntrack has confirmed the packet it is
+/// about, and calls it invalid for that reason alone.
 const INVALID_DROP: &str = "table inet lab {
   chain input { type filter hook input priority 0; ct state invalid counter drop; }
   chain forward { type filter hook forward priority 0; ct state invalid counter drop; }
-  chain output { type filter hook output priority 0; ct state invalid counter drop; }
+  chain output { type filter hook output priority 0;
+    icmpv6 type nd-redirect accept
+    ct state invalid counter drop; }
 }";
 
 pub(super) fn settle(namespaces: &BTreeMap<&'static str, Namespace>, config: BedConfig) -> Result<()> {
@@ -79,8 +83,8 @@ pub(super) fn places(
     Ok(Who::ALL.into_iter().map(|who| (who, place(who))).collect())
 }
 
-pub(super) fn taps(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<Vec<Tap>> {
-    let knowledge = Arc::new(knowledge());
+pub(super) fn taps(namespaces: &BTreeMap<&'static str, Namespace>, offload: bool) -> Result<Vec<Tap>> {
+    let knowledge = Arc::new(knowledge(offload));
     namespaces
         .iter()
         .map(|(short, namespace)| {

@@ -85,7 +85,8 @@ impl Tap {
                 continue;
             }
             let (header, frame) = buffer[..length].split_at(VNET_HEADER);
-            let offload = Offload { partial: header[0] & 1 != 0, segments: header[1] != 0 };
+            let offload =
+                Offload { partial: header[0] & 1 != 0, segments: header[1] != 0, ..Offload::default() };
             let seen = Seen { frame, outgoing: from.pkttype() == OUTGOING, offload };
             let violations = self.rules.judge(name, seen);
             lock(observed).add(violations, Packet::parse(frame).ok().filter(|_| !seen.outgoing));

@@ -14,6 +14,9 @@ pub struct Offload {
     pub partial: bool,
     /// The frame stands for several packets (GSO).
     pub segments: bool,
+    /// Senders of this bed leave checksums to hardware, so ICMP errors quote unfinished ones. Which they are cannot
+    /// be told from the bytes: what translation makes of them is not judged.
+    pub unfinished_quotes: bool,
 }
 
 const ICMP: u8 = 1;
@@ -51,7 +54,7 @@ fn transport(ip: &IpSlice<'_>, payload: &[u8], offload: Offload, faults: &mut Ve
                 faults.push("ICMP checksum wrong".into());
             }
             if matches!(payload.first(), Some(3..=5 | 11 | 12)) {
-                quoted(payload.get(8..).unwrap_or_default(), faults);
+                quoted(payload.get(8..).unwrap_or_default(), offload, faults);
             }
         }
         ICMPV6 => {
@@ -59,7 +62,7 @@ fn transport(ip: &IpSlice<'_>, payload: &[u8], offload: Offload, faults: &mut Ve
                 faults.push("ICMPv6 checksum wrong".into());
             }
             if matches!(payload.first(), Some(1..=4)) {
-                quoted(payload.get(8..).unwrap_or_default(), faults);
+                quoted(payload.get(8..).unwrap_or_default(), offload, faults);
             }
         }
         _ => {}
@@ -121,7 +124,7 @@ fn header_v4(header: &[u8], what: &str, faults: &mut Vec<String>) {
 
 /// Checks a quoted packet as far as it is quoted. Its L4 checksum can be judged only when it is complete, and may
 /// be unfinished: the kernel quotes what the sender left to the hardware.
-fn quoted(quote: &[u8], faults: &mut Vec<String>) {
+fn quoted(quote: &[u8], offload: Offload, faults: &mut Vec<String>) {
     let length = match quote.first().map(|b| b >> 4) {
         Some(4) if quote.len() >= 20 => {
             let header = usize::from(quote[0] & 15) * 4;
@@ -136,13 +139,13 @@ fn quoted(quote: &[u8], faults: &mut Vec<String>) {
     };
     let Some(Ok(ip)) = quote.get(..length).map(IpSlice::from_slice) else { return };
     let (number, payload) = (ip.payload_ip_number().0, ip.payload().payload);
-    if ip.is_fragmenting_payload() || !matches!(number, TCP | UDP) {
+    if offload.unfinished_quotes || ip.is_fragmenting_payload() || !matches!(number, TCP | UDP) {
         return;
     }
     let ends = (ip.source_addr(), ip.destination_addr());
     let partial = field(number, payload).is_some_and(|c| is_seed(ends, number, payload.len(), c));
     let mut inner = Vec::new();
-    layer4(ends, number, payload, Offload { partial, segments: false }, &mut inner);
+    layer4(ends, number, payload, Offload { partial, ..Offload::default() }, &mut inner);
     faults.extend(inner.into_iter().map(|fault| format!("quoted {fault}")));
 }
 

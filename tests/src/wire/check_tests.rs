@@ -6,8 +6,9 @@ const A: [u8; 4] = [192, 0, 2, 9];
 const B: [u8; 4] = [10, 244, 1, 5];
 const A6: [u8; 16] = [0xfd, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
 const B6: [u8; 16] = [0xfd, 0, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
-const FULL: Offload = Offload { partial: false, segments: false };
-const PARTIAL: Offload = Offload { partial: true, segments: false };
+const FULL: Offload = Offload { partial: false, segments: false, unfinished_quotes: false };
+const PARTIAL: Offload = Offload { partial: true, ..FULL };
+const QUOTED: Offload = Offload { unfinished_quotes: true, ..FULL };
 /// Offsets in an Ethernet frame with IPv4 without options.
 const L4: usize = 34;
 const L4_V6: usize = 54;
@@ -123,6 +124,12 @@ fn good_packets_pass_and_each_damage_is_named() {
             flipped(icmp(true), L4_V6 + 8 + 40),
             FULL,
             &["ICMPv6 checksum wrong", "quoted UDP checksum wrong"],
+        ),
+        (
+            "quoted port changed where quotes are unfinished",
+            flipped(icmp(true), L4_V6 + 8 + 40),
+            QUOTED,
+            &["ICMPv6 checksum wrong"],
         ),
         ("total length beyond the frame", flipped(tcp(false), 16), FULL, &["headers cannot be parsed"]),
     ];

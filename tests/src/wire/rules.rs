@@ -13,6 +13,8 @@ use super::packet::{Packet, Tuple};
 pub struct Knowledge {
     /// Prefixes of Service addresses (ClusterIPs, external and LoadBalancer addresses): address and length.
     pub service_prefixes: Vec<(IpAddr, u8)>,
+    /// As [`Offload::unfinished_quotes`].
+    pub unfinished_quotes: bool,
 }
 
 impl Knowledge {
@@ -106,7 +108,8 @@ impl Rules {
 
     /// Judges one packet and remembers it.
     pub fn judge(&mut self, device: &str, seen: Seen<'_>) -> Vec<Violation> {
-        let mut broken = check::frame(seen.frame, seen.offload);
+        let unfinished_quotes = self.knowledge.unfinished_quotes;
+        let mut broken = check::frame(seen.frame, Offload { unfinished_quotes, ..seen.offload });
         let packet = match Packet::parse(seen.frame) {
             Ok(packet) => Some(packet),
             Err(_) if !broken.is_empty() => None,

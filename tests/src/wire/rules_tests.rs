@@ -24,7 +24,7 @@ fn unreachable(from: [u8; 4], to: [u8; 4], quoted: &[u8]) -> Vec<u8> {
 fn rules(end: End) -> Rules {
     let service_prefixes =
         vec![([10, 96, 0, 0].into(), 16), ("fd00:96::".parse::<std::net::Ipv6Addr>().unwrap().into(), 112)];
-    Rules::new("test", end, Arc::new(Knowledge { service_prefixes }))
+    Rules::new("test", end, Arc::new(Knowledge { service_prefixes, unfinished_quotes: false }))
 }
 
 fn judge(rules: &mut Rules, device: &str, outgoing: bool, frame: &[u8]) -> Vec<String> {
