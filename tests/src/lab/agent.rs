@@ -256,11 +256,12 @@ impl Drop for Agent {
     }
 }
 
-/// Whether `path` is a mount point's directory that holds anything of ours.
+/// Names in a directory, without those that the kernel itself puts into every bpffs.
 ///
 /// # Errors
 /// The directory cannot be read.
 pub fn entries(path: &Path) -> Result<Vec<String>> {
     let read = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(read.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+    let names = read.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| !matches!(name.as_str(), "progs.debug" | "maps.debug")).collect())
 }

@@ -155,6 +155,8 @@ fn pod(names: &Names, wiring: Wiring, pod: Who, script: &mut Script) {
     let (node, inside) = (names.full(pod.node()), names.full(pod.namespace()));
     let device = host_device(wiring, pod.name());
     script.link(("eth0", &inside), (&device, &node));
+    // A device that is made anew keeps it, as if the CNI had announced it: neighbours need not find out.
+    script.at(&inside, format!("link set eth0 address {}", mac(pod)));
     if wiring == Wiring::Bridged {
         script.at(&node, format!("link set {device} master cni0"));
     }
@@ -174,6 +176,13 @@ fn pod(names: &Names, wiring: Wiring, pod: Who, script: &mut Script) {
         }
         script.at(&inside, format!("route add default via {via}"));
     }
+}
+
+/// A pod's own hardware address, from its IPv4 address.
+fn mac(pod: Who) -> String {
+    let IpAddr::V4(address) = pod.address(Family::V4) else { return String::new() };
+    let [a, b, c, d] = address.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 fn pod_gateway(pod: Who, family: Family) -> IpAddr {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -21,6 +22,9 @@ pub struct Stream {
     /// One connection that is used all the time, instead of a new one each time.
     pub lasting: bool,
 }
+
+/// Between two exchanges of a stream.
+const PACE: Duration = Duration::from_millis(3);
 
 #[derive(Debug, Default)]
 struct Account {
@@ -111,7 +115,11 @@ fn run(stream: &Stream, number: usize, account: &Account) {
         let told = format!("{} {transport} {to}: {what} after {after} exchanges: {outcome}", from.who.name());
         account.troubles.lock().unwrap_or_else(PoisonError::into_inner).push(told);
     };
-    let going = || !account.stop.load(Ordering::Relaxed);
+    // A steady pace: machines that run tests also have to judge every packet of it.
+    let going = || {
+        std::thread::sleep(PACE);
+        !account.stop.load(Ordering::Relaxed)
+    };
     if !stream.lasting {
         while going() {
             match dial.probe() {

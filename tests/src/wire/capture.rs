@@ -40,7 +40,8 @@ sockopt_impl!(
 const BUFFER: usize = 256 << 20;
 /// `struct virtio_net_hdr` without the mergeable buffers' field.
 const VNET_HEADER: usize = 10;
-/// `PACKET_OUTGOING` and `PACKET_LOOPBACK` of packet(7).
+/// `PACKET_OTHERHOST` and `PACKET_OUTGOING` of packet(7).
+const OTHER_HOST: u8 = 3;
 const OUTGOING: u8 = 4;
 
 /// A packet socket in one namespace.
@@ -81,7 +82,8 @@ impl Tap {
             };
             let Some(from) = from.filter(|_| length > VNET_HEADER) else { continue };
             let name = self.devices.get(&from.ifindex()).map_or("?", String::as_str);
-            if name == "lo" {
+            // Frames for other hosts are what a bridge floods: the namespace never takes them.
+            if name == "lo" || from.pkttype() == OTHER_HOST {
                 continue;
             }
             let (header, frame) = buffer[..length].split_at(VNET_HEADER);
