@@ -137,7 +137,11 @@ fn client(names: &Names, script: &mut Script) {
 }
 
 fn bridge(node: &str, script: &mut Script) {
-    script.at(node, "link add cni0 type bridge forward_delay 0 mcast_snooping 0".into());
+    // An address of its own: a bridge without takes its lowest port's, which changes as pods come and go.
+    script.at(
+        node,
+        "link add cni0 address 02:00:0a:f4:01:01 type bridge forward_delay 0 mcast_snooping 0".into(),
+    );
     script.at(node, "link set cni0 up".into());
     script.at(node, format!("addr add {}/24 dev cni0", gateway(Family::V4)));
     script.at(node, format!("addr add {}/64 dev cni0 nodad", gateway(Family::V6)));
@@ -154,9 +158,9 @@ pub fn pod_script(names: &Names, wiring: Wiring, who: Who) -> Script {
 fn pod(names: &Names, wiring: Wiring, pod: Who, script: &mut Script) {
     let (node, inside) = (names.full(pod.node()), names.full(pod.namespace()));
     let device = host_device(wiring, pod.name());
-    script.link(("eth0", &inside), (&device, &node));
-    // A device that is made anew keeps it, as if the CNI had announced it: neighbours need not find out.
+    // A device that is made anew keeps its address, as if the CNI had announced it: neighbours need not find out.
     script.at(&inside, format!("link set eth0 address {}", mac(pod)));
+    script.link(("eth0", &inside), (&device, &node));
     if wiring == Wiring::Bridged {
         script.at(&node, format!("link set {device} master cni0"));
     }
