@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod demo;
+pub mod harness;
 pub mod lab;
 pub mod packet;
 mod sys;

@@ -148,6 +148,9 @@ pub struct Read {
     pub flags: Flags,
     /// Of an ICMP message: type, code and the quoted packet as far as it is there.
     pub icmp: Option<(u8, u8, Vec<u8>)>,
+    /// Where the transport header starts in the frame.
+    pub l4: usize,
+    pub udp: bool,
 }
 
 /// Reads a frame and panics, with the reason, when a checksum in it is wrong: this is the wire oracle of failures.md 0.
@@ -163,8 +166,18 @@ pub fn read(frame: &[u8]) -> Read {
         NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
         NetSlice::Arp(_) => unreachable!("stories have no ARP"),
     };
-    let mut read = Read { src: (src, 0), dst: (dst, 0), flags: Flags::default(), icmp: None };
-    match sliced.transport.as_ref().expect("the frame has a transport header") {
+    let transport = sliced.transport.as_ref().expect("the frame has a transport header");
+    let slice = match transport {
+        TransportSlice::Tcp(tcp) => tcp.slice(),
+        TransportSlice::Udp(udp) => udp.slice(),
+        TransportSlice::Icmpv4(icmp) => icmp.slice(),
+        TransportSlice::Icmpv6(icmp) => icmp.slice(),
+        TransportSlice::Igmp(_) => unreachable!("stories have no IGMP"),
+    };
+    let l4 = slice.as_ptr().addr() - frame.as_ptr().addr();
+    let udp = matches!(transport, TransportSlice::Udp(_));
+    let mut read = Read { src: (src, 0), dst: (dst, 0), flags: Flags::default(), icmp: None, l4, udp };
+    match transport {
         TransportSlice::Tcp(tcp) => {
             let expected = match (src, dst) {
                 (IpAddr::V4(a), IpAddr::V4(b)) => tcp.calc_checksum_ipv4(a.octets(), b.octets()),

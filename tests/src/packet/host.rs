@@ -11,6 +11,7 @@ use proxy_common::abi::{
 use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict, repeatable_draw};
 use proxy_common::wire::{Diff, Headers, apply};
 
+use super::story::{At, Flows, Node, Outcome};
 use super::world::{self, IFINDEX, Writer};
 
 /// Flows the table can hold.
@@ -161,8 +162,8 @@ impl<const N: usize> Writer<N> for Maps<N> {
     fn service(&mut self, index: u32, service: Service) {
         self.services.insert(index, service);
     }
-    fn backend(&mut self, slot: u32, backend: Backend<N>) {
-        self.backends.insert(slot, backend);
+    fn backends(&mut self, slots: &[Backend<N>]) {
+        self.backends.extend((0..).zip(slots.iter().copied()));
     }
     fn endpoint(&mut self, id: u32, generation: u32) {
         self.endpoints.borrow_mut().insert(id, generation);
@@ -195,7 +196,7 @@ impl<const N: usize> Tables<N> for Maps<N> {
         let mut words = [0; N];
         let from: &[u32] = if N == 1 { &device.masquerade_v4.0 } else { &device.masquerade_v6.0 };
         words.copy_from_slice(from);
-        Some(Addr(words))
+        (words != [0; N]).then_some(Addr(words))
     }
     fn local_socket(&self, _key: &FlowKey<N>, _address: &Addr<N>, _port: Port) -> bool {
         false
@@ -297,23 +298,32 @@ impl Default for Host {
     }
 }
 
-impl super::story::Node for Host {
-    fn run(&mut self, ingress: bool, bytes: &[u8], mark: u32) -> super::story::Outcome {
+impl Node for Host {
+    fn run(&mut self, hook: &At, bytes: &[u8], mark: u32) -> Outcome {
         let mut frame = Frame { bytes: bytes.to_vec(), mark };
-        let verdict = match (ingress, &bytes[12..14]) {
-            (true, [0x08, 0x00]) => path::ingress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), 14),
-            (false, [0x08, 0x00]) => path::egress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), 14),
-            (true, [0x86, 0xdd]) => path::ingress(&mut frame, &self.v6, &mut Headers::EMPTY.clone(), 14),
-            (false, [0x86, 0xdd]) => path::egress(&mut frame, &self.v6, &mut Headers::EMPTY.clone(), 14),
+        let l3 = if hook.ethernet { 14 } else { 0 };
+        let verdict = match (hook.ingress, &bytes[12..14]) {
+            (true, [0x08, 0x00]) => path::ingress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), l3),
+            (false, [0x08, 0x00]) => path::egress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), l3),
+            (true, [0x86, 0xdd]) => path::ingress(&mut frame, &self.v6, &mut Headers::EMPTY.clone(), l3),
+            (false, [0x86, 0xdd]) => path::egress(&mut frame, &self.v6, &mut Headers::EMPTY.clone(), l3),
             _ => Verdict::Pass,
         };
-        super::story::Outcome { action: verdict.into(), bytes: frame.bytes, mark: frame.mark }
+        Outcome { action: verdict.into(), bytes: frame.bytes, mark: frame.mark }
     }
 
-    fn set_clock(&mut self, tick: u32) {
-        for config in [&self.v4.config, &self.v6.config] {
-            config.set(Config { test_clock: tick, ..config.get() });
-        }
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    fn set_config(&mut self, config: Config) {
+        self.v4.config.set(config);
+        self.v6.config.set(config);
+    }
+
+    fn set_device(&mut self, device: Device) {
+        self.v4.device(IFINDEX, device);
+        self.v6.device(IFINDEX, device);
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
@@ -324,9 +334,16 @@ impl super::story::Node for Host {
         }
     }
 
-    fn count(&mut self, reason: Reason) -> u64 {
-        let of =
-            |counters: &RefCell<HashMap<Reason, u64>>| counters.borrow().get(&reason).copied().unwrap_or(0);
-        of(&self.v4.counters) + of(&self.v6.counters)
+    fn counts(&mut self) -> Vec<u64> {
+        let (v4, v6) = (self.v4.counters.borrow(), self.v6.counters.borrow());
+        let of = |reason| v4.get(reason).unwrap_or(&0) + v6.get(reason).unwrap_or(&0);
+        Reason::ALL.iter().map(of).collect()
+    }
+
+    fn flows(&mut self) -> Flows {
+        fn entries<const N: usize>(maps: &Maps<N>) -> Vec<(FlowKey<N>, Flow<N>)> {
+            maps.flows.borrow().iter().map(|(key, flow)| (*key, flow.get())).collect()
+        }
+        Flows::new(entries(&self.v4), entries(&self.v6))
     }
 }

@@ -1,26 +1,39 @@
 //! The real programs, by BPF_PROG_TEST_RUN.
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
-    Abi, Addr, AddressClass, Backend, CHUNK, Config, Device, Frontend, FrontendKey, Reason, Service,
+    Abi, Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
+    RingHead, Service,
 };
 
 use super::host::RING;
-use super::story::{Action, Node, Outcome};
-use super::world::{self, Writer};
+use super::story::{Action, At, Flows, Node, Outcome};
+use super::world::{self, IFINDEX, Writer};
 use crate::sys::Wire;
 
 /// Offset and size of `__sk_buff` (include/uapi/linux/bpf.h); `mark` is its third word.
 const CONTEXT: usize = 192;
 const MARK_AT: usize = 8;
+const SEGMENTS_AT: usize = 164;
+const SEGMENT_SIZE_AT: usize = 176;
+/// Bytes of payload in each segment of a super-packet.
+const SEGMENT: u32 = 1000;
 
 /// Return values of tc programs.
 const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
+
+/// By hook and link: see [`program`].
+const PROGRAMS: [&str; 4] = ["sluice_egress", "sluice_ingress", "sluice_egr_l3", "sluice_ingr_l3"];
+
+const fn program(at: &At) -> &'static str {
+    PROGRAMS[at.ingress as usize + if at.ethernet { 0 } else { 2 }]
+}
 
 /// A node in the kernel: programs and maps that are attached to nothing.
 pub struct Kernel {
@@ -43,20 +56,65 @@ impl Kernel {
             loader.map_max_entries(rings, RING * cpus.max(64));
         }
         let mut ebpf = loader.load(proxy_userspace::OBJECT).context("cannot load the BPF object")?;
-        for name in ["sluice_ingress", "sluice_egress"] {
+        for name in PROGRAMS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("cannot load {name}"))?;
         }
         let mut kernel = Self { ebpf };
-        kernel.set_config(world::config())?;
+        kernel.write_config(world::config())?;
         kernel.fill::<1>("V4")?;
         kernel.fill::<4>("V6")?;
         Ok(kernel)
     }
 
-    fn set_config(&mut self, config: Config) -> Result<()> {
+    fn write_config(&mut self, config: Config) -> Result<()> {
         let mut map: Array<_, Wire<Config>> = self.map("CONFIG")?.try_into()?;
         Ok(map.set(0, Wire(config), 0)?)
+    }
+
+    fn writable<'a, M: TryFrom<&'a mut Map, Error: Into<anyhow::Error>>>(
+        &'a mut self,
+        name: &str,
+    ) -> Result<M> {
+        M::try_from(self.map(name)?).map_err(Into::into)
+    }
+
+    /// Everything that packets have left behind, and what stories may have changed.
+    fn forget(&mut self) -> Result<()> {
+        let cpus = nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
+        self.clear::<1>("FLOWS_V4")?;
+        self.clear::<4>("FLOWS_V6")?;
+        let mut heads: PerCpuArray<_, Wire<RingHead>> = self.writable("RING_HEADS")?;
+        for family in 0..2 {
+            let none = vec![Wire(RingHead { head: 0, tail: 0 }); cpus];
+            heads.set(family, PerCpuValues::try_from(none)?, 0)?;
+        }
+        let mut draws: PerCpuArray<_, u32> = self.writable("DRAWS")?;
+        draws.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        let mut counters: PerCpuArray<_, u64> = self.writable("COUNTERS")?;
+        for reason in 0..Reason::COUNT {
+            counters.set(reason, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
+        }
+        for v6 in [false, true] {
+            self.set_endpoint(v6, world::GENERATION.into());
+        }
+        self.set_device(world::device());
+        self.write_config(world::config())
+    }
+
+    fn entries<const N: usize>(&mut self, name: &str) -> Result<Vec<(FlowKey<N>, Flow<N>)>> {
+        let map: HashMap<_, Wire<FlowKey<N>>, Wire<Flow<N>>> = self.writable(name)?;
+        let entries = map.iter().map(|entry| entry.map(|(key, flow)| (key.0, flow.0)));
+        Ok(entries.collect::<Result<_, _>>()?)
+    }
+
+    fn clear<const N: usize>(&mut self, name: &str) -> Result<()> {
+        let entries = self.entries::<N>(name)?;
+        let mut map: HashMap<_, Wire<FlowKey<N>>, Wire<Flow<N>>> = self.writable(name)?;
+        for (key, _) in entries {
+            map.remove(&Wire(key))?;
+        }
+        Ok(())
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -100,13 +158,15 @@ impl Maps<'_> {
         self.keep(result);
     }
 
-    fn slot<const N: usize>(&mut self, slot: u32, backend: Backend<N>) -> Result<()> {
+    fn chunk<const N: usize>(&mut self, slots: &[Backend<N>]) -> Result<()> {
         let name = format!("SLOTS_{}", self.family);
         let mut outer: ArrayOfMaps<_, Array<MapData, Wire<Backend<N>>>> =
             self.kernel.map(&name)?.try_into()?;
         let mut inner = Array::<MapData, Wire<Backend<N>>>::create(CHUNK, 0)?;
-        inner.set(slot % CHUNK, Wire(backend), 0)?;
-        Ok(outer.set(slot / CHUNK, &inner, 0)?)
+        for (slot, backend) in (0..).zip(slots) {
+            inner.set(slot, Wire(*backend), 0)?;
+        }
+        Ok(outer.set(0, &inner, 0)?)
     }
 }
 
@@ -120,8 +180,8 @@ impl<const N: usize> Writer<N> for Maps<'_> {
     fn service(&mut self, index: u32, service: Service) {
         self.array("SERVICES", index, service);
     }
-    fn backend(&mut self, slot: u32, backend: Backend<N>) {
-        let result = self.slot(slot, backend);
+    fn backends(&mut self, slots: &[Backend<N>]) {
+        let result = self.chunk(slots);
         self.keep(result);
     }
     fn endpoint(&mut self, id: u32, generation: u32) {
@@ -133,12 +193,14 @@ impl<const N: usize> Writer<N> for Maps<'_> {
 }
 
 impl Node for Kernel {
-    fn run(&mut self, ingress: bool, bytes: &[u8], mark: u32) -> Outcome {
-        let name = if ingress { "sluice_ingress" } else { "sluice_egress" };
-        let program = self.ebpf.program_mut(name).expect("the object has the program");
+    fn run(&mut self, at: &At, bytes: &[u8], mark: u32) -> Outcome {
+        let program = self.ebpf.program_mut(program(at)).expect("the object has the program");
         let program: &mut SchedClassifier = program.try_into().expect("it is a tc program");
         let mut context = [0; CONTEXT];
         context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
+        context[SEGMENTS_AT..SEGMENTS_AT + 4].copy_from_slice(&at.segments.to_ne_bytes());
+        let size = if at.segments > 0 { SEGMENT } else { 0 };
+        context[SEGMENT_SIZE_AT..SEGMENT_SIZE_AT + 4].copy_from_slice(&size.to_ne_bytes());
         let mut answer = [0; CONTEXT];
         let mut out = vec![0; bytes.len() + 256];
         let mut options = TestRunOptions::new();
@@ -159,18 +221,32 @@ impl Node for Kernel {
         Outcome { action, bytes: out, mark }
     }
 
-    fn set_clock(&mut self, tick: u32) {
-        self.set_config(Config { test_clock: tick, ..world::config() }).expect("write the clock");
+    fn reset(&mut self) {
+        self.forget().expect("empty the maps");
+    }
+
+    fn set_config(&mut self, config: Config) {
+        self.write_config(config).expect("write the configuration");
+    }
+
+    fn set_device(&mut self, device: Device) {
+        let mut map: HashMap<_, u32, Wire<Device>> = self.writable("DEVICES").expect("a hash");
+        map.insert(IFINDEX, Wire(device), 0).expect("write the device");
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
-        let mut map: Array<_, u32> = self.map("ENDPOINTS").expect("a map").try_into().expect("an array");
+        let mut map: Array<_, u32> = self.writable("ENDPOINTS").expect("an array");
         map.set(world::endpoint_id(v6), generation, 0).expect("write the endpoint");
     }
 
-    fn count(&mut self, reason: Reason) -> u64 {
-        let map: PerCpuArray<_, u64> =
-            self.map("COUNTERS").expect("a map").try_into().expect("a per-CPU array");
-        map.get(&(reason as u32), 0).expect("read the counter").iter().sum()
+    fn counts(&mut self) -> Vec<u64> {
+        let map: PerCpuArray<_, u64> = self.writable("COUNTERS").expect("a per-CPU array");
+        let sum = |reason: &Reason| map.get(&(*reason as u32), 0).expect("read the counter").iter().sum();
+        Reason::ALL.iter().map(sum).collect()
+    }
+
+    fn flows(&mut self) -> Flows {
+        let v4 = self.entries("FLOWS_V4").expect("read the flows");
+        Flows::new(v4, self.entries("FLOWS_V6").expect("read the flows"))
     }
 }

@@ -2,14 +2,19 @@
 //!
 //! ```text
 //! world.rs   the node every story plays on: Services, endpoints, addresses
-//! frame.rs   building and reading frames
+//! tale.rs    the language of rows: who sends what, and what is to become of it
+//! teller.rs  tells a row and compares
+//! frame.rs   building and reading frames        shape.rs  options, extension headers, tags, trailers
 //! host.rs    proxy_common's Tables and Packet over plain Rust values
 //! kernel.rs  the real programs by BPF_PROG_TEST_RUN
-//! story.rs   running a story on both and comparing every byte
+//! story.rs   both nodes as one: every byte, counter and flow entry is compared
 //! ```
 
 pub mod frame;
 pub mod host;
 pub mod kernel;
+pub mod shape;
 pub mod story;
+pub mod tale;
+pub mod teller;
 pub mod world;

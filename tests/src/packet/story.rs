@@ -1,6 +1,8 @@
 //! Telling one story to two nodes.
 
-use proxy_common::abi::Reason;
+use std::fmt::Debug;
+
+use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
 use proxy_common::path::Verdict;
 
 use super::host::Host;
@@ -32,16 +34,62 @@ pub struct Outcome {
     pub mark: u32,
 }
 
+/// Which program sees a packet, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub ingress: bool,
+    /// Whether the device has Ethernet headers (P-06).
+    pub ethernet: bool,
+    /// Segments of a super-packet (P-81); 0: an ordinary packet.
+    pub segments: u32,
+}
+
+impl At {
+    pub const INGRESS: Self = Self { ingress: true, ethernet: true, segments: 0 };
+    pub const EGRESS: Self = Self { ingress: false, ..Self::INGRESS };
+}
+
+/// The flow tables of both families, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Flows {
+    v4: Vec<(FlowKey<1>, Flow<1>)>,
+    v6: Vec<(FlowKey<4>, Flow<4>)>,
+}
+
+impl Flows {
+    #[must_use]
+    pub fn new(mut v4: Vec<(FlowKey<1>, Flow<1>)>, mut v6: Vec<(FlowKey<4>, Flow<4>)>) -> Self {
+        v4.sort_unstable();
+        v6.sort_unstable();
+        Self { v4, v6 }
+    }
+
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.v4.len() + self.v6.len()
+    }
+
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A node that stories are told to.
 pub trait Node {
     /// Runs one hook on a frame.
-    fn run(&mut self, ingress: bool, bytes: &[u8], mark: u32) -> Outcome;
-    /// Moves the clock.
-    fn set_clock(&mut self, tick: u32);
-    /// Writes the generation of the world's endpoint; 0: it has left.
+    fn run(&mut self, at: &At, bytes: &[u8], mark: u32) -> Outcome;
+    /// Makes it as it was in the beginning.
+    fn reset(&mut self);
+    fn set_config(&mut self, config: Config);
+    /// Writes the entry of the device that all packets are seen on.
+    fn set_device(&mut self, device: Device);
+    /// Writes the generation of the world's first endpoint; 0: it has left.
     fn set_endpoint(&mut self, v6: bool, generation: u32);
-    /// Reads a counter.
-    fn count(&mut self, reason: Reason) -> u64;
+    /// Every counter, in the order of [`Reason::ALL`].
+    fn counts(&mut self) -> Vec<u64>;
+    /// Every flow entry.
+    fn flows(&mut self) -> Flows;
 }
 
 /// Both nodes as one: every outcome must be the same.
@@ -52,6 +100,9 @@ pub struct Both {
 
 impl Both {
     /// A fresh pair. Without the right to load programs only the host listens.
+    ///
+    /// # Errors
+    /// If the programs cannot be loaded.
     pub fn new() -> anyhow::Result<Self> {
         let kernel = if nix::unistd::geteuid().is_root() { Some(Kernel::load()?) } else { None };
         Ok(Self { host: Host::default(), kernel })
@@ -62,13 +113,34 @@ impl Both {
     pub fn host_only() -> Self {
         Self { host: Host::default(), kernel: None }
     }
+
+    /// What `ask` gets from the host, once the kernel has said the same.
+    fn agreed<T: Debug + PartialEq>(&mut self, what: &str, ask: impl Fn(&mut dyn Node) -> T) -> T {
+        let host = ask(&mut self.host);
+        if let Some(kernel) = &mut self.kernel {
+            assert_eq!(ask(kernel), host, "kernel (left) and host disagree on {what}");
+        }
+        host
+    }
+
+    fn tell(&mut self, tell: impl Fn(&mut dyn Node)) {
+        tell(&mut self.host);
+        if let Some(kernel) = &mut self.kernel {
+            tell(kernel);
+        }
+    }
+
+    /// A counter.
+    pub fn count(&mut self, reason: Reason) -> u64 {
+        self.counts()[reason as usize]
+    }
 }
 
 impl Node for Both {
-    fn run(&mut self, ingress: bool, bytes: &[u8], mark: u32) -> Outcome {
-        let host = self.host.run(ingress, bytes, mark);
+    fn run(&mut self, at: &At, bytes: &[u8], mark: u32) -> Outcome {
+        let host = self.host.run(at, bytes, mark);
         if let Some(kernel) = &mut self.kernel {
-            let kernel = kernel.run(ingress, bytes, mark);
+            let kernel = kernel.run(at, bytes, mark);
             assert_eq!(kernel.action, host.action, "kernel (left) and host disagree on the verdict");
             if host.action != Action::Drop {
                 assert_eq!(kernel.mark, host.mark, "kernel (left) and host disagree on the mark");
@@ -82,26 +154,28 @@ impl Node for Both {
         host
     }
 
-    fn set_clock(&mut self, tick: u32) {
-        self.host.set_clock(tick);
-        if let Some(kernel) = &mut self.kernel {
-            kernel.set_clock(tick);
-        }
+    fn reset(&mut self) {
+        self.tell(|node| node.reset());
+    }
+
+    fn set_config(&mut self, config: Config) {
+        self.tell(|node| node.set_config(config));
+    }
+
+    fn set_device(&mut self, device: Device) {
+        self.tell(|node| node.set_device(device));
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
-        self.host.set_endpoint(v6, generation);
-        if let Some(kernel) = &mut self.kernel {
-            kernel.set_endpoint(v6, generation);
-        }
+        self.tell(|node| node.set_endpoint(v6, generation));
     }
 
-    fn count(&mut self, reason: Reason) -> u64 {
-        let host = self.host.count(reason);
-        if let Some(kernel) = &mut self.kernel {
-            assert_eq!(kernel.count(reason), host, "kernel (left) and host disagree on {}", reason.name());
-        }
-        host
+    fn counts(&mut self) -> Vec<u64> {
+        self.agreed("the counters", |node| node.counts())
+    }
+
+    fn flows(&mut self) -> Flows {
+        self.agreed("the flow tables", |node| node.flows())
     }
 }
 

@@ -13,6 +13,10 @@ pub const IFINDEX: u32 = 1;
 pub const MARK: u32 = 0x4000;
 
 /// An address plan of one family. Asymmetric on purpose (P-08).
+///
+/// Test runs always put an Ethernet header in front. So that programs for devices without one (P-06) can be shown
+/// packets that begin with their network header, the bytes of every address that a test run takes for the EtherType are
+/// those of the right one: `8.0.…` is 0x0800, `…:86dd:…` is 0x86dd.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub pod: IpAddr,
@@ -22,7 +26,14 @@ pub struct Plan {
     /// A second Service with the same endpoint.
     pub other_vip: IpAddr,
     pub load_balancer: IpAddr,
+    /// A LoadBalancer address that is bound on the node as well (P-28).
+    pub bound: IpAddr,
+    pub external: IpAddr,
     pub node: IpAddr,
+    /// A second address that serves NodePorts.
+    pub second: IpAddr,
+    /// An address of the node that serves no NodePorts. A host-network endpoint has it.
+    pub plain: IpAddr,
     pub backend: IpAddr,
     /// What packets are masqueraded with on [`IFINDEX`].
     pub masquerade: IpAddr,
@@ -31,10 +42,22 @@ pub struct Plan {
 pub const PORT: u16 = 80;
 pub const BACKEND_PORT: u16 = 8081;
 pub const NODE_PORT: u16 = 30_080;
-/// A port of the VIP whose Service has no endpoint.
+/// A port of the VIP whose Service has no endpoint; the NodePort too, one higher than [`NODE_PORT`].
 pub const EMPTY_PORT: u16 = 81;
-/// A port of the VIP whose endpoints are elsewhere and whose policy forbids them (C3).
+/// A port of the VIP whose endpoints are elsewhere and whose policy forbids them (C3); the NodePort likewise.
 pub const SILENT_PORT: u16 = 82;
+/// A port of the VIP whose Service is just being removed.
+pub const LEAVING_PORT: u16 = 83;
+/// A port of the VIP whose endpoint is on the host's network.
+pub const HOST_PORT: u16 = 84;
+/// A port of the VIP for TCP only.
+pub const TCP_PORT: u16 = 85;
+/// A port of the VIP with another endpoint for each protocol (P-25).
+pub const DNS_PORT: u16 = 53;
+/// A port of the VIP with three endpoints.
+pub const MANY_PORT: u16 = 87;
+/// A NodePort under policy Local.
+pub const LOCAL_NODE_PORT: u16 = 30_083;
 
 /// The protocols that stories are told in.
 pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
@@ -50,23 +73,33 @@ pub const fn endpoint_id(v6: bool) -> u32 {
     base(v6) + 5
 }
 
+/// The generation that [`endpoint_id`] has in the beginning.
+pub const GENERATION: u16 = 3;
+
 /// The plan of `v6` or IPv4.
 #[must_use]
 pub fn plan(v6: bool) -> Plan {
-    let ip = |v4: &str, v6_text: &str| -> IpAddr {
-        let text = if v6 { v6_text } else { v4 };
-        text.parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    let ip = |v4: [u8; 2], v6_words: [u16; 2]| -> IpAddr {
+        if v6 {
+            [0xfd00, v6_words[0], 0x86dd, 0, 0, 0, 0, v6_words[1]].into()
+        } else {
+            [8, 0, v4[0], v4[1]].into()
+        }
     };
     Plan {
-        pod: ip("10.244.1.5", "fd00:10:1::5"),
-        outside: ip("192.0.2.9", "fd00:2::9"),
-        router: ip("198.51.100.7", "fd00:99::7"),
-        vip: ip("10.96.0.17", "fd00:96::17"),
-        other_vip: ip("10.96.3.200", "fd00:96::c8"),
-        load_balancer: ip("203.0.113.40", "fd00:113::40"),
-        node: ip("192.0.2.11", "fd00:2::11"),
-        backend: ip("10.244.2.66", "fd00:10:2::42"),
-        masquerade: ip("10.244.2.1", "fd00:10:2::1"),
+        pod: ip([129, 5], [0x1001, 0x5]),
+        outside: ip([2, 9], [0x2, 0x9]),
+        router: ip([99, 7], [0x99, 0x7]),
+        vip: ip([96, 17], [0x96, 0x17]),
+        other_vip: ip([97, 200], [0x96, 0xc8]),
+        load_balancer: ip([113, 40], [0x113, 0x40]),
+        bound: ip([113, 41], [0x113, 0x41]),
+        external: ip([114, 3], [0x114, 0x3]),
+        node: ip([2, 11], [0x2, 0x11]),
+        second: ip([3, 12], [0x3, 0x12]),
+        plain: ip([4, 13], [0x4, 0x13]),
+        backend: ip([130, 66], [0x1002, 0x42]),
+        masquerade: ip([130, 1], [0x1002, 0x1]),
     }
 }
 
@@ -89,19 +122,20 @@ pub trait Writer<const N: usize> {
     fn address(&mut self, address: Addr<N>, class: u32);
     fn frontend(&mut self, key: FrontendKey<N>, frontend: Frontend);
     fn service(&mut self, index: u32, service: Service);
-    fn backend(&mut self, slot: u32, backend: Backend<N>);
+    /// All slots, from the first on.
+    fn backends(&mut self, slots: &[Backend<N>]);
     fn endpoint(&mut self, id: u32, generation: u32);
     fn device(&mut self, ifindex: u32, device: Device);
 }
 
-/// The configuration all stories share; the clock starts at 1000 ticks.
+/// The configuration all stories begin with; the clock starts at 1000 ticks.
 #[must_use]
 pub fn config() -> Config {
     Config {
-        cluster_v4: Cidr { address: Addr::v4([10, 244, 0, 0]), mask: Addr::v4([255, 255, 0, 0]) },
+        cluster_v4: Cidr { address: Addr::v4([8, 0, 128, 0]), mask: Addr::v4([255, 255, 128, 0]) },
         cluster_v6: Cidr {
-            address: Addr([u32::from_ne_bytes([0xfd, 0, 0, 0x10]), 0, 0, 0]),
-            mask: Addr([u32::MAX, 0, 0, 0]),
+            address: Addr([u32::from_ne_bytes([0xfd, 0, 0x10, 0]), 0, 0, 0]),
+            mask: Addr([u32::from_ne_bytes([0xff, 0xff, 0xff, 0]), 0, 0, 0]),
         },
         flags: config_flags::DETECT_V4 | config_flags::DETECT_V6,
         masquerade_mark: MARK,
@@ -111,62 +145,113 @@ pub fn config() -> Config {
     }
 }
 
+/// The device's entry.
+#[must_use]
+pub fn device() -> Device {
+    Device {
+        masquerade_v4: addr(plan(false).masquerade),
+        masquerade_v6: addr(plan(true).masquerade),
+        mtu: 1500,
+        flags: 0,
+    }
+}
+
 /// Writes the node's state of one family. Indices of the two families do not overlap.
 pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
     let p = plan(N == 4);
-    let base = base(N == 4);
     let classes = [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),
         (p.load_balancer, AddressClass::SERVICE),
+        (p.bound, AddressClass::SERVICE | AddressClass::LOCAL),
+        (p.external, AddressClass::SERVICE),
         (p.node, AddressClass::LOCAL | AddressClass::NODE_PORT),
+        (p.second, AddressClass::LOCAL | AddressClass::NODE_PORT),
+        (p.plain, AddressClass::LOCAL | AddressClass::ENDPOINT),
         (p.masquerade, AddressClass::LOCAL),
         (p.backend, AddressClass::ENDPOINT),
     ];
     for (address, class) in classes {
         to.address(addr(address), class);
     }
-    to.backend(
-        7,
-        Backend {
-            address: addr(p.backend),
-            port: Port::new(BACKEND_PORT),
-            generation: 3,
-            id: endpoint_id(N == 4),
-        },
-    );
-    to.endpoint(endpoint_id(N == 4), 3);
-    let run = Run::new(7, 1);
-    let used = service_flags::IN_USE | service_flags::MASQUERADE_EXTERNAL;
-    let served = Service { external: run, internal: run, flags: used, affinity_timeout: 0 };
-    let empty = Service { external: Run::EMPTY, internal: Run::EMPTY, ..served };
-    let silent = Service { flags: used | service_flags::DROP_INTERNAL, ..empty };
-    for (index, service) in [(1, served), (2, served), (3, empty), (4, silent)] {
-        to.service(base + index, service);
-    }
-    let unspecified = Addr::UNSPECIFIED;
-    let frontends = [
-        (addr(p.vip), PORT, 1, FrontendKind::ClusterIp),
-        (addr(p.other_vip), PORT, 2, FrontendKind::ClusterIp),
-        (addr(p.load_balancer), PORT, 1, FrontendKind::LoadBalancer),
-        (unspecified, NODE_PORT, 1, FrontendKind::NodePort),
-        (addr(p.vip), EMPTY_PORT, 3, FrontendKind::ClusterIp),
-        (addr(p.vip), SILENT_PORT, 4, FrontendKind::ClusterIp),
+    services(to);
+    frontends(to, &p);
+    to.device(IFINDEX, device());
+}
+
+/// Endpoints and the Services that lead to them.
+fn services<const N: usize>(to: &mut impl Writer<N>) {
+    let p = plan(N == 4);
+    let base = base(N == 4);
+    // Slot 0 stays empty: an empty run points there.
+    let endpoints = [
+        (p.backend, BACKEND_PORT),
+        (p.plain, BACKEND_PORT),
+        (p.backend, 5301),
+        (p.backend, 5302),
+        (p.backend, 9001),
+        (p.backend, 9002),
+        (p.backend, 9003),
     ];
-    for (address, port, index, kind) in frontends {
-        for protocol in PROTOCOLS {
+    let mut slots = vec![Backend { address: Addr::UNSPECIFIED, port: Port(0), generation: 0, id: 0 }];
+    for ((address, port), id) in endpoints.into_iter().zip(endpoint_id(N == 4)..) {
+        let backend = Backend { address: addr(address), port: Port::new(port), generation: GENERATION, id };
+        slots.push(backend);
+        to.endpoint(id, GENERATION.into());
+    }
+    to.backends(&slots);
+    let used = service_flags::IN_USE | service_flags::MASQUERADE_EXTERNAL;
+    let served = |run| Service { external: run, internal: run, flags: used, affinity_timeout: 0 };
+    let empty = served(Run::EMPTY);
+    let one = served(Run::new(1, 1));
+    let silent = used | service_flags::DROP_INTERNAL | service_flags::DROP_EXTERNAL;
+    let services = [
+        one,
+        one,
+        empty,
+        Service { flags: silent, ..empty },
+        Service { flags: used & !service_flags::IN_USE, ..one },
+        served(Run::new(2, 1)),
+        served(Run::new(3, 1)),
+        served(Run::new(4, 1)),
+        served(Run::new(5, 3)),
+        Service { flags: service_flags::IN_USE, ..one },
+    ];
+    for (service, index) in services.into_iter().zip(base + 1..) {
+        to.service(index, service);
+    }
+}
+
+/// What can be dialled. Numbers are those of [`services`].
+fn frontends<const N: usize>(to: &mut impl Writer<N>, p: &Plan) {
+    use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
+    let any = Addr::UNSPECIFIED;
+    let both = &PROTOCOLS[..];
+    let frontends = [
+        (addr(p.vip), PORT, both, 1, ClusterIp),
+        (addr(p.other_vip), PORT, both, 2, ClusterIp),
+        (addr(p.load_balancer), PORT, both, 1, LoadBalancer),
+        (addr(p.bound), PORT, both, 1, LoadBalancer),
+        (addr(p.external), PORT, both, 1, ExternalIp),
+        (any, NODE_PORT, both, 1, NodePort),
+        (addr(p.vip), EMPTY_PORT, both, 3, ClusterIp),
+        (any, NODE_PORT + 1, both, 3, NodePort),
+        (addr(p.vip), SILENT_PORT, both, 4, ClusterIp),
+        (any, NODE_PORT + 2, both, 4, NodePort),
+        (addr(p.vip), LEAVING_PORT, both, 5, ClusterIp),
+        (addr(p.vip), HOST_PORT, both, 6, ClusterIp),
+        (any, NODE_PORT + 4, both, 6, NodePort),
+        (addr(p.vip), TCP_PORT, &[protocol::TCP], 1, ClusterIp),
+        (addr(p.vip), BACKEND_PORT, both, 1, ClusterIp),
+        (addr(p.vip), DNS_PORT, &[protocol::TCP], 7, ClusterIp),
+        (addr(p.vip), DNS_PORT, &[protocol::UDP], 8, ClusterIp),
+        (addr(p.vip), MANY_PORT, both, 9, ClusterIp),
+        (any, LOCAL_NODE_PORT, both, 10, NodePort),
+    ];
+    for (address, port, protocols, service, kind) in frontends {
+        for &protocol in protocols {
             let key = FrontendKey { address, port: Port::new(port), protocol, pad: 0 };
-            to.frontend(key, Frontend { service: base + index, kind: kind as u32 });
+            to.frontend(key, Frontend { service: base(N == 4) + service, kind: kind as u32 });
         }
     }
-    let (v4, v6) = (plan(false), plan(true));
-    to.device(
-        IFINDEX,
-        Device {
-            masquerade_v4: addr(v4.masquerade),
-            masquerade_v6: addr(v6.masquerade),
-            mtu: 1500,
-            flags: 0,
-        },
-    );
 }

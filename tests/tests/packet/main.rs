@@ -1,5 +1,45 @@
 //! Suite `packet`: stories told to the path on the host and to the programs in the kernel, every byte compared.
+//!
+//! ```text
+//! frontends.rs  who is dialled, and who answers      masquerade.rs  whose address the endpoint sees
+//! tcp.rs        connections that begin and end       udp.rs         datagrams
+//! collide.rs    one five-tuple, several flows        table.rs       how the flow table forgets
+//! headers.rs    options, extensions, tags, fragments errors.rs      ICMP about flows
+//! malformed.rs  packets that lie or end early
+//! ```
 
+mod collide;
 mod errors;
-mod flows;
+mod frontends;
+mod headers;
 mod malformed;
+mod masquerade;
+mod table;
+mod tcp;
+mod udp;
+
+use std::process::ExitCode;
+
+use sluice_tests::harness;
+use sluice_tests::packet::teller::{group, stories};
+
+fn main() -> ExitCode {
+    let rows = [
+        ("frontends", frontends::rows()),
+        ("masquerade", masquerade::rows()),
+        ("tcp", tcp::rows()),
+        ("udp", udp::rows()),
+        ("collide", collide::rows()),
+        ("headers", headers::rows()),
+        ("table", table::rows()),
+    ];
+    let mut groups: Vec<_> = rows.into_iter().map(|(name, rows)| group(name, stories(rows, true))).collect();
+    let mut bare = stories(frontends::rows(), false);
+    bare.extend(stories(masquerade::rows(), false));
+    bare.extend(stories(collide::rows(), false));
+    groups.push(group("no_ethernet", bare));
+    groups.push(group("errors", errors::stories()));
+    groups.push(group("malformed", malformed::stories()));
+    groups.push(group("draws", table::draws()));
+    harness::main("packet", groups)
+}

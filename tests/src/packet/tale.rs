@@ -1,0 +1,300 @@
+//! The language of packet stories. A row reads as a sentence:
+//!
+//! ```text
+//! tale("a pod's packet to a ClusterIP goes to the endpoint, its answer comes from the ClusterIP (B1)")
+//!     .enters(syn(CLIENT, VIP)).becomes(CLIENT, BACKEND)
+//!     .leaves(syn_ack(BACKEND, CLIENT)).becomes(VIP, CLIENT)
+//! ```
+//!
+//! It is told in both families, over TCP and UDP where it does not say otherwise, to the path on the host and to the
+//! programs in the kernel. `syn` is a datagram over UDP.
+
+use std::net::IpAddr;
+
+use proxy_common::abi::{Config, Device, Reason, protocol};
+
+use super::frame::{ACK, FIN, Flags, RST, SYN, SYN_ACK};
+use super::shape::Shape;
+use super::world::{BACKEND_PORT, NODE_PORT, PORT, PROTOCOLS, Plan};
+
+/// A party of the world, see [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Pod,
+    Outside,
+    Vip,
+    OtherVip,
+    LoadBalancer,
+    Bound,
+    External,
+    Node,
+    Second,
+    Plain,
+    Backend,
+    Masquerade,
+    /// Whoever sent the last packet that came out of a hook: port included.
+    Seen,
+}
+
+impl Who {
+    /// Its address; `None` for [`Who::Seen`].
+    #[must_use]
+    pub const fn address(self, plan: &Plan) -> Option<IpAddr> {
+        Some(match self {
+            Self::Pod => plan.pod,
+            Self::Outside => plan.outside,
+            Self::Vip => plan.vip,
+            Self::OtherVip => plan.other_vip,
+            Self::LoadBalancer => plan.load_balancer,
+            Self::Bound => plan.bound,
+            Self::External => plan.external,
+            Self::Node => plan.node,
+            Self::Second => plan.second,
+            Self::Plain => plan.plain,
+            Self::Backend => plan.backend,
+            Self::Masquerade => plan.masquerade,
+            Self::Seen => return None,
+        })
+    }
+}
+
+/// A party and its port; port 0 in an expectation: any.
+pub type Party = (Who, u16);
+
+pub const CLIENT: Party = (Who::Pod, 40_001);
+pub const STRANGER: Party = (Who::Outside, 40_002);
+pub const BACKEND: Party = (Who::Backend, BACKEND_PORT);
+pub const VIP: Party = (Who::Vip, PORT);
+pub const OTHER_VIP: Party = (Who::OtherVip, PORT);
+pub const NODEPORT: Party = (Who::Node, NODE_PORT);
+/// The masquerade address with a port to be chosen.
+pub const MASQUERADE: Party = (Who::Masquerade, 0);
+/// The source of the last packet that came out of a hook.
+pub const SEEN: Party = (Who::Seen, 0);
+
+/// A packet to be built.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub flags: Flags,
+    pub from: Party,
+    pub to: Party,
+    pub payload: Vec<u8>,
+    pub mark: u32,
+    pub shapes: Vec<Shape>,
+    /// Segments of a super-packet.
+    pub segments: u32,
+}
+
+impl Spec {
+    #[must_use]
+    pub fn marked(self, mark: u32) -> Self {
+        Self { mark, ..self }
+    }
+
+    #[must_use]
+    pub fn with(mut self, shapes: &[Shape]) -> Self {
+        self.shapes.extend(shapes);
+        self
+    }
+
+    #[must_use]
+    pub fn carrying(self, payload: &[u8]) -> Self {
+        Self { payload: payload.to_vec(), ..self }
+    }
+
+    #[must_use]
+    pub fn of_segments(self, segments: u32) -> Self {
+        Self { payload: vec![0x5a; 1000 * segments as usize], segments, ..self }
+    }
+}
+
+macro_rules! segments {
+    ($($name:ident $flags:ident),*) => { $(
+        #[must_use]
+        pub fn $name(from: Party, to: Party) -> Spec {
+            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0 }
+        }
+    )* };
+}
+segments!(syn SYN, syn_ack SYN_ACK, ack ACK, fin FIN, rst RST);
+
+/// What a hook is to do with a packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Expect {
+    /// It goes on between these ends; nothing else about it has changed but checksums and, as said, the mark.
+    Becomes(Party, Party, MarkChange),
+    /// It goes on as it is, mark included.
+    Untouched,
+    Dropped(Reason),
+    /// It is answered by RST or port unreachable.
+    Refused(Reason),
+}
+
+/// What becomes of the masquerade mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkChange {
+    Kept,
+    Set,
+    Cleared,
+}
+
+/// One line of a tale.
+#[derive(Clone)]
+pub enum Step {
+    /// A packet at a hook.
+    Hook {
+        ingress: bool,
+        /// `None`: the packet that the last hook let through.
+        packet: Option<Spec>,
+        expect: Expect,
+    },
+    After(u32),
+    /// Generation of the backend's endpoint id; 0: it has left.
+    Endpoint(u32),
+    Config(fn(&mut Config)),
+    Device(fn(&mut Device)),
+    Count(Reason, u64),
+    /// Entries in the flow table.
+    Entries(usize),
+}
+
+/// A story as a row.
+#[derive(Clone)]
+pub struct Tale {
+    pub title: String,
+    pub families: Vec<bool>,
+    pub protocols: Vec<u8>,
+    pub steps: Vec<Step>,
+}
+
+/// Begins a row.
+#[must_use]
+pub fn tale(title: impl Into<String>) -> Tale {
+    Tale {
+        title: title.into(),
+        families: vec![false, true],
+        protocols: PROTOCOLS.to_vec(),
+        steps: Vec::new(),
+    }
+}
+
+impl Tale {
+    #[must_use]
+    pub fn tcp(mut self) -> Self {
+        self.protocols = vec![protocol::TCP];
+        self
+    }
+
+    #[must_use]
+    pub fn udp(mut self) -> Self {
+        self.protocols = vec![protocol::UDP];
+        self
+    }
+
+    #[must_use]
+    pub fn v4(mut self) -> Self {
+        self.families = vec![false];
+        self
+    }
+
+    #[must_use]
+    pub fn v6(mut self) -> Self {
+        self.families = vec![true];
+        self
+    }
+
+    fn step(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    /// At ingress of an edge.
+    #[must_use]
+    pub fn enters(self, packet: Spec) -> Self {
+        self.step(Step::Hook { ingress: true, packet: Some(packet), expect: Expect::Untouched })
+    }
+
+    /// At egress of an edge.
+    #[must_use]
+    pub fn leaves(self, packet: Spec) -> Self {
+        self.step(Step::Hook { ingress: false, packet: Some(packet), expect: Expect::Untouched })
+    }
+
+    /// The packet that the last hook let through is forwarded to an edge's egress.
+    #[must_use]
+    pub fn goes_on(self) -> Self {
+        self.step(Step::Hook { ingress: false, packet: None, expect: Expect::Untouched })
+    }
+
+    fn expecting(mut self, want: Expect) -> Self {
+        if let Some(Step::Hook { expect, .. }) = self.steps.last_mut() {
+            *expect = want;
+        }
+        self
+    }
+
+    #[must_use]
+    pub fn becomes(self, from: Party, to: Party) -> Self {
+        self.expecting(Expect::Becomes(from, to, MarkChange::Kept))
+    }
+
+    /// And is to be masqueraded at the far edge.
+    #[must_use]
+    pub fn becomes_marked(self, from: Party, to: Party) -> Self {
+        self.expecting(Expect::Becomes(from, to, MarkChange::Set))
+    }
+
+    #[must_use]
+    pub fn becomes_unmarked(self, from: Party, to: Party) -> Self {
+        self.expecting(Expect::Becomes(from, to, MarkChange::Cleared))
+    }
+
+    #[must_use]
+    pub fn untouched(self) -> Self {
+        self.expecting(Expect::Untouched)
+    }
+
+    #[must_use]
+    pub fn dropped(self, reason: Reason) -> Self {
+        self.expecting(Expect::Dropped(reason))
+    }
+
+    #[must_use]
+    pub fn refused(self, reason: Reason) -> Self {
+        self.expecting(Expect::Refused(reason))
+    }
+
+    /// Ticks of 1.07 s go by.
+    #[must_use]
+    pub fn after(self, ticks: u32) -> Self {
+        self.step(Step::After(ticks))
+    }
+
+    /// The endpoint is taken from the Service; its slot is still there.
+    #[must_use]
+    pub fn endpoint_leaves(self) -> Self {
+        self.step(Step::Endpoint(0))
+    }
+
+    #[must_use]
+    pub fn configured(self, change: fn(&mut Config)) -> Self {
+        self.step(Step::Config(change))
+    }
+
+    #[must_use]
+    pub fn on_device(self, change: fn(&mut Device)) -> Self {
+        self.step(Step::Device(change))
+    }
+
+    /// So often something has been counted since the beginning.
+    #[must_use]
+    pub fn counted(self, reason: Reason, times: u64) -> Self {
+        self.step(Step::Count(reason, times))
+    }
+
+    /// The flow table now has this many entries.
+    #[must_use]
+    pub fn entries(self, number: usize) -> Self {
+        self.step(Step::Entries(number))
+    }
+}

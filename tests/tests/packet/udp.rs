@@ -1,0 +1,110 @@
+//! Datagrams.
+
+use proxy_common::abi::Reason::FlowCreated;
+use sluice_tests::packet::frame::{self, SYN};
+use sluice_tests::packet::shape::Shape;
+use sluice_tests::packet::tale::{
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, syn, tale,
+};
+use sluice_tests::packet::world::{BACKEND_PORT, plan};
+
+pub fn rows() -> Vec<Tale> {
+    let rows = [flows(), checksums()].concat();
+    rows.into_iter().map(Tale::udp).collect()
+}
+
+fn flows() -> Vec<Tale> {
+    let mut sender =
+        tale("a sender that never hears anything keeps its endpoint for as long as it sends P-53")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND);
+    for _ in 0..100 {
+        sender = sender.after(27).enters(syn(CLIENT, VIP)).becomes(CLIENT, BACKEND);
+    }
+    vec![
+        sender.counted(FlowCreated, 1),
+        tale("an unanswered flow whose endpoint has left is balanced anew P-52")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .endpoint_leaves()
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .counted(FlowCreated, 2)
+            .entries(2),
+        tale("an answered flow whose endpoint has left is balanced anew P-52")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .leaves(syn(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT)
+            .endpoint_leaves()
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .counted(FlowCreated, 2)
+            .entries(2),
+        tale("a late answer of an endpoint that has left still comes from the Service P-52")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .endpoint_leaves()
+            .leaves(syn(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT),
+        tale("an idle flow that nobody needed the room of goes on with the same endpoint P-53")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .after(10_000)
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .counted(FlowCreated, 1),
+        tale("several answers to one datagram")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .leaves(syn(BACKEND, CLIENT).carrying(b"one"))
+            .becomes(VIP, CLIENT)
+            .leaves(syn(BACKEND, CLIENT).carrying(b"two"))
+            .becomes(VIP, CLIENT)
+            .entries(2),
+    ]
+}
+
+/// Two bytes of payload with which a datagram from the client to the endpoint sums up to zero, which is sent as all ones.
+fn zero_sum(v6: bool) -> Vec<u8> {
+    let p = plan(v6);
+    let summed = |payload: &[u8]| {
+        let datagram = frame::packet(17, SYN, (p.pod, CLIENT.1), (p.backend, BACKEND_PORT), payload);
+        datagram.ends_with(&[&[0xff, 0xff], payload].concat())
+    };
+    (0..=u16::MAX).map(|word| word.to_be_bytes().to_vec()).find(|payload| summed(payload)).unwrap_or_default()
+}
+
+fn checksums() -> Vec<Tale> {
+    let absent = |spec: sluice_tests::packet::tale::Spec| spec.with(&[Shape::NoChecksum]);
+    let becomes_zero = |v6| {
+        tale("a checksum that becomes zero is sent as all ones P-58")
+            .enters(syn(CLIENT, VIP).carrying(&zero_sum(v6)))
+            .becomes(CLIENT, BACKEND)
+    };
+    let was_zero = |v6| {
+        tale("a checksum that was zero and sent as all ones changes like any other P-58")
+            .leaves(syn(BACKEND, CLIENT).carrying(&zero_sum(v6)))
+            .untouched()
+            .enters(syn(CLIENT, VIP).carrying(&zero_sum(v6)))
+            .becomes(CLIENT, BACKEND)
+            .leaves(syn(BACKEND, CLIENT).carrying(&zero_sum(v6)))
+            .becomes(VIP, CLIENT)
+    };
+    vec![
+        becomes_zero(false).v4(),
+        becomes_zero(true).v6(),
+        was_zero(false).v4(),
+        was_zero(true).v6(),
+        tale("an absent checksum stays absent in all four rewrites P-58")
+            .v4()
+            .enters(absent(syn(STRANGER, NODEPORT)))
+            .becomes_marked(STRANGER, BACKEND)
+            .goes_on()
+            .becomes_unmarked(MASQUERADE, BACKEND)
+            .enters(absent(syn(BACKEND, SEEN)))
+            .becomes(BACKEND, STRANGER)
+            .goes_on()
+            .becomes(NODEPORT, STRANGER),
+    ]
+}
