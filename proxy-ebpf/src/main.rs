@@ -5,6 +5,7 @@
 //! packet.rs  the one place that touches packet memory
 //! maps.rs    map statics
 //! tables.rs  proxy_common's Tables over them, one family at a time
+//! trace.rs   the packet trace of one address, off unless it is loaded on
 //! ```
 //!
 //! On the host this crate is an empty binary, so that the whole workspace builds and lints with one command.
@@ -19,6 +20,8 @@ mod packet;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod tables;
+#[cfg(target_arch = "bpf")]
+mod trace;
 
 /// Helpers that the kernel only offers to GPL-compatible programs are used.
 #[cfg(target_arch = "bpf")]

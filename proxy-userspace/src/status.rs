@@ -98,6 +98,8 @@ pub struct Status {
     pub flows: Usage,
     /// Packets dropped or rejected, by reason; reasons that have not occurred are left out.
     pub drops: BTreeMap<String, u64>,
+    /// The packet trace, while there is one.
+    pub trace: Option<TraceView>,
     pub degraded: Vec<Trouble>,
     /// The last thing that went wrong, also when it has been repaired since.
     pub last_error: Option<String>,
@@ -150,6 +152,14 @@ pub struct Mode {
 pub struct Usage {
     pub used: u64,
     pub max: u64,
+}
+
+/// A running packet trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceView {
+    pub address: IpAddr,
+    /// Until it ends by itself.
+    pub seconds: u64,
 }
 
 /// One Service port of one family, read back from the maps.

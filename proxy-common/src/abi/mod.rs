@@ -12,6 +12,7 @@ mod flow;
 mod frontend;
 mod service;
 mod socket;
+mod trace;
 
 pub use address::{Addr, AddressClass, Port, protocol};
 pub use config::{Cidr, Config, config_flags};
@@ -21,6 +22,7 @@ pub use flow::{Flow, FlowKey, Hook, Kind, RingHead, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use service::{Backend, CHUNK, Run, Service, service_flags};
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs};
+pub use trace::TraceRecord;
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.

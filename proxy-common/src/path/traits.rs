@@ -16,6 +16,36 @@ pub enum Verdict {
     Reject(Reason),
 }
 
+impl Verdict {
+    /// One number: 0 for pass; else the reason's, plus 0x100 for a drop and 0x200 for a rejection.
+    #[must_use]
+    #[inline(always)]
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Pass => 0,
+            Self::Drop(reason) => DROP | reason as u32,
+            Self::Reject(reason) => REJECT | reason as u32,
+        }
+    }
+
+    /// The verdict with this [`Verdict::code`].
+    #[must_use]
+    #[inline(always)]
+    pub fn from_code(code: u32) -> Self {
+        let mut reason = Reason::Rewrite;
+        for candidate in Reason::ALL {
+            if candidate as u32 == code & 0xff {
+                reason = candidate;
+            }
+        }
+        match code & (DROP | REJECT) {
+            0 => Self::Pass,
+            DROP => Self::Drop(reason),
+            _ => Self::Reject(reason),
+        }
+    }
+}
+
 /// A [`Verdict`] that crosses a call between subprograms. As an enum it would be returned through memory, and LLVM stores
 /// the undefined reason of `Pass` as well, which the verifier refuses.
 #[derive(Clone, Copy)]
@@ -28,28 +58,14 @@ const REJECT: u32 = 0x200;
 impl From<Verdict> for Returned {
     #[inline(always)]
     fn from(verdict: Verdict) -> Self {
-        Self(match verdict {
-            Verdict::Pass => 0,
-            Verdict::Drop(reason) => DROP | reason as u32,
-            Verdict::Reject(reason) => REJECT | reason as u32,
-        })
+        Self(verdict.code())
     }
 }
 
 impl From<Returned> for Verdict {
     #[inline(always)]
     fn from(returned: Returned) -> Self {
-        let mut reason = Reason::Rewrite;
-        for candidate in Reason::ALL {
-            if candidate as u32 == returned.0 & 0xff {
-                reason = candidate;
-            }
-        }
-        match returned.0 & (DROP | REJECT) {
-            0 => Self::Pass,
-            DROP => Self::Drop(reason),
-            _ => Self::Reject(reason),
-        }
+        Self::from_code(returned.0)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::packet::Skb;
 use crate::tables::{Family, Maps, V4, V6};
+use crate::trace;
 use aya_ebpf::{
     EbpfContext,
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -72,7 +73,14 @@ fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let maps = Maps::<F>::new(skb.as_ptr());
+    let tracing = trace::is_on::<N>();
+    if tracing {
+        trace::prepare(room);
+    }
     let verdict = path::ingress(skb, &maps, room, l3);
+    if tracing {
+        trace::tell::<N, F>(skb, room, verdict.code());
+    }
     action(skb, verdict)
 }
 
@@ -83,7 +91,14 @@ fn egress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let maps = Maps::<F>::new(skb.as_ptr());
+    let tracing = trace::is_on::<N>();
+    if tracing {
+        trace::prepare(room);
+    }
     let verdict = path::egress(skb, &maps, room, l3);
+    if tracing {
+        trace::tell::<N, F>(skb, room, verdict.code());
+    }
     action(skb, verdict)
 }
 

@@ -69,6 +69,7 @@ pub fn assemble(identity: &Identity, agent: LoopReport, plane: PlaneReport, now:
         shortcuts: identity.shortcuts.clone(),
         flows: plane.flows,
         drops: plane.drops,
+        trace: plane.trace,
         degraded,
         last_error: agent.last_error.or(plane.last_error),
         pid: std::process::id(),

@@ -11,6 +11,7 @@ mod serve;
 mod start;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod worker;
 
 use std::sync::Arc;
@@ -255,6 +256,10 @@ impl Agent {
                 }
                 Request::Flows(filter) => {
                     Answer::Flows(plane.ask(|to| plane::Order::Flows(filter, to)).await??)
+                }
+                Request::Trace { address, seconds } => {
+                    let length = Duration::from_secs(seconds);
+                    Answer::Trace(plane.ask(|to| plane::Order::Trace(address, length, to)).await??)
                 }
                 Request::Stop => Answer::Stopping,
             })

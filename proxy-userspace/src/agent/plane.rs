@@ -1,14 +1,14 @@
 //! The loop's view of the data plane: orders to the thread that owns it, and what comes back.
 
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::FlowFilter;
 use crate::model::PortChange;
 use crate::node::NodeEvent;
-use crate::status::{Edge, FlowView, Mode, ServiceView, Trouble, Usage};
+use crate::status::{Edge, FlowView, Mode, ServiceView, TraceView, Trouble, Usage};
 
 /// What the thread is told to do. BPF and netlink calls block, for short; they must not hold up the runtime.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum Order {
     /// `NAMESPACE/NAME`, or all.
     Services(Option<String>, oneshot::Sender<Result<Vec<ServiceView>, Trouble>>),
     Flows(FlowFilter, oneshot::Sender<Result<Vec<FlowView>, Trouble>>),
+    /// Trace an address for so long, or nothing any more.
+    Trace(Option<IpAddr>, Duration, oneshot::Sender<Result<Option<TraceView>, Trouble>>),
 }
 
 /// What came of [`Order::Install`].
@@ -48,6 +50,7 @@ pub struct PlaneReport {
     pub sockets: Mode,
     pub flows: Usage,
     pub drops: std::collections::BTreeMap<String, u64>,
+    pub trace: Option<TraceView>,
     pub degraded: Vec<Trouble>,
     pub last_error: Option<String>,
 }

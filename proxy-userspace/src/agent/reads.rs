@@ -59,6 +59,7 @@ impl Worker {
             sockets: self.sockets.clone(),
             flows: flows.unwrap_or_default(),
             drops: drops.unwrap_or_default(),
+            trace: self.traced(),
             degraded,
             last_error: self.last_error.clone(),
         }

@@ -67,7 +67,7 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
         }
     }
     let node = runtime.block_on(Node::open(config.edges.clone()))?;
-    let mut worker = Worker::new(config, datapath, sockets, metrics.clone())?;
+    let mut worker = Worker::new(config, datapath, sockets, metrics.clone(), runtime.clone())?;
     worker.begin(node.facts());
     info!(adopted = worker.adopted(), edges = node.facts().edges.len(), "the data plane is loaded");
     let (orders, received) = mpsc::unbounded_channel();

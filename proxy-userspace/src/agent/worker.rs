@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{debug, error, info, warn};
 
 use super::edges::{Edges, Served, State};
 use super::plane::{Installed, Order};
 use super::start::StartError;
+use super::trace::Trace;
 use crate::config::{Config, NodePortAddresses, NodePorts};
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::Clock;
@@ -23,7 +25,9 @@ use crate::sync::{NodeAddresses, Report, Settings, Syncer};
 pub struct Worker {
     pub(super) datapath: Datapath,
     pub(super) syncer: Syncer,
-    clock: Clock,
+    pub(super) clock: Clock,
+    pub(super) runtime: Handle,
+    pub(super) trace: Option<Trace>,
     node_ports: NodePorts,
     pub(super) sockets: Mode,
     metrics: Arc<Metrics>,
@@ -39,10 +43,13 @@ impl Worker {
         datapath: Datapath,
         sockets: Mode,
         metrics: Arc<Metrics>,
+        runtime: Handle,
     ) -> Result<Self, StartError> {
         Ok(Self {
             syncer: Syncer::adopt(&datapath, settings())?,
             clock: Clock::start(),
+            runtime,
+            trace: None,
             datapath,
             node_ports: config.node_ports.clone(),
             sockets,
@@ -99,11 +106,13 @@ impl Worker {
             Order::Beat(answer) => {
                 let report = self.syncer.tick(&mut self.datapath, self.clock.now());
                 self.note(&report);
+                self.tend_trace();
                 answer.send(()).ok();
             }
             Order::Report(answer) => drop(answer.send(self.report())),
             Order::Services(name, answer) => drop(answer.send(self.services(name.as_deref()))),
             Order::Flows(filter, answer) => drop(answer.send(self.flows(&filter))),
+            Order::Trace(address, length, answer) => drop(answer.send(self.set_trace(address, length))),
         }
     }
 
@@ -118,6 +127,7 @@ impl Worker {
         for refused in &report.refused {
             warn!("Service {}: {}", refused.id, refused.why);
         }
+        self.name_trace();
         let failed = self.note(&report);
         // After a failed write the maps rest before they are read back: until then nothing is lost, nothing done.
         let waiting = || {

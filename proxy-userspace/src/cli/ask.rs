@@ -1,6 +1,7 @@
 //! Commands that ask a running agent.
 
 use std::io::Write;
+use std::net::IpAddr;
 
 use anyhow::anyhow;
 use serde::Serialize;
@@ -32,6 +33,13 @@ pub fn services(args: &AskArgs, name: Option<String>) -> Outcome {
 pub fn flows(args: &AskArgs, filter: FlowFilter) -> Outcome {
     match ask(&RunDir::new(&args.run_dir), &Request::Flows(filter))? {
         Answer::Flows(flows) => print(args.output, &flows, |flows| text::flows(flows)),
+        answer => unexpected(&answer),
+    }
+}
+
+pub fn trace(args: &AskArgs, address: Option<IpAddr>, seconds: u64) -> Outcome {
+    match ask(&RunDir::new(&args.run_dir), &Request::Trace { address, seconds })? {
+        Answer::Trace(trace) => print(args.output, &trace, |trace| text::trace(*trace)),
         answer => unexpected(&answer),
     }
 }

@@ -49,6 +49,16 @@ enum Command {
         #[command(flatten)]
         ask: AskArgs,
     },
+    /// Tell every packet from or to an address in the agent's log, hook by hook; `off` ends that
+    Trace {
+        #[arg(value_name = "IP|off", value_parser = traced)]
+        what: Traced,
+        /// Longest time; the trace ends by itself
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Stop the agent and remove every trace of it
     Cleanup(CleanupArgs),
     /// What would become of a packet (not in this version)
@@ -111,6 +121,17 @@ fn service_name(text: &str) -> Result<String, &'static str> {
     }
 }
 
+/// What to trace: an address, or nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Traced(Option<std::net::IpAddr>);
+
+fn traced(text: &str) -> Result<Traced, &'static str> {
+    if text == "off" {
+        return Ok(Traced(None));
+    }
+    text.parse().map(|address| Traced(Some(address))).map_err(|_| "an IP address, or off")
+}
+
 /// What came of a command.
 type Outcome = Result<(), Failure>;
 
@@ -158,6 +179,7 @@ fn sluice(command: Command) -> Outcome {
         Command::Status(args) => ask::status(&args),
         Command::Services { name, ask } => ask::services(&ask, name),
         Command::Flows { service, client, ask } => ask::flows(&ask, FlowFilter { service, client }),
+        Command::Trace { what, seconds, ask } => ask::trace(&ask, what.0, seconds),
         Command::Cleanup(args) if args.kube_proxy => Err(later("cleanup --kube-proxy")),
         Command::Cleanup(args) => cleanup::cleanup(&args),
         Command::Explain(_) => Err(later("explain")),
@@ -227,6 +249,12 @@ mod tests {
             ("run --manifests /m --edges eth0,veth* --sockets all", true),
             ("run --no-such-flag", false),
             ("explain --from 10.0.0.1 --to 10.0.0.2:80", true),
+            ("trace 10.0.0.1 --seconds 5", true),
+            ("trace fd00::1 -o json", true),
+            ("trace off", true),
+            ("trace", false),
+            ("trace web", false),
+            ("trace 10.0.0.1 --seconds 0", false),
             ("nonsense", false),
         ];
         for (line, good) in cases {

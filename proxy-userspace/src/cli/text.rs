@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::status::{FlowView, FrontendView, ServiceView, Status};
+use crate::status::{FlowView, FrontendView, ServiceView, Status, TraceView};
 
 /// Rows in columns, two spaces apart, without trailing spaces.
 fn table(rows: &[Vec<String>]) -> String {
@@ -56,6 +56,9 @@ pub fn status(status: &Status) -> String {
         row([&"shortcuts", &mode(&status.shortcuts)]),
         row([&"flows", &format!("{} of {} entries", status.flows.used, status.flows.max)]),
     ]);
+    if let Some(traced) = status.trace {
+        text.push_str(&format!("trace      {}, ends in {} s\n", traced.address, traced.seconds));
+    }
     text.push_str("\nedges\n");
     let mut rows = vec![row([&"  NAME", &"INDEX", &"KIND", &"HOOKS", &"MODE"])];
     rows.extend(status.edges.iter().map(|edge| {
@@ -79,6 +82,16 @@ pub fn status(status: &Status) -> String {
         text.push_str(&format!("\nlast error\n  {error}\n"));
     }
     text
+}
+
+/// `sluice trace`: what is traced from now on.
+pub fn trace(trace: Option<TraceView>) -> String {
+    trace.map_or_else(
+        || "nothing is traced".to_owned(),
+        |TraceView { address, seconds }| {
+            format!("packets from and to {address} are told in the agent's log for {seconds} s")
+        },
+    )
 }
 
 /// `sluice services`: one block a Service port.
@@ -179,6 +192,7 @@ mod tests {
             shortcuts: mode("off", "asked for"),
             flows: Usage { used: 4, max: 1024 },
             drops: [("no_endpoint".to_owned(), 3)].into(),
+            trace: Some(TraceView { address: [10, 0, 0, 1].into(), seconds: 9 }),
             degraded: vec![Trouble::new("Service default/web", "no usable port", "set spec.ports")],
             last_error: None,
             pid: 1,
@@ -194,6 +208,7 @@ known      2 services, 5 endpoints
 sockets    host
 shortcuts  off (asked for)
 flows      4 of 1024 entries
+trace      10.0.0.1, ends in 9 s
 
 edges
   NAME  INDEX  KIND    HOOKS            MODE

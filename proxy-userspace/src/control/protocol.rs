@@ -2,7 +2,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::status::{FlowView, ServiceView, Status, Trouble};
+use crate::status::{FlowView, ServiceView, Status, TraceView, Trouble};
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,13 @@ pub enum Request {
         name: Option<String>,
     },
     Flows(FlowFilter),
+    /// Traces packets from or to an address in the agent's log; without an address, ends that.
+    Trace {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<IpAddr>,
+        /// How long, if nobody ends it before.
+        seconds: u64,
+    },
     /// Ends the agent as SIGTERM does; the data plane stays.
     Stop,
 }
@@ -47,6 +54,8 @@ pub enum Answer {
     Status(Box<Status>),
     Services(Vec<ServiceView>),
     Flows(Vec<FlowView>),
+    /// What is traced from now on.
+    Trace(Option<TraceView>),
     /// The agent is about to end.
     Stopping,
     Error(Trouble),
@@ -94,6 +103,10 @@ mod tests {
             (
                 Request::Flows(FlowFilter { service: None, client: Some([10, 0, 0, 1].into()) }),
                 r#"{"command":"flows","client":"10.0.0.1"}"#,
+            ),
+            (
+                Request::Trace { address: Some([10, 0, 0, 1].into()), seconds: 60 },
+                r#"{"command":"trace","address":"10.0.0.1","seconds":60}"#,
             ),
             (Request::Stop, r#"{"command":"stop"}"#),
         ];

@@ -212,7 +212,8 @@ impl Datapath {
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
         let missing = || DatapathError::NoProgram { program: name };
-        let program = self.ebpf.program(name).ok_or_else(missing)?;
+        let tracing = self.tracing.as_ref().and_then(|tracing| tracing.program(name));
+        let program = tracing.or_else(|| self.ebpf.program(name)).ok_or_else(missing)?;
         program.fd().map(AsFd::as_fd).map_err(|_| missing())
     }
 

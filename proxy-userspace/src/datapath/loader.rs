@@ -1,12 +1,14 @@
 //! From options to loaded programs and open maps: adopt what an earlier agent left, create the rest.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use proxy_common::abi::Addr;
 
 use super::error::{DatapathError, kernel_release};
 use super::hooks::{self, Known};
@@ -31,10 +33,19 @@ pub const ETHERNET: [&str; 2] = ["sluice_ingress", "sluice_egress"];
 /// Programs of a device without Ethernet header.
 pub const PLAIN: [&str; 2] = ["sluice_ingr_l3", "sluice_egr_l3"];
 
+/// What the object's globals are set to, and what its maps look like.
+#[derive(Debug)]
+pub struct Recipe {
+    pub wanted: Vec<Spec>,
+    ring_size: u32,
+    test_mode: bool,
+}
+
 /// The result of loading, before it is dressed as a [`super::Datapath`].
 pub struct Loaded {
     pub ebpf: Ebpf,
     pub pins: Pins,
+    pub recipe: Recipe,
     pub maps: HashMap<&'static str, OwnedFd>,
     pub cgroup: Option<OwnedFd>,
     /// Programs of earlier agents that are pinned, by id; and their pins.
@@ -59,15 +70,19 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let ring_size = found
         .get("RINGS_V4")
         .map_or_else(|| specs::ring_size(options.sizes.flows, cpus), |entries| entries / cpus.max(1));
-    let mut ebpf = load_object(&pins, &wanted, ring_size, options.test_mode)?;
-    load_programs(&mut ebpf, cgroup.is_some())?;
+    let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode };
+    let mut ebpf = load_object(&pins, &recipe, None)?;
+    load_edges(&mut ebpf)?;
+    if cgroup.is_some() {
+        load_sockets(&mut ebpf)?;
+    }
     let mut maps = HashMap::new();
-    for spec in &wanted {
+    for spec in &recipe.wanted {
         let missing = || DatapathError::NoProgram { program: spec.name };
         maps.insert(spec.name, Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?);
     }
     let earlier = pins.programs()?;
-    Ok(Loaded { ebpf, pins, maps, cgroup, earlier, adopted: !found.is_empty(), notices })
+    Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, adopted: !found.is_empty(), notices })
 }
 
 /// Opens a directory of cgroup v2.
@@ -176,16 +191,19 @@ fn place(pins: &Pins, path: &Path) -> String {
     if pins.is_private() { "the attached programs".into() } else { path.display().to_string() }
 }
 
-fn load_object(pins: &Pins, wanted: &[Spec], ring_size: u32, test_mode: bool) -> Result<Ebpf, DatapathError> {
-    let test_mode = u32::from(test_mode);
+/// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.
+pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Result<Ebpf, DatapathError> {
+    let test_mode = u32::from(recipe.test_mode);
+    let (address, words) = traced.map_or(([0; 4], 0), traced_globals);
     let mut loader = EbpfLoader::new();
     // Nothing is relocated against the kernel's types, and keeping them costs 20 MB.
-    loader.btf(None).override_global("RING_SIZE", &ring_size, true).override_global(
-        "TEST_MODE",
-        &test_mode,
-        true,
-    );
-    for spec in wanted {
+    loader
+        .btf(None)
+        .override_global("RING_SIZE", &recipe.ring_size, true)
+        .override_global("TEST_MODE", &test_mode, true)
+        .override_global("TRACED", &address, true)
+        .override_global("TRACED_WORDS", &words, true);
+    for spec in &recipe.wanted {
         loader.map_pin_path(spec.name, pins.map(spec.name));
         if let Some(entries) = spec.entries {
             loader.map_max_entries(spec.name, entries);
@@ -195,6 +213,15 @@ fn load_object(pins: &Pins, wanted: &[Spec], ring_size: u32, test_mode: bool) ->
         Some(source) => DatapathError::NotPermitted { operation: "create maps", source },
         None => DatapathError::Object { kernel: kernel_release(), source: Box::new(error) },
     })
+}
+
+/// The programs' form of an address: mapped, and the words it has in its own family.
+fn traced_globals(address: IpAddr) -> ([u32; 4], u32) {
+    let (octets, words) = match address {
+        IpAddr::V4(ip) => (ip.to_ipv6_mapped().octets(), 1),
+        IpAddr::V6(ip) => (ip.octets(), 4),
+    };
+    (Addr::v6(octets).0, words)
 }
 
 /// EPERM at the bottom of an error's chain of sources.
@@ -210,13 +237,18 @@ fn permission(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Erro
     None
 }
 
-fn load_programs(ebpf: &mut Ebpf, sockets: bool) -> Result<(), DatapathError> {
+/// Hands the programs of devices to the kernel.
+pub fn load_edges(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     for name in ETHERNET.into_iter().chain(PLAIN) {
         let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
         let program: &mut SchedClassifier = program.try_into().map_err(|error| refused(name, error))?;
         program.load().map_err(|error| refused(name, error))?;
     }
-    for (_, name) in hooks::SOCKETS.iter().filter(|_| sockets) {
+    Ok(())
+}
+
+fn load_sockets(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    for (_, name) in hooks::SOCKETS {
         let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
         let program: &mut CgroupSockAddr = program.try_into().map_err(|error| refused(name, error))?;
         program.load().map_err(|error| refused(name, error))?;

@@ -6,7 +6,7 @@
 //! loader.rs  options → programs, maps     tables.rs  the open maps
 //! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
 //! cleanup.rs taking everything away       store.rs   the maps as `sync` sees them
-//! flows.rs   live flows, counters
+//! flows.rs   live flows, counters         trace.rs   the packet trace of one address
 //! ```
 
 mod attach;
@@ -20,6 +20,7 @@ mod specs;
 mod store;
 mod sys;
 mod tables;
+mod trace;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -33,10 +34,13 @@ pub use error::DatapathError;
 pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use specs::Sizes;
+pub use trace::TraceLog;
 
 use hooks::Known;
+use loader::Recipe;
 use pins::Pins;
 use tables::Tables;
+use trace::Tracing;
 
 use crate::model::Family;
 
@@ -44,7 +48,10 @@ use crate::model::Family;
 #[derive(Debug)]
 pub struct Datapath {
     ebpf: Ebpf,
+    /// Programs that trace, in place of the others while they are here.
+    tracing: Option<Tracing>,
     pins: Pins,
+    recipe: Recipe,
     tables: Tables,
     cgroup: Option<OwnedFd>,
     /// Programs of this and earlier agents, by id.
@@ -68,7 +75,9 @@ impl Datapath {
         let mut datapath = Self {
             tables: Tables::open(&mut loaded.maps)?,
             ebpf: loaded.ebpf,
+            tracing: None,
             pins: loaded.pins,
+            recipe: loaded.recipe,
             cgroup: loaded.cgroup,
             known: Known::new(),
             earlier: Vec::new(),
@@ -87,20 +96,8 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// Remembers our own programs, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN
-    /// cannot open them by id, but needs them to replace them.
     fn pin_programs(&mut self) -> Result<(), DatapathError> {
-        for (name, program) in self.ebpf.programs() {
-            let Ok(fd) = program.fd() else { continue };
-            let failed =
-                |source| DatapathError::File { operation: "describe program", path: name.into(), source };
-            let id = sys::program_info(fd.as_fd()).map_err(failed)?.id;
-            self.known.insert(id, fd.as_fd().try_clone_to_owned().map_err(failed)?);
-            if !self.pins.is_private() {
-                Pins::put(fd.as_fd(), &self.pins.program(name, id))?;
-            }
-        }
-        Ok(())
+        keep(&self.ebpf, &self.pins, &mut self.known).map(drop)
     }
 
     /// Whether maps of an earlier agent are in use.
@@ -139,6 +136,25 @@ impl Datapath {
         let failed = |source| DatapathError::Map { operation: "write", map: "CONFIG", source };
         self.tables.config.set(&0, config).map_err(failed)
     }
+}
+
+/// Remembers the loaded programs of `ebpf`, and pins them where pins outlive us: a later agent that lacks
+/// CAP_SYS_ADMIN cannot open them by id, but needs them to replace them. Their ids.
+fn keep(ebpf: &Ebpf, pins: &Pins, known: &mut Known) -> Result<Vec<(u32, PathBuf)>, DatapathError> {
+    let mut kept = Vec::new();
+    for (name, program) in ebpf.programs() {
+        let Ok(fd) = program.fd() else { continue };
+        let failed =
+            |source| DatapathError::File { operation: "describe program", path: name.into(), source };
+        let id = sys::program_info(fd.as_fd()).map_err(failed)?.id;
+        known.insert(id, fd.as_fd().try_clone_to_owned().map_err(failed)?);
+        let pin = pins.program(name, id);
+        if !pins.is_private() {
+            Pins::put(fd.as_fd(), &pin)?;
+        }
+        kept.push((id, pin));
+    }
+    Ok(kept)
 }
 
 /// Cookie of the network namespace that the calling thread is in, for `Config::netns_cookie`.

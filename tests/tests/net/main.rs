@@ -10,6 +10,7 @@ mod mtu;
 mod operator;
 mod ports;
 mod restart;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -29,5 +30,6 @@ fn main() -> ExitCode {
     groups.extend(restart::groups());
     groups.extend(input::groups());
     groups.extend(operator::groups());
+    groups.extend(trace::groups());
     harness::main(groups)
 }
