@@ -4,6 +4,7 @@ pub mod api;
 pub mod demo;
 pub mod harness;
 pub mod lab;
+pub mod oracle;
 pub mod packet;
 mod sys;
 pub mod traffic;

@@ -9,7 +9,8 @@ pub const HELP: &str = "\
 cargo xtask COMMAND
 
   setup [--check] [--api]   install what this machine lacks (packages, eBPF compiler, linker); --check only tells;
-                            --api also what the suite `api` needs (Go, etcd, kube-apiserver: minutes, once)
+                            --api also what the suites `api` and `oracle` need (Go, etcd, kube-apiserver,
+                            kube-proxy: minutes, once)
   build                     target/release/sluice, one file with the eBPF object inside
   demo [--api]              the main job in a sandbox of network namespaces, explained as it goes;
                             --api puts a real kube-apiserver behind it
@@ -222,7 +223,7 @@ mod tests {
             ("test --seed", "test --seed: needs a number"),
             ("test --seed x", "test --seed x: not a number"),
             ("test --steps -1", "test --steps -1: not a number"),
-            ("test oracle", "test oracle: not in this version"),
+            ("test cluster", "test cluster: not in this version"),
             ("test host kernels", "test kernels: not in this version"),
             ("bench crr", "bench crr: not in this version"),
             ("bench fast", "bench fast: no such scenario or option"),

@@ -51,7 +51,9 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Setup { check, api } => {
             let mut groups = vec![Group::Build, Group::Lint, Group::Laboratory];
-            groups.extend(api.then_some(Group::Api));
+            if api {
+                groups.extend([Group::Api, Group::Oracle]);
+            }
             if check {
                 setup::check(&workspace, &groups)
             } else {

@@ -38,15 +38,20 @@ impl Binaries {
     /// # Errors
     /// With the missing file and the command that makes it; tests tell this as the reason for a skip.
     pub fn find() -> Result<Self> {
+        Ok(Self { etcd: Self::cached("etcd")?, api: Self::cached("kube-apiserver")? })
+    }
+
+    /// A program of upstream's in the cache.
+    ///
+    /// # Errors
+    /// As [`Binaries::find`].
+    pub fn cached(name: &str) -> Result<PathBuf> {
         let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         let cache = cache.or_else(home).context("neither XDG_CACHE_HOME nor HOME is set")?;
-        let find = |name: &str| {
-            let path = cache.join("sluice/k8s").join(name);
-            ensure!(path.is_file(), "{} is missing; `cargo xtask setup --api` builds it", path.display());
-            Ok(path)
-        };
-        Ok(Self { etcd: find("etcd")?, api: find("kube-apiserver")? })
+        let path = cache.join("sluice/k8s").join(name);
+        ensure!(path.is_file(), "{} is missing; `cargo xtask setup --api` builds it", path.display());
+        Ok(path)
     }
 }
 

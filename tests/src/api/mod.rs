@@ -18,7 +18,7 @@ mod scratch;
 mod uplink;
 mod wait;
 
-pub use admin::{Admin, Login, refusal};
+pub use admin::{Admin, Login, kubeconfig, refusal};
 pub use agent::{Agent, AgentOptions, SECRETS, in_cluster};
 pub use bed::Bed;
 pub use cluster::Cluster;

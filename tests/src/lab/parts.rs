@@ -75,7 +75,7 @@ pub(super) fn places(
     let place = |who: Who| {
         let sockets = match who {
             Who::Host => &host,
-            Who::Pd | Who::Client => &others,
+            Who::Pd | Who::OtherHost | Who::Client => &others,
             Who::Pa | Who::Pb | Who::Pc => &pods,
         };
         Place { who, netns: namespaces[who.namespace()].path().to_owned(), sockets: sockets.clone() }

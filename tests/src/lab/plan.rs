@@ -73,12 +73,15 @@ pub enum Who {
     Pd,
     /// A process of n1 itself.
     Host,
+    /// A process of n2 itself.
+    OtherHost,
     /// The outside client.
     Client,
 }
 
 impl Who {
-    pub const ALL: [Self; 6] = [Self::Pa, Self::Pb, Self::Pc, Self::Pd, Self::Host, Self::Client];
+    pub const ALL: [Self; 7] =
+        [Self::Pa, Self::Pb, Self::Pc, Self::Pd, Self::Host, Self::OtherHost, Self::Client];
     /// The pods of n1.
     pub const LOCAL_PODS: [Self; 3] = [Self::Pa, Self::Pb, Self::Pc];
 
@@ -91,6 +94,7 @@ impl Who {
             Self::Pc => "pc",
             Self::Pd => "pd",
             Self::Host => "host",
+            Self::OtherHost => "host2",
             Self::Client => "cl",
         }
     }
@@ -100,6 +104,7 @@ impl Who {
     pub const fn namespace(self) -> &'static str {
         match self {
             Self::Host => "n1",
+            Self::OtherHost => "n2",
             other => other.name(),
         }
     }
@@ -113,6 +118,7 @@ impl Who {
             Self::Pc => (Ipv4Addr::new(10, 244, 1, 7), Ipv6Addr::new(0xfd00, 0x10, 1, 0, 0, 0, 0, 7)),
             Self::Pd => (Ipv4Addr::new(10, 244, 2, 5), Ipv6Addr::new(0xfd00, 0x10, 2, 0, 0, 0, 0, 5)),
             Self::Host => (Ipv4Addr::new(192, 0, 2, 11), Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x11)),
+            Self::OtherHost => (Ipv4Addr::new(192, 0, 3, 12), Ipv6Addr::new(0xfd00, 3, 0, 0, 0, 0, 0, 0x12)),
             Self::Client => (Ipv4Addr::new(198, 51, 100, 9), Ipv6Addr::new(0xfd00, 0xc, 0, 0, 0, 0, 0, 9)),
         };
         family.pick(v4, v6)
@@ -122,7 +128,7 @@ impl Who {
     #[must_use]
     pub const fn node(self) -> &'static str {
         match self {
-            Self::Pd => "n2",
+            Self::Pd | Self::OtherHost => "n2",
             _ => "n1",
         }
     }

@@ -1,4 +1,4 @@
-//! etcd and kube-apiserver, built from their own modules.
+//! etcd, kube-apiserver and kube-proxy, built from their own modules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::golang;
+use super::{Group, golang};
 use crate::shell::{self, Workspace};
 
 /// A server program and the module that it comes from.
@@ -17,33 +17,51 @@ pub struct Server {
     pub version: &'static str,
     module: &'static str,
     package: &'static str,
+    /// What it is wanted for.
+    pub why: &'static str,
+    group: Group,
 }
 
-const SERVERS: [Server; 2] = [
+const SERVERS: [Server; 3] = [
     Server {
         name: "etcd",
         version: "3.6.16",
         module: "go.etcd.io/etcd/server/v3",
         package: "go.etcd.io/etcd/server/v3",
+        why: API,
+        group: Group::Api,
     },
     Server {
         name: "kube-apiserver",
         version: "1.36.3",
         module: "k8s.io/kubernetes",
         package: "k8s.io/kubernetes/cmd/kube-apiserver",
+        why: API,
+        group: Group::Api,
+    },
+    Server {
+        name: "kube-proxy",
+        version: "1.36.3",
+        module: "k8s.io/kubernetes",
+        package: "k8s.io/kubernetes/cmd/kube-proxy",
+        why: "what Sluice is compared with in the suite `oracle`",
+        group: Group::Oracle,
     },
 ];
 
-/// Servers that are not there in their version.
-pub fn missing(workspace: &Workspace) -> impl Iterator<Item = &'static Server> {
+const API: &str = "the API server of the suites `api` and `oracle` and of `demo --api`";
+
+/// Servers of these groups that are not there in their version.
+pub fn missing(workspace: &Workspace, groups: &[Group]) -> Vec<&'static Server> {
     let dir = workspace.kubernetes();
-    SERVERS.iter().filter(move |server| !server.is_current(&dir))
+    let wanted = SERVERS.iter().filter(|server| groups.contains(&server.group));
+    wanted.filter(|server| !server.is_current(&dir)).collect()
 }
 
 /// Builds what is missing.
-pub fn build(workspace: &Workspace, go: &Path) -> Result<()> {
+pub fn build(workspace: &Workspace, groups: &[Group], go: &Path) -> Result<()> {
     let dir = workspace.kubernetes();
-    for server in missing(workspace) {
+    for server in missing(workspace, groups) {
         let start = Instant::now();
         server.build(&dir, go)?;
         println!("setup: {} {} built in {} s", server.name, server.version, start.elapsed().as_secs());

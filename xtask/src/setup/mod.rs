@@ -2,7 +2,7 @@
 //!
 //! Every need is a probe that costs a few file look-ups, so that commands can ask each time; only what a probe
 //! misses is installed. [`packages`] come from apt, [`compiler`] and [`linker`] make eBPF objects, [`golang`] and
-//! [`kubernetes`] make the API server.
+//! [`kubernetes`] make the API server and upstream's proxy.
 
 pub mod compiler;
 mod golang;
@@ -28,6 +28,8 @@ pub enum Group {
     Laboratory,
     /// A real API server.
     Api,
+    /// Upstream's proxy.
+    Oracle,
 }
 
 /// Something that is not here: what it is, why it is wanted, how it comes.
@@ -79,9 +81,9 @@ pub fn ensure(workspace: &Workspace, groups: &[Group]) -> Result<()> {
             linker::build(workspace, &compiler)?;
         }
     }
-    if groups.contains(&Group::Api) && kubernetes::missing(workspace).next().is_some() {
+    if !kubernetes::missing(workspace, groups).is_empty() {
         let go = golang::ensure()?;
-        kubernetes::build(workspace, &go)?;
+        kubernetes::build(workspace, groups, &go)?;
     }
     let rest = missing(workspace, groups);
     if let Some(Missing { what, .. }) = rest.first() {
@@ -101,12 +103,10 @@ fn missing(workspace: &Workspace, groups: &[Group]) -> Vec<Missing> {
             how: "cargo install, half a minute",
         });
     }
-    if groups.contains(&Group::Api) {
-        missing.extend(kubernetes::missing(workspace).map(|server| Missing {
-            what: format!("{} {}", server.name, server.version),
-            why: "the API server of the suite `api` and of `demo --api`",
-            how: "go build from its module, minutes",
-        }));
-    }
+    missing.extend(kubernetes::missing(workspace, groups).into_iter().map(|server| Missing {
+        what: format!("{} {}", server.name, server.version),
+        why: server.why,
+        how: "go build from its module, minutes",
+    }));
     missing
 }

@@ -51,17 +51,22 @@ impl Suite {
 
     /// Why the suite cannot run anywhere, if so.
     pub fn absent(self) -> Option<&'static str> {
-        matches!(self, Self::Oracle | Self::Cluster | Self::Kernels).then_some("not in this version")
+        matches!(self, Self::Cluster | Self::Kernels).then_some("not in this version")
     }
 
     /// Why the suite runs only when it is named, if so.
     fn waits(self) -> Option<&'static str> {
-        matches!(self, Self::Net | Self::Api).then_some("waits for `sluice run`; runs when it is named")
+        match self {
+            Self::Net | Self::Api => Some("waits for `sluice run`; runs when it is named"),
+            Self::Oracle => Some("takes long; runs when it is named"),
+            _ => None,
+        }
     }
 
     fn needs(self) -> &'static [Group] {
         match self {
             Self::Api => &[Group::Build, Group::Laboratory, Group::Api],
+            Self::Oracle => &[Group::Build, Group::Laboratory, Group::Api, Group::Oracle],
             Self::Host => &[Group::Build],
             _ => &[Group::Build, Group::Laboratory],
         }

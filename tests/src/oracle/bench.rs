@@ -1,0 +1,93 @@
+//! Two identical beds under one configuration: Sluice in one, kube-proxy in the other.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{KubeProxy, Plane};
+use crate::api::Uplink;
+use crate::lab::plan::{CLUSTER_CIDR, Who, Wiring};
+use crate::lab::{Bed, BedConfig};
+
+/// kube-proxy's mode; for Sluice the set of defaults that comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    Nftables,
+    Iptables,
+}
+
+impl Mode {
+    pub const BOTH: [Self; 2] = [Self::Nftables, Self::Iptables];
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        })
+    }
+}
+
+/// The pair. Fields are dropped in this order: proxies before the beds they work in.
+pub struct Bench {
+    pub mode: Mode,
+    pub wiring: Wiring,
+    pub kube_proxy: KubeProxy,
+    /// Where Sluice serves.
+    pub ours: Bed,
+    /// Where kube-proxy does.
+    pub theirs: Bed,
+    _uplinks: [Uplink; 2],
+}
+
+impl Bench {
+    /// Builds both beds and starts both proxies; both serve every object when this returns.
+    ///
+    /// # Errors
+    /// A bed cannot be built, or a proxy does not come up.
+    pub fn build(plane: &Plane, mode: Mode, wiring: Wiring) -> Result<Self> {
+        let (mut ours, theirs) = (bed(wiring)?, bed(wiring)?);
+        let uplinks = [plane.connect(ours.namespace("n1"))?, plane.connect(theirs.namespace("n1"))?];
+        let config = config(plane, mode, ours.directory())?;
+        let log = theirs.directory().join("kube-proxy.log");
+        let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &config, &log)?;
+        ours.home().flags = vec!["--config".into(), config.display().to_string()];
+        ours.start_agent()?;
+        kube_proxy.ready()?;
+        Ok(Self { mode, wiring, kube_proxy, ours, theirs, _uplinks: uplinks })
+    }
+}
+
+/// Nothing of kube-proxy's that the laboratory's namespaces cannot give: table size and priority are the machine's.
+fn config(plane: &Plane, mode: Mode, directory: &Path) -> Result<PathBuf> {
+    let config = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+        "mode": mode.to_string(),
+        "hostnameOverride": "n1",
+        "clusterCIDR": CLUSTER_CIDR,
+        "clientConnection": {"kubeconfig": plane.kubeconfig()},
+        "conntrack": {"maxPerCore": 0, "min": 0},
+        "oomScoreAdj": 0,
+    });
+    let path = directory.join("config.json");
+    std::fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+fn bed(wiring: Wiring) -> Result<Bed> {
+    let mut bed = Bed::build(BedConfig { watched: false, ..BedConfig::new(wiring) })?;
+    if wiring == Wiring::Bridged {
+        // kube-proxy needs it to see the answers of pods of one bridge to each other.
+        bed.namespace("n1").sysctls(&[
+            ("net/bridge/bridge-nf-call-iptables", "1"),
+            ("net/bridge/bridge-nf-call-ip6tables", "1"),
+        ])?;
+    }
+    for who in Who::ALL {
+        bed.serve(who, super::case::TARGET_PORT)?;
+    }
+    Ok(bed)
+}

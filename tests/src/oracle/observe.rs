@@ -1,0 +1,122 @@
+//! What a client sees, in terms that two runs can be compared in.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::Cell;
+use crate::lab::Bed;
+use crate::lab::plan::{Family, Who, gateway, second_address};
+use crate::traffic::{Dial, Outcome};
+
+/// What became of one attempt.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// A backend's name, and the name of the address that it saw.
+    Answered { by: String, seen: String },
+    /// Always the same backend, whichever.
+    Sticky,
+    /// What the client was told, and whether that took as long as a second attempt of TCP's.
+    Refused { how: String, slow: bool },
+    Silence,
+}
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered { by, seen } => write!(f, "{by} sees {seen}"),
+            Self::Sticky => f.write_str("one backend, always the same"),
+            Self::Refused { how, slow } => write!(f, "{how}{}", if *slow { " after a second" } else { "" }),
+            Self::Silence => f.write_str("silence"),
+        }
+    }
+}
+
+/// Everything that was seen in a number of attempts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observation(pub BTreeSet<Fate>);
+
+impl fmt::Display for Observation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fates: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&fates.join("; "))
+    }
+}
+
+/// How hard to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    pub attempts: u32,
+    /// How long to wait for an answer. Longer than TCP's first retransmission after one second, at which some
+    /// refusals come.
+    pub patience: Duration,
+}
+
+/// The first look.
+pub const GLANCE: Effort = Effort { attempts: 6, patience: Duration::from_millis(1_800) };
+/// The second look, at what seemed to differ: chance has then no part in it, and a busy machine little.
+pub const STARE: Effort = Effort { attempts: 48, patience: Duration::from_secs(4) };
+
+/// Kernels answer at once or at TCP's second attempt, after a second.
+const SLOW: Duration = Duration::from_millis(600);
+
+/// Dials a cell's addresses in turn. Silence and refusals do not depend on chance: one is enough.
+#[must_use]
+pub fn observe(bed: &Bed, cell: &Cell, effort: Effort) -> Observation {
+    let mut fates = BTreeSet::new();
+    let mut backends = BTreeSet::new();
+    for attempt in 0..effort.attempts {
+        let target = cell.targets[attempt as usize % cell.targets.len()];
+        let fate = dial(bed, cell, target, effort.patience);
+        if let Fate::Answered { by, .. } = &fate {
+            backends.insert(by.clone());
+        }
+        let answered = matches!(fate, Fate::Answered { .. });
+        fates.insert(fate);
+        if !answered && attempt as usize + 1 >= cell.targets.len() {
+            break;
+        }
+    }
+    if cell.sticky && backends.len() == 1 {
+        fates = fates.into_iter().filter(|fate| !matches!(fate, Fate::Answered { .. })).collect();
+        fates.insert(Fate::Sticky);
+    }
+    Observation(fates)
+}
+
+fn dial(bed: &Bed, cell: &Cell, target: std::net::SocketAddr, patience: Duration) -> Fate {
+    let dial = Dial::new(bed.place(cell.client), target, cell.transport).patience(patience);
+    let start = Instant::now();
+    let outcome = dial.probe();
+    let slow = start.elapsed() > SLOW;
+    match outcome {
+        Outcome::Ok(answer) => {
+            let by = answer.backend.split(':').next().unwrap_or_default().to_owned();
+            Fate::Answered { by, seen: name(answer.seen.ip()) }
+        }
+        Outcome::Timeout => Fate::Silence,
+        Outcome::Refused => Fate::Refused { how: "refused".into(), slow },
+        Outcome::Reset => Fate::Refused { how: "reset".into(), slow },
+        Outcome::Failed(how) => Fate::Refused { how, slow },
+    }
+}
+
+/// An address in words, so that beds with different address plans for what does not matter read the same.
+fn name(address: IpAddr) -> String {
+    let family = Family::of(&address);
+    if let Some(who) = Who::ALL.into_iter().find(|who| who.address(family) == address) {
+        return who.name().into();
+    }
+    if address == gateway(family) {
+        return "the gateway".into();
+    }
+    if address == second_address(family) {
+        return "host's second address".into();
+    }
+    // Each node has another one on its device to the API server.
+    if address.to_string().starts_with("198.18.0.") || address.to_string().starts_with("fd00:198:18:") {
+        return "host's address towards the API server".into();
+    }
+    address.to_string()
+}
