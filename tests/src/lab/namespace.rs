@@ -32,6 +32,9 @@ impl Namespace {
             // Tests provoke more errors than hosts like to report.
             ("net/ipv4/icmp_ratelimit", "0"),
             ("net/ipv6/icmp/ratelimit", "0"),
+            // Nor may the limit for all peers together count any type of them.
+            ("net/ipv4/icmp_ratemask", "0"),
+            ("net/ipv6/icmp/ratemask", "255"),
         ])?;
         run("ip", &["-n", &namespace.name, "link", "set", "lo", "up"])?;
         Ok(namespace)

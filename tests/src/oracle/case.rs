@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::cell::Way;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{Family, Who, cluster_ip, external_ip, load_balancer_ip};
 use crate::wire::Transport;
@@ -71,12 +72,20 @@ pub struct Case {
     /// From 1 to 99; all its addresses and ports follow from it.
     pub number: u8,
     pub endpoints: Vec<Endpoint>,
+    /// Those that it has a ClusterIP of.
+    pub families: &'static [Family],
     /// Merged into the Service's `spec`; null takes a field away.
     pub spec: Value,
     /// The Service's labels.
     pub labels: Value,
+    /// The slices' labels, beside their Service's name.
+    pub slice_labels: Value,
+    /// The slices' ports.
+    pub transports: &'static [Transport],
     /// `ipMode` of its LoadBalancer addresses.
     pub ip_mode: &'static str,
+    /// What clients dial.
+    pub ways: Vec<Way>,
 }
 
 impl Case {
@@ -86,9 +95,13 @@ impl Case {
             name: name.into(),
             number: 0,
             endpoints: endpoints.into_iter().collect(),
+            families: &Family::BOTH,
             spec: json!({}),
             labels: json!({}),
+            slice_labels: json!({}),
+            transports: &Transport::BOTH,
             ip_mode: "VIP",
+            ways: Way::USUAL.to_vec(),
         }
     }
 
@@ -99,10 +112,31 @@ impl Case {
         self
     }
 
+    /// Dialled in these ways.
+    #[must_use]
+    pub fn ways(mut self, ways: &[Way]) -> Self {
+        self.ways = ways.to_vec();
+        self
+    }
+
+    /// Of these families only; the other's external addresses stay.
+    #[must_use]
+    pub fn families(mut self, families: &'static [Family]) -> Self {
+        self.families = families;
+        self
+    }
+
     /// Clients stick to a backend.
     #[must_use]
     pub fn is_sticky(&self) -> bool {
         self.spec["sessionAffinity"] == "ClientIP"
+    }
+
+    /// Whether the Service has a port of this protocol.
+    #[must_use]
+    pub fn has(&self, transport: Transport) -> bool {
+        let ports = self.service()["spec"]["ports"].clone();
+        ports.as_array().is_some_and(|ports| ports.iter().any(|port| port["protocol"] == transport.name()))
     }
 
     /// The NodePort, the same for TCP and UDP.
@@ -114,8 +148,9 @@ impl Case {
     /// The Service as it is created.
     #[must_use]
     pub fn service(&self) -> Value {
-        let both =
-            |f: fn(Family, u8) -> std::net::IpAddr| Family::BOTH.map(|family| f(family, self.number).to_string());
+        let both = |f: fn(Family, u8) -> std::net::IpAddr| {
+            Family::BOTH.map(|family| f(family, self.number).to_string())
+        };
         let ports: Vec<_> = Transport::BOTH
             .iter()
             .map(|transport| {
@@ -125,10 +160,13 @@ impl Case {
                 })
             })
             .collect();
+        let cluster_ips: Vec<_> =
+            self.families.iter().map(|family| cluster_ip(*family, self.number).to_string()).collect();
+        let families: Vec<_> = self.families.iter().map(|family| address_type(*family)).collect();
         let mut spec = json!({
             "type": "LoadBalancer", "ports": ports,
-            "clusterIP": cluster_ip(Family::V4, self.number).to_string(), "clusterIPs": both(cluster_ip),
-            "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
+            "clusterIP": cluster_ips[0], "clusterIPs": cluster_ips, "ipFamilies": families,
+            "ipFamilyPolicy": if families.len() == 2 { "RequireDualStack" } else { "SingleStack" },
             "externalIPs": both(external_ip),
         });
         merge(&mut spec, &self.spec);
@@ -142,8 +180,9 @@ impl Case {
     /// Its LoadBalancer's addresses; none for Services of another type.
     #[must_use]
     pub fn status(&self) -> Option<Value> {
-        let ingress = Family::BOTH
-            .map(|family| json!({"ip": load_balancer_ip(family, self.number).to_string(), "ipMode": self.ip_mode}));
+        let ingress = Family::BOTH.map(
+            |family| json!({"ip": load_balancer_ip(family, self.number).to_string(), "ipMode": self.ip_mode}),
+        );
         let balanced = self.service()["spec"]["type"] == "LoadBalancer";
         balanced.then(|| json!({"status": {"loadBalancer": {"ingress": ingress}}}))
     }
@@ -152,21 +191,28 @@ impl Case {
     #[must_use]
     pub fn slices(&self) -> Vec<Value> {
         let slice = |family: Family| {
-            let ports = Transport::BOTH.map(|transport| {
-                json!({"name": transport.to_string(), "protocol": transport.name(), "port": TARGET_PORT})
-            });
+            let port = |transport: &Transport| json!({"name": transport.to_string(), "protocol": transport.name(), "port": TARGET_PORT});
+            let ports: Vec<_> = self.transports.iter().map(port).collect();
+            let mut labels = self.slice_labels.clone();
+            labels["kubernetes.io/service-name"] = json!(self.name);
             let endpoints: Vec<_> = self.endpoints.iter().map(|endpoint| endpoint.object(family)).collect();
             json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {
-                    "namespace": SPACE, "name": format!("{}-{family}", self.name),
-                    "labels": {"kubernetes.io/service-name": self.name},
+                    "namespace": SPACE, "name": format!("{}-{family}", self.name), "labels": labels,
                 },
-                "addressType": if family == Family::V4 { "IPv4" } else { "IPv6" },
+                "addressType": address_type(family),
                 "ports": ports, "endpoints": endpoints,
             })
         };
         Family::BOTH.map(slice).to_vec()
+    }
+}
+
+const fn address_type(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
     }
 }
 

@@ -1,29 +1,104 @@
 //! One question: what becomes of a client that dials an address?
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::lab::plan::{Family, Who};
+use super::Case;
+use crate::lab::app::SERVICE_PORT;
+use crate::lab::plan::{Family, Who, cluster_ip, external_ip, gateway, load_balancer_ip, second_address};
 use crate::wire::Transport;
 
-/// A client, the addresses that it dials in turn, and the case that they belong to.
+/// What a client can dial of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    ClusterIp,
+    NodePort,
+    /// On n1's second address.
+    NodePortSecond,
+    /// On n1's end of the pods' network.
+    NodePortGateway,
+    /// On 127.0.0.1 and ::1.
+    NodePortLoopback,
+    ExternalIp,
+    LoadBalancer,
+    ClusterIpOtherPort,
+    ExternalIpOtherPort,
+    LoadBalancerOtherPort,
+    /// An address of the Services' range that nobody has.
+    Unassigned,
+    /// The ClusterIP, external IP, LoadBalancer address and NodePort in turn.
+    Alternately,
+}
+
+impl Way {
+    /// The addresses that each Service has.
+    pub const USUAL: [Self; 5] =
+        [Self::ClusterIp, Self::NodePort, Self::NodePortSecond, Self::ExternalIp, Self::LoadBalancer];
+
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "cluster_ip",
+            Self::NodePort => "node_port",
+            Self::NodePortSecond => "node_port_on_second_address",
+            Self::NodePortGateway => "node_port_on_gateway",
+            Self::NodePortLoopback => "node_port_on_loopback",
+            Self::ExternalIp => "external_ip",
+            Self::LoadBalancer => "load_balancer",
+            Self::ClusterIpOtherPort => "other_port_of_cluster_ip",
+            Self::ExternalIpOtherPort => "other_port_of_external_ip",
+            Self::LoadBalancerOtherPort => "other_port_of_load_balancer",
+            Self::Unassigned => "unassigned_cluster_ip",
+            Self::Alternately => "all_addresses_in_turn",
+        }
+    }
+
+    fn targets(self, case: &Case, family: Family) -> Vec<SocketAddr> {
+        let n = case.number;
+        let (address, port): (IpAddr, u16) = match self {
+            Self::ClusterIp => (cluster_ip(family, n), SERVICE_PORT),
+            Self::NodePort => (Who::Host.address(family), case.node_port()),
+            Self::NodePortSecond => (second_address(family), case.node_port()),
+            Self::NodePortGateway => (gateway(family), case.node_port()),
+            Self::NodePortLoopback => {
+                (family.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), case.node_port())
+            }
+            Self::ExternalIp => (external_ip(family, n), SERVICE_PORT),
+            Self::LoadBalancer => (load_balancer_ip(family, n), SERVICE_PORT),
+            Self::ClusterIpOtherPort => (cluster_ip(family, n), SERVICE_PORT + 1),
+            Self::ExternalIpOtherPort => (external_ip(family, n), SERVICE_PORT + 1),
+            Self::LoadBalancerOtherPort => (load_balancer_ip(family, n), SERVICE_PORT + 1),
+            Self::Unassigned => (cluster_ip(family, 250), SERVICE_PORT),
+            Self::Alternately => {
+                let each = [Self::ClusterIp, Self::ExternalIp, Self::LoadBalancer, Self::NodePort];
+                return each.iter().flat_map(|way| way.targets(case, family)).collect();
+            }
+        };
+        vec![(address, port).into()]
+    }
+}
+
+/// A client, the addresses that it dials in turn, and the Service that they belong to.
 #[derive(Clone, Debug)]
-pub struct Cell {
-    /// The Service's name.
-    pub case: String,
-    /// What is dialled, in a word.
-    pub via: &'static str,
+pub struct Cell<'a> {
+    pub case: &'a Case,
+    pub way: Way,
     pub client: Who,
     pub family: Family,
     pub transport: Transport,
-    pub targets: Vec<SocketAddr>,
-    /// Clients are expected to stick to one backend: any will do.
-    pub sticky: bool,
 }
 
-impl fmt::Display for Cell {
+impl Cell<'_> {
+    /// What to dial, one after the other.
+    #[must_use]
+    pub fn targets(&self) -> Vec<SocketAddr> {
+        self.way.targets(self.case, self.family)
+    }
+}
+
+impl fmt::Display for Cell<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { case, via, client, family, transport, .. } = self;
-        write!(f, "{case}::{via}::from_{}::{family}::{transport}", client.name())
+        let Self { case, way, client, family, transport } = self;
+        write!(f, "{}::{}::from_{}::{family}::{transport}", case.name, way.name(), client.name())
     }
 }

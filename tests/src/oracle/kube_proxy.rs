@@ -58,9 +58,10 @@ impl KubeProxy {
     #[must_use]
     pub fn rules(&self, word: &str) -> String {
         let commands: &[&[&str]] = match self.mode {
-            Mode::Nftables => {
-                &[&["nft", "list", "table", "ip", "kube-proxy"], &["nft", "list", "table", "ip6", "kube-proxy"]]
-            }
+            Mode::Nftables => &[
+                &["nft", "list", "table", "ip", "kube-proxy"],
+                &["nft", "list", "table", "ip6", "kube-proxy"],
+            ],
             Mode::Iptables => &[&["iptables-save"], &["ip6tables-save"]],
         };
         let mut found = Vec::new();

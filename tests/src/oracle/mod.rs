@@ -8,7 +8,9 @@
 pub mod bench;
 pub mod case;
 pub mod cell;
+pub mod declared;
 mod kube_proxy;
+pub mod matrix;
 pub mod observe;
 pub mod plane;
 

@@ -14,11 +14,17 @@ use crate::traffic::{Dial, Outcome};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
     /// A backend's name, and the name of the address that it saw.
-    Answered { by: String, seen: String },
+    Answered {
+        by: String,
+        seen: String,
+    },
     /// Always the same backend, whichever.
     Sticky,
     /// What the client was told, and whether that took as long as a second attempt of TCP's.
-    Refused { how: String, slow: bool },
+    Refused {
+        how: String,
+        slow: bool,
+    },
     Silence,
 }
 
@@ -48,44 +54,47 @@ impl fmt::Display for Observation {
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     pub attempts: u32,
+    /// How much silence is enough: it costs the most time.
+    pub silences: u32,
     /// How long to wait for an answer. Longer than TCP's first retransmission after one second, at which some
     /// refusals come.
     pub patience: Duration,
 }
 
 /// The first look.
-pub const GLANCE: Effort = Effort { attempts: 6, patience: Duration::from_millis(1_800) };
+pub const GLANCE: Effort = Effort { attempts: 6, silences: 2, patience: Duration::from_millis(1_800) };
 /// The second look, at what seemed to differ: chance has then no part in it, and a busy machine little.
-pub const STARE: Effort = Effort { attempts: 48, patience: Duration::from_secs(4) };
+pub const STARE: Effort = Effort { attempts: 40, silences: 3, patience: Duration::from_secs(3) };
 
 /// Kernels answer at once or at TCP's second attempt, after a second.
 const SLOW: Duration = Duration::from_millis(600);
 
-/// Dials a cell's addresses in turn. Silence and refusals do not depend on chance: one is enough.
+/// Dials a cell's addresses in turn.
 #[must_use]
-pub fn observe(bed: &Bed, cell: &Cell, effort: Effort) -> Observation {
+pub fn observe(bed: &Bed, cell: &Cell<'_>, effort: Effort) -> Observation {
     let mut fates = BTreeSet::new();
     let mut backends = BTreeSet::new();
-    for attempt in 0..effort.attempts {
-        let target = cell.targets[attempt as usize % cell.targets.len()];
-        let fate = dial(bed, cell, target, effort.patience);
+    let targets = cell.targets();
+    let mut silences = 0;
+    for (_, target) in (0..effort.attempts).zip(targets.iter().cycle()) {
+        let fate = dial(bed, cell, *target, effort.patience);
         if let Fate::Answered { by, .. } = &fate {
             backends.insert(by.clone());
         }
-        let answered = matches!(fate, Fate::Answered { .. });
+        silences += u32::from(fate == Fate::Silence);
         fates.insert(fate);
-        if !answered && attempt as usize + 1 >= cell.targets.len() {
+        if silences == effort.silences {
             break;
         }
     }
-    if cell.sticky && backends.len() == 1 {
-        fates = fates.into_iter().filter(|fate| !matches!(fate, Fate::Answered { .. })).collect();
+    if cell.case.is_sticky() && backends.len() == 1 {
+        fates.retain(|fate| !matches!(fate, Fate::Answered { .. }));
         fates.insert(Fate::Sticky);
     }
     Observation(fates)
 }
 
-fn dial(bed: &Bed, cell: &Cell, target: std::net::SocketAddr, patience: Duration) -> Fate {
+fn dial(bed: &Bed, cell: &Cell<'_>, target: std::net::SocketAddr, patience: Duration) -> Fate {
     let dial = Dial::new(bed.place(cell.client), target, cell.transport).patience(patience);
     let start = Instant::now();
     let outcome = dial.probe();
@@ -98,7 +107,8 @@ fn dial(bed: &Bed, cell: &Cell, target: std::net::SocketAddr, patience: Duration
         Outcome::Timeout => Fate::Silence,
         Outcome::Refused => Fate::Refused { how: "refused".into(), slow },
         Outcome::Reset => Fate::Refused { how: "reset".into(), slow },
-        Outcome::Failed(how) => Fate::Refused { how, slow },
+        // Mostly a packet whose time to live is over: when that comes through is chance.
+        Outcome::Failed(how) => Fate::Refused { how, slow: false },
     }
 }
 

@@ -41,7 +41,8 @@ impl Plane {
         let login = Login::Certificate(&plane.file("admin.crt"), &plane.file("admin.key"));
         let config = kubeconfig(&plane.url(), &plane.file("both.crt"), &login);
         let path = plane.file("proxy.kubeconfig");
-        std::fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(&path, config.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
         let plane = Self { plane, kubeconfig: path };
         cases.iter().try_for_each(|case| plane.create(case).with_context(|| case.name.clone()))?;
         Ok(plane)

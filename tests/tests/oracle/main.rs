@@ -1,44 +1,69 @@
-//! The suite `oracle`: Sluice and kube-proxy side by side, cell by cell.
+//! The suite `oracle`: Sluice and kube-proxy side by side, cell by cell. Arguments are parts of cells' names; a cell
+//! runs if its name holds all of them.
+
+mod report;
+mod round;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
-use sluice_tests::lab::plan::{Family, Who, Wiring, cluster_ip};
-use sluice_tests::oracle::case::{Endpoint, State};
-use sluice_tests::oracle::observe::{GLANCE, observe};
-use sluice_tests::oracle::{Bench, Case, Cell, Mode, Plane};
-use sluice_tests::wire::Transport;
+use anyhow::Result;
+use sluice_tests::api::Binaries;
+use sluice_tests::lab::plan::Wiring;
+use sluice_tests::oracle::{Mode, Plane, matrix};
+
+use report::Report;
+use round::Round;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:?}");
-            ExitCode::FAILURE
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<String> = arguments.iter().filter(|word| !word.starts_with("--")).cloned().collect();
+    let rounds = rounds();
+    let cases = matrix::cases();
+    let selected: Vec<_> = rounds.iter().map(|round| round.select(&cases, &filters)).collect();
+    let count: usize = selected.iter().map(Vec::len).sum();
+    if arguments.iter().any(|word| word == "--list") {
+        for (round, cells) in rounds.iter().zip(&selected) {
+            cells.iter().for_each(|cell| println!("{round}::{cell}: test"));
         }
+        return ExitCode::SUCCESS;
     }
-}
-
-fn run() -> anyhow::Result<()> {
-    sluice_tests::lab::enter()?;
-    let mut case = Case::new("both", [Endpoint::new(Who::Pb, State::Ready), Endpoint::new(Who::Pd, State::Ready)]);
-    case.number = 1;
-    let start = std::time::Instant::now();
-    let plane = Plane::start(&[case])?;
-    eprintln!("plane {:?}", start.elapsed());
-    for mode in Mode::BOTH {
-        let bench = Bench::build(&plane, mode, Wiring::Routed)?;
-        eprintln!("bench {:?}", start.elapsed());
-        for family in Family::BOTH {
-            for client in Who::ALL {
-                let cell = Cell {
-                    case: "both".into(), via: "cluster_ip", client, family, transport: Transport::Tcp,
-                    targets: vec![(cluster_ip(family, 1), 80).into()], sticky: false,
-                };
-                let ours = observe(&bench.ours, &cell, GLANCE);
-                let theirs = observe(&bench.theirs, &cell, GLANCE);
-                eprintln!("{mode} {cell}\n  ours   {ours}\n  theirs {theirs}");
+    println!("\nrunning {count} tests");
+    let mut report = Report::new(Instant::now(), filters.is_empty());
+    if let Some(why) = obstacle() {
+        println!("skipped: oracle: {why}");
+        report.ignored = count;
+        return report.finish();
+    }
+    match start(&cases) {
+        Ok(plane) => {
+            for (round, cells) in rounds.iter().zip(selected).filter(|(_, cells)| !cells.is_empty()) {
+                round.run(&plane, cells, &mut report);
             }
         }
+        Err(error) => {
+            println!("the API server does not start or does not take the objects: {error:#}");
+            report.failed = count;
+        }
     }
-    Ok(())
+    report.finish()
+}
+
+fn rounds() -> Vec<Round> {
+    let round = |mode| Wiring::BOTH.map(|wiring| Round { mode, wiring });
+    Mode::BOTH.into_iter().flat_map(round).collect()
+}
+
+/// What the machine lacks.
+fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("network namespaces need root".into());
+    }
+    let missing = |name| Binaries::cached(name).err();
+    ["etcd", "kube-apiserver", "kube-proxy"].into_iter().find_map(missing).map(|error| format!("{error:#}"))
+}
+
+fn start(cases: &[sluice_tests::oracle::Case]) -> Result<Plane> {
+    sluice_tests::lab::enter()?;
+    Plane::start(cases)
 }

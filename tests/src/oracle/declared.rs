@@ -1,0 +1,217 @@
+//! The differences between kube-proxy and Sluice that are meant. Everything else that differs is a defect.
+//!
+//! The same table is the page `deploy/differences.md`.
+
+use super::Mode;
+use super::cell::{Cell, Way};
+use super::observe::{Fate, Observation};
+use crate::lab::plan::{Family, Who};
+use crate::wire::Transport;
+
+/// One difference.
+pub struct Difference {
+    /// Row of kube-proxy's behaviours, or entry of known failures, that it is about.
+    pub row: &'static str,
+    pub situation: &'static str,
+    pub kube_proxy: &'static str,
+    pub sluice: &'static str,
+    pub reason: &'static str,
+    /// How to get kube-proxy's behaviour, if at all.
+    pub switch: &'static str,
+    /// What kube-proxy's fate comes to with Sluice; `None` where the difference does not apply.
+    translate: fn(&Context<'_>, &Fate) -> Option<Vec<Fate>>,
+}
+
+/// What a difference may depend on.
+pub struct Context<'a> {
+    pub mode: Mode,
+    pub cell: &'a Cell<'a>,
+    /// What Sluice did: where several outcomes are as good the one that came counts.
+    pub ours: &'a Observation,
+}
+
+/// All of them.
+pub const DIFFERENCES: &[Difference] = &[
+    Difference {
+        row: "1.0",
+        situation: "TCP over IPv6 to a Service without usable endpoints",
+        kube_proxy: "refused after a second, at the second attempt",
+        sluice: "refused at once, as over IPv4",
+        reason: "the kernel loses the first ICMPv6 error of a connection that is being opened; a reset is not lost",
+        switch: "none",
+        translate: |at, fate| {
+            let slow =
+                at.cell.family == Family::V6 && at.cell.transport == Transport::Tcp && *fate == refused(true);
+            slow.then(|| vec![refused(false)])
+        },
+    },
+    Difference {
+        row: "B17",
+        situation: "UDP from the node itself to an address that is refused",
+        kube_proxy: "the send fails with EPERM",
+        sluice: "the send or the receive fails with ECONNREFUSED, as from anywhere else",
+        reason: "ECONNREFUSED is what resolvers and QUIC stacks understand as \"try the next\"",
+        switch: "none",
+        translate: |at, fate| {
+            let own = at.cell.client == Who::Host && at.cell.transport == Transport::Udp;
+            (own && *fate == told(NOT_PERMITTED) && at.ours.0.contains(&refused(false)))
+                .then(|| vec![refused(false)])
+        },
+    },
+    Difference {
+        row: "B7",
+        situation: "a pod of another node that reaches itself through this node",
+        kube_proxy: "silence in nftables mode, answered in iptables mode",
+        sluice: "answered",
+        reason: "nobody wants the silence",
+        switch: "none",
+        translate: |at, fate| {
+            let client = at.cell.client;
+            let hairpin = at.mode == Mode::Nftables
+                && client.node() == "n2"
+                && at.cell.case.endpoints.iter().any(|endpoint| endpoint.who == client);
+            let itself = |fate: &&Fate| matches!(fate, Fate::Answered { by, .. } if by == client.name());
+            let answers: Vec<_> = at.ours.0.iter().filter(itself).cloned().collect();
+            (hairpin && *fate == Fate::Silence && !answers.is_empty()).then_some(answers)
+        },
+    },
+    Difference {
+        row: "B14",
+        situation: "a port or protocol that the Service does not have, at its external IP or LoadBalancer address",
+        kube_proxy: "the packet is routed on, to wherever the address leads",
+        sluice: "refused",
+        reason: "where the address leads back to the node, as it mostly does, packets circle until they die",
+        switch: "none",
+        translate: |at, fate| (is_unlisted(at.cell, false) && routed_on(fate)).then(|| vec![refused(false)]),
+    },
+    Difference {
+        row: "B14",
+        situation: "a port or protocol that the Service does not have, at its ClusterIP, in iptables mode",
+        kube_proxy: "the packet is routed on; in nftables mode it is refused",
+        sluice: "refused in both",
+        reason: "a ClusterIP leads nowhere: a client that is told so need not wait",
+        switch: "none",
+        translate: |at, fate| {
+            let there = at.mode == Mode::Iptables && is_unlisted(at.cell, true);
+            (there && routed_on(fate)).then(|| vec![refused(false)])
+        },
+    },
+    Difference {
+        row: "B17",
+        situation: "the node itself to an external IP or LoadBalancer address without usable endpoints, in iptables mode",
+        kube_proxy: "the packet is routed on; in nftables mode it is refused",
+        sluice: "refused in both",
+        reason: "no rule of kube-proxy's refuses what the node sends there, which nobody asked for",
+        switch: "none",
+        translate: |at, fate| {
+            let there = matches!(at.cell.way, Way::ExternalIp | Way::LoadBalancer);
+            let corner = at.mode == Mode::Iptables && at.cell.client == Who::Host && there;
+            (corner && routed_on(fate)).then(|| vec![refused(false)])
+        },
+    },
+    Difference {
+        row: "E7",
+        situation: "a NodePort at ::1, in iptables mode",
+        kube_proxy: "refused; at 127.0.0.1 it is answered",
+        sluice: "answered at both",
+        reason: "sockets are translated before routing, so that both families can be served",
+        switch: "iptables.localhostNodePorts: false refuses both",
+        translate: |at, fate| {
+            let there = at.cell.way == Way::NodePortLoopback && at.cell.family == Family::V6;
+            let answers: Vec<_> = at.ours.0.iter().cloned().collect();
+            (at.mode == Mode::Iptables && there && *fate == refused(false)).then_some(answers)
+        },
+    },
+];
+
+const NOT_PERMITTED: &str = "Operation not permitted (os error 1)";
+const NO_ROUTE: &str = "No route to host (os error 113)";
+
+fn refused(slow: bool) -> Fate {
+    Fate::Refused { how: "refused".into(), slow }
+}
+
+fn told(how: &str) -> Fate {
+    Fate::Refused { how: how.into(), slow: false }
+}
+
+/// Whether the cell dials a port or protocol that its Service does not have, at its ClusterIP or elsewhere.
+fn is_unlisted(cell: &Cell<'_>, cluster_ip: bool) -> bool {
+    let other = match cell.way {
+        Way::ClusterIp | Way::ClusterIpOtherPort => cluster_ip,
+        Way::ExternalIp | Way::ExternalIpOtherPort | Way::LoadBalancer | Way::LoadBalancerOtherPort => {
+            !cluster_ip
+        }
+        _ => false,
+    };
+    let other_port =
+        matches!(cell.way, Way::ClusterIpOtherPort | Way::ExternalIpOtherPort | Way::LoadBalancerOtherPort);
+    other && (other_port || !cell.case.has(cell.transport))
+}
+
+/// In the laboratory the router sends it back: TCP learns that its time to live is over, UDP learns nothing.
+fn routed_on(fate: &Fate) -> bool {
+    *fate == Fate::Silence || matches!(fate, Fate::Refused { how, .. } if how == NO_ROUTE)
+}
+
+/// The numbers of the declared differences by which the two observations agree; `None` if they do not.
+#[must_use]
+pub fn reconcile(
+    mode: Mode,
+    cell: &Cell<'_>,
+    ours: &Observation,
+    theirs: &Observation,
+) -> Option<Vec<usize>> {
+    let at = Context { mode, cell, ours };
+    let (mut used, mut expected) = (Vec::new(), Observation::default());
+    for fate in &theirs.0 {
+        let declared = DIFFERENCES.iter().enumerate();
+        let found = declared
+            .filter(|_| !ours.0.contains(fate))
+            .find_map(|(number, difference)| Some((number, (difference.translate)(&at, fate)?)));
+        match found {
+            Some((number, fates)) => {
+                used.push(number);
+                expected.0.extend(fates);
+            }
+            None => _ = expected.0.insert(fate.clone()),
+        }
+    }
+    (expected == *ours).then_some(used)
+}
+
+/// The table as a page.
+#[must_use]
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Differences from kube-proxy\n\nEvery behaviour of kube-proxy v1.36 that `cargo xtask test oracle` compares and that Sluice does not \
+         repeat, generated from\nthe table that the suite goes by (`tests/src/oracle/declared.rs`). What is not here is the same, or a defect.\n",
+    );
+    for difference in DIFFERENCES {
+        let Difference { row, situation, kube_proxy, sluice, reason, switch, .. } = difference;
+        page.push_str(&format!(
+            "\n## {situation}\n\n- kube-proxy: {kube_proxy}\n- Sluice: {sluice}\n- Why: {reason}\n- Switch: {switch}\n- Row: {row}\n"
+        ));
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `SLUICE_BLESS=1` writes the page anew.
+    #[test]
+    fn the_page_is_the_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/differences.md");
+        if std::env::var_os("SLUICE_BLESS").is_some() {
+            std::fs::write(path, page()).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert_eq!(
+            written,
+            page(),
+            "write deploy/differences.md anew: SLUICE_BLESS=1 cargo test -p sluice-tests --lib"
+        );
+    }
+}

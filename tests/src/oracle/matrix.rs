@@ -1,0 +1,246 @@
+//! The generator: every case, and every cell of a round.
+
+use serde_json::json;
+
+use super::case::{Case, Endpoint, State};
+use super::cell::{Cell, Way};
+use crate::lab::app::SERVICE_PORT;
+use crate::lab::plan::{Family, Who, Wiring};
+use crate::wire::Transport;
+
+/// Who dials: a pod of the node, one that often is a backend itself, a pod of another node, the node, another node,
+/// an outside client.
+pub const CLIENTS: [Who; 6] = [Who::Pa, Who::Pb, Who::Pd, Who::Host, Who::OtherHost, Who::Client];
+
+/// Everything that is put into the API server.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.extend(policies());
+    cases.extend(kinds());
+    cases.extend(source_ranges());
+    cases.extend(hints());
+    cases.extend(affinity());
+    cases.extend(intake());
+    for (number, case) in (1..).zip(&mut cases) {
+        case.number = number;
+    }
+    cases
+}
+
+const fn ready(who: Who) -> Endpoint {
+    Endpoint::new(who, State::Ready)
+}
+
+fn both() -> [Endpoint; 2] {
+    [ready(Who::Pb), ready(Who::Pd)]
+}
+
+/// C1 to C9, B7, B12, B17: every list of endpoints under every pair of policies.
+fn policies() -> Vec<Case> {
+    use State::{Ending, NotReady, Ready, Terminating};
+    let layouts: [(&str, &[(Who, State)]); 12] = [
+        ("local", &[(Who::Pb, Ready)]),
+        ("remote", &[(Who::Pd, Ready)]),
+        ("both", &[(Who::Pb, Ready), (Who::Pd, Ready)]),
+        ("none", &[]),
+        ("not_ready", &[(Who::Pb, NotReady), (Who::Pd, NotReady)]),
+        ("local_terminating", &[(Who::Pb, Terminating)]),
+        ("remote_terminating", &[(Who::Pd, Terminating)]),
+        ("local_terminating_remote_ready", &[(Who::Pb, Terminating), (Who::Pd, Ready)]),
+        ("local_ready_remote_terminating", &[(Who::Pb, Ready), (Who::Pd, Terminating)]),
+        ("ending", &[(Who::Pb, Ending), (Who::Pd, Ending)]),
+        ("node", &[(Who::Host, Ready)]),
+        ("other_node", &[(Who::OtherHost, Ready)]),
+    ];
+    let pairs = [
+        ("", "Cluster", "Cluster"),
+        ("_external_local", "Local", "Cluster"),
+        ("_internal_local", "Cluster", "Local"),
+        ("_all_local", "Local", "Local"),
+    ];
+    let case = |(layout, endpoints): (&str, &[(Who, State)]),
+                (suffix, external, internal): (&str, &str, &str)| {
+        let endpoints = endpoints.iter().map(|(who, state)| Endpoint::new(*who, *state));
+        Case::new(format!("{layout}{suffix}").replace('_', "-"), endpoints)
+            .spec(json!({"externalTrafficPolicy": external, "internalTrafficPolicy": internal}))
+    };
+    layouts.into_iter().flat_map(|layout| pairs.map(|pair| case(layout, pair))).collect()
+}
+
+/// A10, A11, B8, B9, B10, B13, B14, B15, E: kinds of Services and of addresses.
+fn kinds() -> Vec<Case> {
+    let unlisted = [
+        Way::ClusterIpOtherPort,
+        Way::ExternalIpOtherPort,
+        Way::LoadBalancerOtherPort,
+        Way::NodePortGateway,
+        Way::NodePortLoopback,
+        Way::Unassigned,
+    ];
+    let without_ports = json!([
+        {"name": "tcp", "protocol": "TCP", "port": SERVICE_PORT},
+        {"name": "udp", "protocol": "UDP", "port": SERVICE_PORT},
+    ]);
+    let mut proxied = Case::new("load-balancer-proxied", both());
+    proxied.ip_mode = "Proxy";
+    vec![
+        Case::new("addresses", both()).ways(&unlisted),
+        Case::new("addresses-empty", []).ways(&unlisted),
+        Case::new("addresses-external-local", [ready(Who::Pd)])
+            .spec(json!({"externalTrafficPolicy": "Local"}))
+            .ways(&unlisted),
+        Case::new("cluster-ip", both())
+            .spec(json!({"type": "ClusterIP", "externalIPs": null, "ports": without_ports})),
+        Case::new("cluster-ip-external", both()).spec(json!({"type": "ClusterIP", "ports": without_ports})),
+        Case::new("cluster-ip-external-local", both())
+            .spec(json!({"type": "ClusterIP", "ports": without_ports, "externalTrafficPolicy": "Local"})),
+        Case::new("node-port", both()).spec(json!({"type": "NodePort", "externalIPs": null})),
+        Case::new("load-balancer-without-node-port", both())
+            .spec(json!({"allocateLoadBalancerNodePorts": false, "ports": without_ports})),
+        proxied,
+        Case::new("outside-endpoint", [ready(Who::Client)]),
+        Case::new("three", [ready(Who::Pa), ready(Who::Pb), ready(Who::Pd)]),
+    ]
+}
+
+/// C16, C17, A12.
+fn source_ranges() -> Vec<Case> {
+    let case = |name: &str, ranges: &[&str], endpoints: &[Endpoint]| {
+        Case::new(format!("ranges-{name}"), endpoints.iter().copied())
+            .spec(json!({"loadBalancerSourceRanges": ranges}))
+            .ways(&[Way::LoadBalancer, Way::ExternalIp, Way::NodePort, Way::ClusterIp])
+    };
+    let client = ["198.51.100.0/24", "fd00:c::/64"];
+    vec![
+        case("client", &client, &both()),
+        case("client-empty", &client, &[]),
+        case("pods", &["10.244.0.0/16", "fd00:10::/32"], &both()),
+        case("node", &["192.0.2.11/32", "fd00:2::11/128"], &both()),
+        case("nobody", &["192.0.9.0/24", "fd00:9::/64"], &both()),
+        case("four-only", &client[..1], &both()),
+        case("everybody-four", &["0.0.0.0/0", "192.0.9.0/24", "fd00:9::/64"], &both()),
+        case("client-local", &client, &[ready(Who::Pd)]).spec(json!({"externalTrafficPolicy": "Local"})),
+    ]
+}
+
+/// C11 to C14.
+fn hints() -> Vec<Case> {
+    let zoned = |who: Who, zones: &'static [&'static str]| Endpoint { zones, ..ready(who) };
+    let noded = |who: Who, nodes: &'static [&'static str]| Endpoint { nodes, ..ready(who) };
+    let case = |name: &str, endpoints: &[Endpoint]| {
+        Case::new(format!("hints-{name}"), endpoints.iter().copied())
+            .ways(&[Way::ClusterIp, Way::LoadBalancer])
+    };
+    let east_west = [zoned(Who::Pb, &["east"]), zoned(Who::Pd, &["west"])];
+    vec![
+        case("zone", &east_west),
+        case("zone-elsewhere", &[zoned(Who::Pb, &["west"]), zoned(Who::Pd, &["west"])]),
+        case("zone-partly", &[zoned(Who::Pb, &["east"]), ready(Who::Pd)]),
+        case("zone-several", &[zoned(Who::Pb, &["west"]), zoned(Who::Pd, &["west", "east"])]),
+        case("node", &[noded(Who::Pb, &["n2"]), noded(Who::Pd, &["n1"])]),
+        case(
+            "node-elsewhere-zone",
+            &[
+                Endpoint { zones: &["east"], nodes: &["n2"], ..ready(Who::Pb) },
+                Endpoint { zones: &["west"], nodes: &["n2"], ..ready(Who::Pd) },
+            ],
+        ),
+        case("zone-local", &[zoned(Who::Pb, &["west"]), zoned(Who::Pd, &["east"])])
+            .spec(json!({"externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local"})),
+        case(
+            "zone-terminating",
+            &[
+                Endpoint { zones: &["east"], ..Endpoint::new(Who::Pb, State::Terminating) },
+                zoned(Who::Pd, &["west"]),
+            ],
+        ),
+    ]
+}
+
+/// D1, D9, B7.
+fn affinity() -> Vec<Case> {
+    let sticky = json!({"sessionAffinity": "ClientIP"});
+    let three = [ready(Who::Pa), ready(Who::Pb), ready(Who::Pd)];
+    let mut ways = Way::USUAL.to_vec();
+    ways.push(Way::Alternately);
+    vec![
+        Case::new("affinity", three).spec(sticky.clone()).ways(&ways),
+        Case::new("affinity-local", three)
+            .spec(sticky.clone())
+            .spec(json!({"externalTrafficPolicy": "Local"}))
+            .ways(&ways),
+        Case::new("affinity-one-ready", [ready(Who::Pb), Endpoint::new(Who::Pd, State::NotReady)])
+            .spec(sticky),
+    ]
+}
+
+/// A3, A15, B4.
+fn intake() -> Vec<Case> {
+    let labelled = |name: &str, key: &str| {
+        let mut case = Case::new(name, both());
+        case.labels = json!({key: ""});
+        case
+    };
+    let mut headless = Case::new("headless-slice", both());
+    headless.slice_labels = json!({"service.kubernetes.io/headless": ""});
+    let mut half = Case::new("slice-without-udp", both());
+    half.transports = &[Transport::Tcp];
+    let tcp_only = json!([{"name": "tcp", "protocol": "TCP", "port": SERVICE_PORT}]);
+    vec![
+        labelled("another-proxy", "service.kubernetes.io/service-proxy-name"),
+        labelled("headless-service", "service.kubernetes.io/headless"),
+        headless,
+        half,
+        Case::new("tcp-only", both()).spec(json!({"ports": tcp_only})),
+        Case::new("four-only", both()).families(&[Family::V4]),
+        Case::new("six-only", both()).families(&[Family::V6]),
+    ]
+}
+
+/// The cells of a round. Each client dials each address once a family, by TCP or by UDP, and by the other in the
+/// other wiring.
+#[must_use]
+pub fn cells(cases: &[Case], wiring: Wiring) -> Vec<Cell<'_>> {
+    let mut cells = Vec::new();
+    for (row, case) in cases.iter().enumerate() {
+        for (column, way) in case.ways.iter().enumerate() {
+            for (position, client) in CLIENTS.into_iter().enumerate() {
+                if *way == Way::NodePortLoopback && client != Who::Host {
+                    continue;
+                }
+                for (side, family) in Family::BOTH.into_iter().enumerate() {
+                    let turn = row + column + position + side + usize::from(wiring == Wiring::Bridged);
+                    let transport = Transport::BOTH[turn % 2];
+                    cells.push(Cell { case, way: *way, client, family, transport });
+                }
+            }
+        }
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn both_wirings_together_ask_everything() {
+        let cases = cases();
+        assert!(cases.len() < 100, "{} cases: addresses are planned for 99", cases.len());
+        let names: BTreeSet<_> = cases.iter().map(|case| &case.name).collect();
+        assert_eq!(names.len(), cases.len(), "names are unique");
+        let asked: Vec<String> = Wiring::BOTH
+            .into_iter()
+            .flat_map(|wiring| cells(&cases, wiring).iter().map(ToString::to_string).collect::<Vec<_>>())
+            .collect();
+        let unique: BTreeSet<_> = asked.iter().collect();
+        assert_eq!(unique.len(), asked.len(), "nothing is asked twice");
+        assert!(asked.len() >= 1_500, "{} cells", asked.len());
+        let each = cases[0].ways.len() * CLIENTS.len() * Family::BOTH.len() * Transport::BOTH.len();
+        let first = asked.iter().filter(|name| name.starts_with(&format!("{}::", cases[0].name)));
+        assert_eq!(first.count(), each, "each combination is asked");
+    }
+}

@@ -1,0 +1,128 @@
+//! One pair of beds and all the questions asked of it.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use sluice_tests::lab::plan::Wiring;
+use sluice_tests::oracle::cell::Cell;
+use sluice_tests::oracle::declared::reconcile;
+use sluice_tests::oracle::observe::{Effort, GLANCE, Observation, STARE, observe};
+use sluice_tests::oracle::{Bench, Case, Mode, Plane, matrix};
+
+use super::report::Report;
+
+/// Cells that are asked at once. Most wait for an answer that does not come.
+const ASKERS: usize = 256;
+/// Cells that differ whose cause is shown; more of them mostly have the same one.
+const SHOWN: usize = 8;
+
+/// A configuration that both proxies run under.
+pub struct Round {
+    pub mode: Mode,
+    pub wiring: Wiring,
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "oracle::{}::{}", self.mode, self.wiring)
+    }
+}
+
+/// A cell in which the proxies differ.
+struct Finding<'a> {
+    cell: Cell<'a>,
+    ours: Observation,
+    theirs: Observation,
+}
+
+impl Round {
+    /// Those of its cells whose full names hold all filters.
+    pub fn select<'a>(&self, cases: &'a [Case], filters: &[String]) -> Vec<Cell<'a>> {
+        let wanted = |cell: &Cell<'_>| {
+            let name = format!("{self}::{cell}");
+            filters.iter().all(|filter| name.contains(filter.as_str()))
+        };
+        matrix::cells(cases, self.wiring).into_iter().filter(wanted).collect()
+    }
+
+    /// Builds the beds, asks, and tells what differs.
+    pub fn run(&self, plane: &Plane, cells: Vec<Cell<'_>>, report: &mut Report) {
+        let (start, count) = (Instant::now(), cells.len());
+        let bench = match Bench::build(plane, self.mode, self.wiring) {
+            Ok(bench) => bench,
+            Err(error) => {
+                println!("test {self} ... FAILED\nthe beds could not be set up: {error:#}");
+                report.failed += count;
+                return;
+            }
+        };
+        let findings = self.ask(&bench, cells, report);
+        let differing = findings.len();
+        for (number, finding) in findings.iter().enumerate() {
+            self.show(&bench, finding, number < SHOWN);
+        }
+        report.failed += differing;
+        report.passed += count - differing;
+        let seconds = start.elapsed().as_secs();
+        println!("{self}: {count} cells, {differing} of them differ, {seconds} s");
+    }
+
+    fn ask<'a>(&self, bench: &Bench, cells: Vec<Cell<'a>>, report: &mut Report) -> Vec<Finding<'a>> {
+        let (queue, findings) = (Mutex::new(cells), Mutex::new(Vec::new()));
+        let report = Mutex::new(report);
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        std::thread::scope(|scope| {
+            for _ in 0..ASKERS {
+                scope.spawn(|| {
+                    while let Some(cell) = next() {
+                        match self.compare(bench, cell) {
+                            Ok(used) => report.lock().unwrap_or_else(PoisonError::into_inner).declared(&used),
+                            Err(finding) => {
+                                findings.lock().unwrap_or_else(PoisonError::into_inner).push(*finding)
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        let mut findings = findings.into_inner().unwrap_or_else(PoisonError::into_inner);
+        findings.sort_by_key(|finding| finding.cell.to_string());
+        findings
+    }
+
+    /// Looks at both; what seems to differ is looked at again, longer.
+    fn compare<'a>(&self, bench: &Bench, cell: Cell<'a>) -> Result<Vec<usize>, Box<Finding<'a>>> {
+        let (ours, theirs) = look(bench, &cell, GLANCE);
+        if let Some(used) = reconcile(self.mode, &cell, &ours, &theirs) {
+            return Ok(used);
+        }
+        let (ours, theirs) = look(bench, &cell, STARE);
+        match reconcile(self.mode, &cell, &ours, &theirs) {
+            Some(used) => Ok(used),
+            None => Err(Box::new(Finding { cell, ours, theirs })),
+        }
+    }
+
+    fn show(&self, bench: &Bench, finding: &Finding<'_>, thoroughly: bool) {
+        let Finding { cell, ours, theirs } = finding;
+        println!("test {self}::{cell} ... FAILED\n    Sluice:     {ours}\n    kube-proxy: {theirs}");
+        if thoroughly {
+            let name = format!("oracle/{}", cell.case.name);
+            let installed = bench.ours.agent().and_then(|agent| agent.home.json(&["services", &name]));
+            let installed = installed.map_or_else(|error| format!("{error:#}"), |list| list.to_string());
+            println!("    sluice services {name}: {installed}");
+            println!("    kube-proxy's rules:\n{}", bench.kube_proxy.rules(&name));
+        }
+    }
+}
+
+/// Both at the same time.
+fn look(bench: &Bench, cell: &Cell<'_>, effort: Effort) -> (Observation, Observation) {
+    std::thread::scope(|scope| {
+        let ours = scope.spawn(|| observe(&bench.ours, cell, effort));
+        let theirs = observe(&bench.theirs, cell, effort);
+        // A panic there is a finding: nothing was observed.
+        (ours.join().unwrap_or_default(), theirs)
+    })
+}
