@@ -42,7 +42,7 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
             Kind::Masquerade,
             ifindex,
         );
-        pair::open(tables, &headers.key, scratch, None, free)?;
+        pair::open(tables, &headers.key, scratch, false, free)?;
         packet.set_mark(packet.mark() & !tables.masquerade_mark());
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });

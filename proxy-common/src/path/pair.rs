@@ -83,14 +83,14 @@ pub(super) const fn candidate(secret: u32, attempt: u32) -> Port {
 }
 
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
-/// live flow owns it, this one takes another source port, beginning with `first`. `free` says whether a port
-/// may be used at all.
+/// live flow owns it, this one takes another source port; without `keep_port` it does so in any case. `free` says whether
+/// a port may be used at all.
 #[inline(always)]
 pub(super) fn open<const N: usize, T: Tables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
-    first: Option<Port>,
+    keep_port: bool,
     free: impl Fn(Port) -> bool,
 ) -> Result<(), Reason> {
     let now = tables.now();
@@ -105,10 +105,7 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     let secret = tables.seed() ^ scratch.flow.tag;
     let mut full = false;
     for attempt in 0..PORT_TRIES {
-        let port = match first {
-            Some(port) if attempt == 0 => port,
-            _ => candidate(secret, attempt),
-        };
+        let port = if keep_port && attempt == 0 { key.sport } else { candidate(secret, attempt) };
         if !free(port) {
             continue;
         }

@@ -43,6 +43,7 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
         };
     };
     let marked = is_masqueraded(tables, headers, external, &service, &backend.address);
+    let keep_port = !(marked && has_edge(tables, &backend.address));
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
         pair::start(&mut scratch.flow, &key.src, &backend.address, backend.port, Kind::Translate, ifindex);
@@ -53,7 +54,7 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
             scratch.flow.state |= state::MARK;
             packet.set_mark(packet.mark() | tables.masquerade_mark());
         }
-        pair::open(tables, &headers.key, scratch, Some(headers.key.sport), |_| true)?;
+        pair::open(tables, &headers.key, scratch, keep_port, |_| true)?;
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
@@ -80,7 +81,7 @@ fn decide_direct<const N: usize, P: Packet, T: Tables<N>>(
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
         pair::start(&mut scratch.flow, &key.src, &key.dst, key.dport, Kind::Translate, ifindex);
-        pair::open(tables, &headers.key, scratch, None, |_| true)?;
+        pair::open(tables, &headers.key, scratch, false, |_| true)?;
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
@@ -101,7 +102,7 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
         scratch.flow.service = flow.service;
         scratch.flow.endpoint = flow.endpoint;
         scratch.flow.generation = flow.generation;
-        pair::open(tables, &key, scratch, None, |_| true)
+        pair::open(tables, &key, scratch, false, |_| true)
     });
 }
 
@@ -132,6 +133,16 @@ fn is_masqueraded<const N: usize, T: Tables<N>>(
         return service.flags & service_flags::MASQUERADE_EXTERNAL != 0;
     }
     tables.masquerade_all() || tables.is_cluster_source(&headers.key.src) == Some(false)
+}
+
+/// Whether packets to this backend leave the stack by an edge, where they are masqueraded; the node's own do not.
+///
+/// A masqueraded flow does not keep the client's port between the edges. C → B with that port may be a connection that
+/// the client has opened straight to B, and nothing would show the clash: B answers both, one of them to M. The backend
+/// sees a port of M's either way (P-60).
+#[inline(always)]
+fn has_edge<const N: usize, T: Tables<N>>(tables: &T, backend: &Addr<N>) -> bool {
+    !tables.address_class(backend).any(AddressClass::LOCAL)
 }
 
 /// A TCP segment to a frontend, not a SYN, without a flow. On the node's own addresses the stack answers; on a Service's

@@ -69,6 +69,11 @@ pub const OTHER_VIP: Party = (Who::OtherVip, PORT);
 pub const NODEPORT: Party = (Who::Node, NODE_PORT);
 /// The masquerade address with a port to be chosen.
 pub const MASQUERADE: Party = (Who::Masquerade, 0);
+/// A party under a source port to be chosen, as masqueraded flows have it between the edges (P-60).
+#[must_use]
+pub const fn renumbered(party: Party) -> Party {
+    (party.0, 0)
+}
 /// The source of the last packet that came out of a hook.
 pub const SEEN: Party = (Who::Seen, 0);
 

@@ -134,27 +134,24 @@ fn own_flows_from_node_ports(bed: &mut Bed, family: Family, transport: Transport
     Ok(())
 }
 
-/// Experiment 5: conntrack owns the reply's tuple already, so the stack renumbers the source; the backend must see
-/// the masquerade address all the same.
+/// Experiment 5: a NAT of the stack's gives the flow another source port on its way; the backend must see the
+/// masquerade address all the same. A packet that has not been renumbered does not get through.
 fn renumbered(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let ip = if family == Family::V4 { "ip" } else { "ip6" };
-    let (node, pod) = (Who::Host.address(family), PB.who.address(family));
-    let bracketed = if family == Family::V4 { pod.to_string() } else { format!("[{pod}]") };
+    let client = Who::Client.address(family);
+    let bracketed = if family == Family::V4 { client.to_string() } else { format!("[{client}]") };
     bed.nft(&format!(
-        "table inet old {{ chain pre {{ type nat hook prerouting priority -100;
-           {ip} daddr {node} {transport} dport 31999 dnat {ip} to {bracketed}:{}; }}
-         chain post {{ type nat hook postrouting priority 100; }}\n}}",
-        PB.port
+        "table inet old {{ chain post {{ type nat hook postrouting priority 100;
+           meta mark & 0x4000 == 0x4000 meta l4proto {transport} snat {ip} to {bracketed}:50000-50100; }}
+         chain after {{ type filter hook postrouting priority 200;
+           meta mark & 0x4000 == 0x4000 {transport} sport != 50000-50100 drop; }}\n}}"
     ))?;
+    let pod = PB.who.address(family);
     let result = (|| {
-        let place = bed.place(Who::Client);
-        let mut old = open(place, SocketAddr::new(node, 31_999), transport, 24_000)?;
-        let mut new = open(place, first().address(Via::NodePort, family), transport, 24_000)?;
-        let seen = new.answer.seen.ip();
+        let mut opened = open(bed.place(Who::Client), first().address(Via::NodePort, family), transport, 0)?;
+        let seen = opened.answer.seen.ip();
         ensure!(seen == bed.route_source(pod)?, "the backend sees {seen}: not masqueraded");
-        old.ask(b"old").ok().context("the older flow")?;
-        new.ask(b"new").ok().context("the newer flow")?;
-        Ok(())
+        opened.ask(b"again").ok().map(drop)
     })();
     bed.nft("delete table inet old")?;
     result

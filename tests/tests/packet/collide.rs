@@ -1,7 +1,8 @@
 //! One client port, several ways to one endpoint (P-60, P-61).
 
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, OTHER_VIP, SEEN, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
+    BACKEND, CLIENT, NODEPORT, OTHER_VIP, SEEN, STRANGER, Tale, VIP, Who, ack, fin, renumbered, rst, syn,
+    syn_ack, tale,
 };
 use sluice_tests::packet::world::BACKEND_PORT;
 
@@ -58,6 +59,24 @@ fn ways() -> Vec<Tale> {
             .entries(0)
             .leaves(syn_ack(BACKEND, CLIENT))
             .untouched(),
+        tale("straight to the endpoint first: masqueraded flows leave it the client's port P-60")
+            .enters(syn(STRANGER, BACKEND))
+            .untouched()
+            .leaves(syn_ack(BACKEND, STRANGER))
+            .untouched()
+            .enters(syn(STRANGER, NODEPORT))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .leaves(syn_ack(BACKEND, SEEN))
+            .becomes(NODEPORT, STRANGER)
+            .enters(syn(STRANGER, VIP))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .leaves(syn_ack(BACKEND, SEEN))
+            .becomes(VIP, STRANGER)
+            .enters(ack(STRANGER, BACKEND))
+            .untouched()
+            .leaves(ack(BACKEND, STRANGER))
+            .untouched()
+            .entries(4),
         by_service("another port of the endpoint's address is another connection P-60")
             .enters(syn(CLIENT, (Who::Backend, 22)))
             .untouched()
@@ -78,7 +97,7 @@ fn ways() -> Vec<Tale> {
             .becomes((Who::Vip, BACKEND_PORT), CLIENT),
         by_service("two clients with one port number do not meet")
             .enters(syn((Who::Outside, CLIENT.1), OTHER_VIP))
-            .becomes_marked((Who::Outside, CLIENT.1), BACKEND)
+            .becomes_marked((Who::Outside, 0), BACKEND)
             .entries(4),
     ]
 }

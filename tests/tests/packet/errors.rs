@@ -96,14 +96,14 @@ impl Case {
         };
         let first = node.run(&At::INGRESS, &packet(self.protocol, SYN, client, front, payload), 0);
         let sent = node.run(&At::EGRESS, &first.bytes, first.mark);
-        let seen = read(&sent.bytes).src;
+        let (between, seen) = (read(&first.bytes).src, read(&sent.bytes).src);
         let keep = if self.v6 { 40 } else { 20 } + self.quote;
         let flows = node.flows();
         if self.complaint == Complaint::RouterAboutAnswer {
             // Told to the endpoint about its own packet.
             let answer = packet(self.protocol, SYN, front, client, payload);
             let out = node.run(&At::INGRESS, &icmp(self.kind, p.router, front.0, &answer, keep), 0);
-            self.is_told(&out, (p.router, backend.0), (backend, client))?;
+            self.is_told(&out, (p.router, backend.0), (backend, between))?;
         } else {
             let from = if self.complaint == Complaint::BackendAboutRequest { p.backend } else { p.router };
             let error = icmp(self.kind, from, seen.0, &sent.bytes, keep);

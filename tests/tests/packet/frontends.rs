@@ -2,7 +2,8 @@
 
 use proxy_common::abi::Reason;
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, NODEPORT, OTHER_VIP, Party, STRANGER, Spec, Tale, VIP, Who, ack, syn, syn_ack, tale,
+    BACKEND, CLIENT, NODEPORT, OTHER_VIP, Party, SEEN, STRANGER, Spec, Tale, VIP, Who, ack, renumbered, syn,
+    syn_ack, tale,
 };
 use sluice_tests::packet::world::{
     BACKEND_PORT, DNS_PORT, EMPTY_PORT, HOST_PORT, LEAVING_PORT, LOCAL_NODE_PORT, NODE_PORT, PORT,
@@ -19,9 +20,13 @@ pub fn rows() -> Vec<Tale> {
 /// There and back again.
 fn round_trip(title: &str, client: Party, front: Party, marked: bool) -> Tale {
     let there = tale(title).enters(syn(client, front));
-    let there = if marked { there.becomes_marked(client, BACKEND) } else { there.becomes(client, BACKEND) };
-    let again = there.leaves(syn_ack(BACKEND, client)).becomes(front, client).enters(ack(client, front));
-    if marked { again.becomes_marked(client, BACKEND) } else { again.becomes(client, BACKEND) }
+    let there = if marked {
+        there.becomes_marked(renumbered(client), BACKEND)
+    } else {
+        there.becomes(client, BACKEND)
+    };
+    let again = there.leaves(syn_ack(BACKEND, SEEN)).becomes(front, client).enters(ack(client, front));
+    if marked { again.becomes_marked(renumbered(client), BACKEND) } else { again.becomes(client, BACKEND) }
 }
 
 fn served() -> Vec<Tale> {

@@ -6,7 +6,7 @@ use sluice_tests::packet::shape::Shape::{
     Trailer, Unfinished,
 };
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, Who, syn, syn_ack, tale,
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, Who, renumbered, syn, syn_ack, tale,
 };
 use sluice_tests::packet::world::EMPTY_PORT;
 
@@ -18,11 +18,11 @@ pub fn rows() -> Vec<Tale> {
 fn translated(title: &str, shapes: &[Shape]) -> Tale {
     tale(title)
         .enters(syn(STRANGER, NODEPORT).with(shapes))
-        .becomes_marked(STRANGER, BACKEND)
+        .becomes_marked(renumbered(STRANGER), BACKEND)
         .goes_on()
         .becomes_unmarked(MASQUERADE, BACKEND)
         .enters(syn_ack(BACKEND, SEEN).with(shapes))
-        .becomes(BACKEND, STRANGER)
+        .becomes(BACKEND, renumbered(STRANGER))
         .goes_on()
         .becomes(NODEPORT, STRANGER)
         .enters(syn((Who::Pod, 7), (Who::Vip, EMPTY_PORT)).with(shapes))
@@ -170,11 +170,11 @@ fn offloads() -> Vec<Tale> {
     vec![
         tale("a super-packet is translated like any other P-81")
             .enters(syn(STRANGER, NODEPORT).of_segments(3))
-            .becomes_marked(STRANGER, BACKEND)
+            .becomes_marked(renumbered(STRANGER), BACKEND)
             .goes_on()
             .becomes_unmarked(MASQUERADE, BACKEND)
             .enters(syn_ack(BACKEND, SEEN).of_segments(2))
-            .becomes(BACKEND, STRANGER)
+            .becomes(BACKEND, renumbered(STRANGER))
             .goes_on()
             .becomes(NODEPORT, STRANGER),
         tale("a super-packet is refused like any other P-81")

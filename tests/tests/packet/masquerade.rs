@@ -2,8 +2,8 @@
 
 use proxy_common::abi::{Addr, Reason, config_flags};
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, MASQUERADE, NODEPORT, Party, SEEN, STRANGER, Tale, VIP, Who, ack, fin, rst, syn,
-    syn_ack, tale,
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, Party, SEEN, STRANGER, Tale, VIP, Who, ack, fin, renumbered, rst,
+    syn, syn_ack, tale,
 };
 use sluice_tests::packet::world::{BACKEND_PORT, LOCAL_NODE_PORT, MARK, PORT};
 
@@ -21,10 +21,10 @@ fn who() -> Vec<Tale> {
         tale("a pod to a ClusterIP is not masqueraded F5").enters(syn(CLIENT, VIP)).becomes(CLIENT, BACKEND),
         tale("a host outside the pods' range to a ClusterIP is masqueraded F5")
             .enters(syn(STRANGER, VIP))
-            .becomes_marked(STRANGER, BACKEND),
+            .becomes_marked(renumbered(STRANGER), BACKEND),
         tale("the node itself to a ClusterIP is masqueraded F5")
             .enters(syn((Who::Node, 777), VIP))
-            .becomes_marked((Who::Node, 777), BACKEND),
+            .becomes_marked(renumbered((Who::Node, 777)), BACKEND),
         tale("without a detector nobody to a ClusterIP is masqueraded F8")
             .configured(|config| config.flags = 0)
             .enters(syn(STRANGER, VIP))
@@ -32,30 +32,31 @@ fn who() -> Vec<Tale> {
         tale("without a detector external traffic is masqueraded still F8")
             .configured(|config| config.flags = 0)
             .enters(syn(STRANGER, NODEPORT))
-            .becomes_marked(STRANGER, BACKEND),
+            .becomes_marked(renumbered(STRANGER), BACKEND),
         tale("with masqueradeAll pods to a ClusterIP are masqueraded too F4")
             .configured(|config| config.flags |= config_flags::MASQUERADE_ALL)
             .enters(syn(CLIENT, VIP))
-            .becomes_marked(CLIENT, BACKEND),
+            .becomes_marked(renumbered(CLIENT), BACKEND),
         tale("with masqueradeAll and without a detector everybody is masqueraded F4")
             .configured(|config| config.flags = config_flags::MASQUERADE_ALL)
             .enters(syn(STRANGER, VIP))
-            .becomes_marked(STRANGER, BACKEND),
+            .becomes_marked(renumbered(STRANGER), BACKEND),
         tale("masqueradeAll does not touch policy Local F4")
             .configured(|config| config.flags |= config_flags::MASQUERADE_ALL)
             .enters(syn(STRANGER, (Who::Node, LOCAL_NODE_PORT)))
             .becomes(STRANGER, BACKEND),
         tale("what has been decided for a flow holds when the configuration changes")
             .enters(syn(STRANGER, VIP))
-            .becomes_marked(STRANGER, BACKEND)
+            .becomes_marked(renumbered(STRANGER), BACKEND)
             .configured(|config| config.flags = 0)
             .enters(ack(STRANGER, VIP))
-            .becomes_marked(STRANGER, BACKEND),
+            .becomes_marked(renumbered(STRANGER), BACKEND),
     ]
 }
 
 fn hairpin() -> Vec<Tale> {
-    let through = |title: &str, front| tale(title).enters(syn(OWN, front)).becomes_marked(OWN, BACKEND);
+    let through =
+        |title: &str, front| tale(title).enters(syn(OWN, front)).becomes_marked(renumbered(OWN), BACKEND);
     vec![
         through("a pod that reaches itself by its ClusterIP is masqueraded B7 P-27", VIP),
         through("a pod that reaches itself by a NodePort is masqueraded B7 P-27", NODEPORT),
@@ -70,14 +71,14 @@ fn hairpin() -> Vec<Tale> {
         through("a pod that reaches itself without a detector is masqueraded B7", VIP)
             .configured(|config| config.flags = 0)
             .enters(syn((Who::Backend, 40_031), VIP))
-            .becomes_marked((Who::Backend, 40_031), BACKEND),
+            .becomes_marked(renumbered((Who::Backend, 40_031)), BACKEND),
         tale("hairpin on one device: all four rewrites at the same edge P-27")
             .enters(syn(OWN, VIP))
-            .becomes_marked(OWN, BACKEND)
+            .becomes_marked(renumbered(OWN), BACKEND)
             .goes_on()
             .becomes_unmarked(MASQUERADE, BACKEND)
             .enters(syn_ack(BACKEND, SEEN))
-            .becomes(BACKEND, OWN)
+            .becomes(BACKEND, renumbered(OWN))
             .goes_on()
             .becomes(VIP, OWN)
             .entries(4),
@@ -88,15 +89,15 @@ fn hairpin() -> Vec<Tale> {
 fn through_all(title: &str, client: Party, front: Party) -> Tale {
     tale(title)
         .enters(syn(client, front))
-        .becomes_marked(client, BACKEND)
+        .becomes_marked(renumbered(client), BACKEND)
         .goes_on()
         .becomes_unmarked(MASQUERADE, BACKEND)
         .enters(syn_ack(BACKEND, SEEN))
-        .becomes(BACKEND, client)
+        .becomes(BACKEND, renumbered(client))
         .goes_on()
         .becomes(front, client)
         .enters(ack(client, front))
-        .becomes_marked(client, BACKEND)
+        .becomes_marked(renumbered(client), BACKEND)
         .goes_on()
         .becomes_unmarked(MASQUERADE, BACKEND)
         .entries(4)
@@ -116,7 +117,7 @@ fn rewrites() -> Vec<Tale> {
         through_all("equal ports through all four rewrites", STRANGER, (Who::Vip, BACKEND_PORT)),
         tale("the endpoint's edge masquerades what it sees, not what the client's edge saw")
             .enters(syn(STRANGER, NODEPORT))
-            .becomes_marked(STRANGER, BACKEND)
+            .becomes_marked(renumbered(STRANGER), BACKEND)
             .leaves(syn((Who::Outside, 777), BACKEND).marked(MARK))
             .becomes_unmarked(MASQUERADE, BACKEND)
             .enters(syn_ack(BACKEND, SEEN))
@@ -180,11 +181,11 @@ fn marks() -> Vec<Tale> {
     vec![
         tale("other bits of the mark are kept where ours is set and cleared P-72 F3")
             .enters(syn(STRANGER, NODEPORT).marked(OTHERS))
-            .becomes_marked(STRANGER, BACKEND)
+            .becomes_marked(renumbered(STRANGER), BACKEND)
             .goes_on()
             .becomes_unmarked(MASQUERADE, BACKEND)
             .enters(syn_ack(BACKEND, SEEN).marked(OTHERS))
-            .becomes(BACKEND, STRANGER)
+            .becomes(BACKEND, renumbered(STRANGER))
             .goes_on()
             .becomes(NODEPORT, STRANGER),
         tale("an unmarked packet of a masqueraded flow is masqueraded all the same P-72")
@@ -199,7 +200,7 @@ fn marks() -> Vec<Tale> {
         tale("the mark's bit can be chosen F3")
             .configured(|config| config.masquerade_mark = 0x0200_0000)
             .enters(syn(STRANGER, NODEPORT).marked(MARK))
-            .becomes_marked(STRANGER, BACKEND)
+            .becomes_marked(renumbered(STRANGER), BACKEND)
             .goes_on()
             .becomes_unmarked(MASQUERADE, BACKEND),
         tale("kube-proxy's default bit means nothing where another was chosen F3")

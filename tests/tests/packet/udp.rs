@@ -4,7 +4,7 @@ use proxy_common::abi::Reason::FlowCreated;
 use sluice_tests::packet::frame::{self, SYN};
 use sluice_tests::packet::shape::Shape;
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, syn, tale,
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, renumbered, syn, tale,
 };
 use sluice_tests::packet::world::{BACKEND_PORT, plan};
 
@@ -99,11 +99,11 @@ fn checksums() -> Vec<Tale> {
         tale("an absent checksum stays absent in all four rewrites P-58")
             .v4()
             .enters(absent(syn(STRANGER, NODEPORT)))
-            .becomes_marked(STRANGER, BACKEND)
+            .becomes_marked(renumbered(STRANGER), BACKEND)
             .goes_on()
             .becomes_unmarked(MASQUERADE, BACKEND)
             .enters(absent(syn(BACKEND, SEEN)))
-            .becomes(BACKEND, STRANGER)
+            .becomes(BACKEND, renumbered(STRANGER))
             .goes_on()
             .becomes(NODEPORT, STRANGER),
     ]
