@@ -17,7 +17,7 @@ use core::marker::PhantomData;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port,
-        Reason, RingHead, Service, config_flags, protocol,
+        Reason, RingHead, Service, config_flags, device_flags, protocol,
     },
     path::{Entry, Insert, Scratch, Tables},
     wire::Headers,
@@ -329,8 +329,14 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
     }
 
     #[inline(always)]
-    fn is_cluster_source(&self, source: &Addr<N>) -> Option<bool> {
-        F::detector(Self::config()?, source)
+    fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
+        let config = Self::config()?;
+        if config.flags & config_flags::DETECT_DEVICE != 0 {
+            // SAFETY: a device's element is removed only after the device.
+            let device = unsafe { DEVICES.get(ifindex) };
+            return Some(device.is_some_and(|device| device.flags & device_flags::DETECTED != 0));
+        }
+        F::detector(config, source)
     }
 
     #[inline(always)]

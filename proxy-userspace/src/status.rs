@@ -178,6 +178,9 @@ pub struct ServiceView {
     pub external: Vec<SocketAddr>,
     /// Endpoints for the ClusterIP.
     pub internal: Vec<SocketAddr>,
+    /// Under external policy Local: endpoints for pods and the node itself in place of `external`.
+    #[serde(default)]
+    pub cluster: Vec<SocketAddr>,
     pub flags: Vec<String>,
 }
 

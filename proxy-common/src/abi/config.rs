@@ -30,7 +30,7 @@ impl<const N: usize> Cidr<N> {
 abi! {
     /// Value of the `config` array's only element.
     pub struct Config {
-        /// The cluster's pods, IPv4; used with [`config_flags::DETECT_V4`].
+        /// The cluster's pods, or this node's (F6), IPv4; used with [`config_flags::DETECT_V4`].
         pub cluster_v4: Cidr<1>,
         /// The cluster's pods, IPv6; used with [`config_flags::DETECT_V6`].
         pub cluster_v6: Cidr<4>,
@@ -57,4 +57,7 @@ pub mod config_flags {
     pub const MASQUERADE_ALL: u32 = 4;
     /// Sockets of every network namespace are translated at connect time (`--sockets all`).
     pub const SOCKETS_ALL: u32 = 8;
+    /// The local-traffic detector goes by device, for both families (F7): what comes in by one with
+    /// [`super::device_flags::DETECTED`] is a pod's.
+    pub const DETECT_DEVICE: u32 = 16;
 }

@@ -20,4 +20,6 @@ abi! {
 pub mod device_flags {
     /// A pod's device, as opposed to one that leads to other hosts.
     pub const POD: u32 = 1;
+    /// What comes in by it is a pod's, by the local-traffic detector (F7).
+    pub const DETECTED: u32 = 2;
 }

@@ -26,7 +26,7 @@ pub use trace::TraceRecord;
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// A type that may lie in a map: no padding, every bit pattern valid, safe to copy bytewise.
 ///
@@ -88,7 +88,7 @@ mod tests {
             ("frontend key v6", size_of::<FrontendKey<4>>(), 20),
             ("backend v4", size_of::<Backend<1>>(), 12),
             ("backend v6", size_of::<Backend<4>>(), 24),
-            ("service", size_of::<Service>(), 24),
+            ("service", size_of::<Service>(), 32),
         ];
         for (what, is, want) in sizes {
             assert_eq!(is, want, "{what}");

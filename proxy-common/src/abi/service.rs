@@ -46,6 +46,9 @@ abi! {
         pub external: Run,
         /// Endpoints for the ClusterIP.
         pub internal: Run,
+        /// With [`service_flags::LOCAL_EXTERNAL`]: endpoints for pods and for the node itself when they dial what `external`
+        /// is for (C7, C8).
+        pub cluster: Run,
         /// Bits of [`service_flags`].
         pub flags: u32,
         /// Session affinity timeout in seconds; 0: none.
@@ -55,7 +58,13 @@ abi! {
 
 impl Service {
     /// A free entry: no flags, no endpoints.
-    pub const FREE: Self = Self { external: Run::EMPTY, internal: Run::EMPTY, flags: 0, affinity_timeout: 0 };
+    pub const FREE: Self = Self {
+        external: Run::EMPTY,
+        internal: Run::EMPTY,
+        cluster: Run::EMPTY,
+        flags: 0,
+        affinity_timeout: 0,
+    };
 }
 
 /// Bits of [`Service::flags`].
@@ -68,6 +77,9 @@ pub mod service_flags {
     pub const DROP_EXTERNAL: u32 = 4;
     /// An empty internal list means silence, not refusal (C4).
     pub const DROP_INTERNAL: u32 = 8;
+    /// External traffic is kept to this node (policy Local, C6), except for pods and the node itself: they are served from
+    /// [`super::Service::cluster`].
+    pub const LOCAL_EXTERNAL: u32 = 16;
 }
 
 abi! {

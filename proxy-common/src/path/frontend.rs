@@ -1,7 +1,7 @@
 //! Who is dialled: the same question for packets and for sockets.
 
 use super::traits::Tables;
-use crate::abi::{Addr, AddressClass, Frontend, FrontendKey, Port, Service, service_flags};
+use crate::abi::{Addr, AddressClass, Frontend, FrontendKey, Port, Run, Service, service_flags};
 
 /// The frontend behind an address of `class`: the exact address first, then, on addresses that serve them, the NodePorts
 /// (B9, B10).
@@ -35,4 +35,40 @@ pub(super) fn service<const N: usize, T: Tables<N>>(
 ) -> Option<(Service, bool)> {
     let (kind, service) = (frontend.kind()?, tables.service(frontend.service)?);
     (service.flags & service_flags::IN_USE != 0).then_some((service, kind.is_external()))
+}
+
+/// Who dials an external frontend, as far as policy Local cares (C6 … C10).
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Client {
+    /// Bound by the policy.
+    Outside = 0,
+    /// Not bound by it, and not masqueraded.
+    Pod = 1,
+    /// A process of this node: not bound by it, and masqueraded.
+    Node = 2,
+}
+
+/// Who sends from `source` by `ifindex`. Asked only where the answer matters.
+#[inline(always)]
+pub(super) fn client<const N: usize, T: Tables<N>>(tables: &T, ifindex: u32, source: &Addr<N>) -> Client {
+    if tables.is_pod(ifindex, source) == Some(true) {
+        Client::Pod
+    } else if tables.address_class(source).any(AddressClass::LOCAL) {
+        Client::Node
+    } else {
+        Client::Outside
+    }
+}
+
+/// The endpoints for a client, and whether an empty list means silence (C3).
+#[inline(always)]
+pub(super) const fn list(service: &Service, external: bool, client: Client) -> (Run, bool) {
+    if !external {
+        return (service.internal, service.flags & service_flags::DROP_INTERNAL != 0);
+    }
+    match client {
+        Client::Outside => (service.external, service.flags & service_flags::DROP_EXTERNAL != 0),
+        Client::Pod | Client::Node => (service.cluster, false),
+    }
 }

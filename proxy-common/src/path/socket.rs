@@ -1,8 +1,11 @@
 //! Sockets of the node's own processes: translated when they dial, not per packet.
 
+use super::frontend::{self, Client};
 use super::traits::Tables;
-use super::{frontend, translate};
-use crate::abi::{Addr, AddressClass, Backend, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs};
+use super::translate;
+use crate::abi::{
+    Addr, AddressClass, Backend, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs, service_flags,
+};
 
 /// What becomes of an address that a socket dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,13 +18,15 @@ pub enum Dial<const N: usize> {
     Refuse,
 }
 
-/// Decides for one address. The choice is a draw: a connecting socket has no source yet to hash.
+/// Decides for one address. The choice is a draw: a connecting socket has no source yet to hash. `of_node`: the socket is
+/// the node's own. What depends on the client's address is left to the packet path for other sockets.
 #[inline(always)]
 pub fn dial<const N: usize, T: Tables<N>>(
     tables: &T,
     address: &Addr<N>,
     port: Port,
     protocol: u8,
+    of_node: bool,
 ) -> Dial<N> {
     let class = tables.address_class(address);
     if !class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) {
@@ -37,7 +42,14 @@ pub fn dial<const N: usize, T: Tables<N>>(
     let Some((service, external)) = frontend::service(tables, frontend) else {
         return refuse(Reason::Unlisted);
     };
-    let run = if external { service.external } else { service.internal };
+    let mut client = Client::Outside;
+    if external && service.flags & service_flags::LOCAL_EXTERNAL != 0 {
+        if !of_node {
+            return Dial::Pass;
+        }
+        client = Client::Node;
+    }
+    let (run, _) = frontend::list(&service, external, client);
     match translate::choose(tables, run) {
         Some(backend) => Dial::To(backend),
         None => refuse(Reason::NoEndpoint),

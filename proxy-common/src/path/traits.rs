@@ -192,8 +192,9 @@ pub trait Tables<const N: usize> {
     /// Writes the key at a position of this CPU's ring.
     fn set_ring_key(&self, position: u32, key: &FlowKey<N>);
 
-    /// Whether `source` belongs to the cluster's pods; `None` without a local-traffic detector (F8).
-    fn is_cluster_source(&self, source: &Addr<N>) -> Option<bool>;
+    /// Whether a packet from `source` that came in by `ifindex` counts as a pod's; `None` without a local-traffic detector
+    /// (F5 … F8).
+    fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool>;
     /// Whether all ClusterIP traffic is masqueraded (F4).
     fn masquerade_all(&self) -> bool;
     /// The masquerade mark's bit (F3).

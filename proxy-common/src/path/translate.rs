@@ -1,10 +1,9 @@
 //! The first packet of a flow, at the client's edge.
 
+use super::frontend::{self, Client};
 use super::traits::{Entry, Packet, Returned, Tables, Verdict};
-use super::{frontend, pair, reject, rewrite};
-use crate::abi::{
-    Addr, AddressClass, Backend, Flow, Frontend, Kind, Reason, Run, Service, service_flags, state,
-};
+use super::{pair, reject, rewrite};
+use crate::abi::{Addr, AddressClass, Backend, Flow, Frontend, Kind, Reason, Run, service_flags, state};
 use crate::wire::Headers;
 
 /// A packet to a frontend, without a flow.
@@ -33,16 +32,26 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     if !headers.opens() {
         return stray(packet, tables, headers);
     }
-    let run = if external { service.external } else { service.internal };
+    let client = if external && service.flags & service_flags::LOCAL_EXTERNAL != 0 {
+        frontend::client(tables, packet.ifindex(), &headers.key.src)
+    } else {
+        Client::Outside
+    };
+    let (run, silent) = frontend::list(&service, external, client);
     let Some(backend) = choose(tables, run) else {
-        let silent = if external { service_flags::DROP_EXTERNAL } else { service_flags::DROP_INTERNAL };
-        return if service.flags & silent != 0 {
+        return if silent {
             Verdict::Drop(Reason::NoLocalEndpoint)
         } else {
             reject::answer(packet, headers, Reason::NoEndpoint).into()
         };
     };
-    let marked = is_masqueraded(tables, headers, external, &service, &backend.address);
+    // kube-proxy's masquerade matrix: hairpin always (B7), external frontends under policy Cluster (C5).
+    let marked = headers.key.src.same(&backend.address)
+        || if external {
+            client == Client::Node || service.flags & service_flags::MASQUERADE_EXTERNAL != 0
+        } else {
+            is_masqueraded(tables, packet.ifindex(), &headers.key.src)
+        };
     let keep_port = !(marked && has_edge(tables, &backend.address));
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
@@ -116,23 +125,11 @@ pub(super) fn choose<const N: usize, T: Tables<N>>(tables: &T, run: Run) -> Opti
     tables.backend(run.offset().wrapping_add(drawn as u32))
 }
 
-/// The masquerade matrix of kube-proxy: external frontends under policy Cluster (C5), ClusterIP by `masqueradeAll` (F4)
-/// or for sources that are not pods (F5), hairpin always (B7).
+/// Whether ClusterIP traffic from `source` is masqueraded: all of it by `masqueradeAll` (F4), else what comes from no pod
+/// (F5).
 #[inline(always)]
-fn is_masqueraded<const N: usize, T: Tables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    external: bool,
-    service: &Service,
-    backend: &Addr<N>,
-) -> bool {
-    if headers.key.src.same(backend) {
-        return true;
-    }
-    if external {
-        return service.flags & service_flags::MASQUERADE_EXTERNAL != 0;
-    }
-    tables.masquerade_all() || tables.is_cluster_source(&headers.key.src) == Some(false)
+fn is_masqueraded<const N: usize, T: Tables<N>>(tables: &T, ifindex: u32, source: &Addr<N>) -> bool {
+    tables.masquerade_all() || tables.is_pod(ifindex, source) == Some(false)
 }
 
 /// Whether packets to this backend leave the stack by an edge, where they are masqueraded; the node's own do not.

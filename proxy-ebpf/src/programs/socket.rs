@@ -142,7 +142,8 @@ enum Answer {
 fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     // SAFETY: the kernel hands every sock_addr program a valid context.
     let transport = unsafe { (*ctx.sock_addr).protocol } as u8;
-    if !matches!(transport, protocol::TCP | protocol::UDP) || !is_served(ctx) {
+    let Some(of_node) = served(ctx) else { return Answer::Leave };
+    if !matches!(transport, protocol::TCP | protocol::UDP) {
         return Answer::Leave;
     }
     let mut pair = SocketPair {
@@ -160,14 +161,14 @@ fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
         if kept(ctx, &maps, name, transport) {
             return Answer::Rewrite;
         }
-        let dialled = socket::dial::<1, _>(&maps, &Addr([name.address[3]]), name.port, transport);
+        let dialled = socket::dial::<1, _>(&maps, &Addr([name.address[3]]), name.port, transport, of_node);
         chosen(dialled, &mut pair, |to, address| to[3] = address.0[0])
     } else {
         let maps = Maps::<V6>::new(as_ptr);
         if kept(ctx, &maps, name, transport) {
             return Answer::Rewrite;
         }
-        let dialled = socket::dial::<4, _>(&maps, &Addr(name.address), name.port, transport);
+        let dialled = socket::dial::<4, _>(&maps, &Addr(name.address), name.port, transport, of_node);
         chosen(dialled, &mut pair, |to, address| *to = address.0)
     };
     if !matches!(answer, Answer::Rewrite) {
@@ -250,13 +251,14 @@ fn remember(ctx: &SockAddrContext, pair: &SocketPair) -> bool {
     unsafe { storage.as_mut() }.is_some_and(|pairs| socket::remember(pairs, pair))
 }
 
-/// Whether this socket is one that is translated: the node's own, or all by `--sockets all`.
+/// Whether this socket is the node's own; `None` for one that is not translated. `--sockets all` translates others as well.
 #[inline(always)]
-fn is_served(ctx: &SockAddrContext) -> bool {
-    let Some(config) = CONFIG.get(0) else { return false };
+fn served(ctx: &SockAddrContext) -> Option<bool> {
+    let config = CONFIG.get(0)?;
     // SAFETY: the kernel hands every sock_addr program a valid context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
-    config.flags & config_flags::SOCKETS_ALL != 0 || cookie == config.netns_cookie
+    let of_node = cookie == config.netns_cookie;
+    (of_node || config.flags & config_flags::SOCKETS_ALL != 0).then_some(of_node)
 }
 
 #[inline(always)]

@@ -114,6 +114,9 @@ pub fn services(services: &[ServiceView]) -> String {
             rows.push(row([&"  internal", &list(&service.internal)]));
             rows.push(row([&"  external", &list(&service.external)]));
         }
+        if !service.cluster.is_empty() {
+            rows.push(row([&"  this node", &list(&service.cluster)]));
+        }
         if !service.flags.is_empty() {
             rows.push(row([&"  flags", &list(&service.flags)]));
         }
@@ -239,6 +242,7 @@ degraded
             }],
             external: vec!["[fd00:2::1]:8080".parse().unwrap()],
             internal: Vec::new(),
+            cluster: Vec::new(),
             flags: vec!["drop-internal".to_owned()],
         };
         assert_eq!(

@@ -39,6 +39,7 @@ pub fn service_view(installed: &InstalledPort, node_port: &[IpAddr]) -> ServiceV
         frontends,
         external: installed.external.clone(),
         internal: installed.internal.clone(),
+        cluster: installed.cluster.clone(),
         flags,
     }
 }
@@ -106,6 +107,7 @@ mod tests {
             ],
             external: vec!["10.2.0.9:8080".parse().unwrap()],
             internal: Vec::new(),
+            cluster: Vec::new(),
             flags: vec!["masquerade-external"],
             affinity_timeout: 600,
         }

@@ -192,7 +192,7 @@ fn remove_all<K: Abi, V: Abi>(table: &Table<K, V>, keys: &[K]) -> io::Result<()>
     }
 }
 
-/// Settings as they lie in a service's third word: flags first.
+/// Settings as they lie in a service's fourth word: flags first.
 fn settings(flags: u32, affinity_timeout: u32) -> u64 {
     let [a, b, c, d] = flags.to_ne_bytes();
     let [e, f, g, h] = affinity_timeout.to_ne_bytes();
@@ -209,7 +209,8 @@ impl Datapath {
         let (at, value) = match word {
             Word::External(run) => (0, run.0),
             Word::Internal(run) => (1, run.0),
-            Word::Settings { flags, affinity_timeout } => (2, settings(flags, affinity_timeout)),
+            Word::Cluster(run) => (2, run.0),
+            Word::Settings { flags, affinity_timeout } => (3, settings(flags, affinity_timeout)),
         };
         let words = self.tables.services.words();
         let Some(place) = words.get(index as usize * SERVICE_WORDS + at) else {
@@ -245,9 +246,9 @@ impl Store for Datapath {
     fn services(&self) -> Vec<(u32, Service)> {
         let service = |(index, words): (u32, &[std::sync::atomic::AtomicU64])| {
             let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
-            let (flags, affinity_timeout) = read_settings(word(2));
-            let (external, internal) = (Run(word(0)), Run(word(1)));
-            let service = Service { external, internal, flags, affinity_timeout };
+            let (flags, affinity_timeout) = read_settings(word(3));
+            let [external, internal, cluster] = [0, 1, 2].map(|at| Run(word(at)));
+            let service = Service { external, internal, cluster, flags, affinity_timeout };
             (flags & service_flags::IN_USE != 0).then_some((index, service))
         };
         (0..).zip(self.tables.services.words().chunks_exact(SERVICE_WORDS)).filter_map(service).collect()

@@ -90,10 +90,21 @@ pub struct PortState {
     pub external: Vec<SocketAddr>,
     /// Endpoints for the ClusterIP.
     pub internal: Vec<SocketAddr>,
+    /// Under external policy Local: endpoints for pods and the node itself, that dial what `external` is for (C7, C8).
+    /// Empty otherwise.
+    pub cluster: Vec<SocketAddr>,
     /// Bits of `proxy_common::abi::service_flags`, without `IN_USE`.
     pub flags: u32,
     /// Seconds; 0: no affinity.
     pub affinity_timeout: u32,
+}
+
+impl PortState {
+    /// The lists in the order in which a service's entry has them.
+    #[must_use]
+    pub const fn lists(&self) -> [&Vec<SocketAddr>; 3] {
+        [&self.external, &self.internal, &self.cluster]
+    }
 }
 
 /// One step of the plan: install this, or (`None`) remove the port.

@@ -12,6 +12,8 @@ mod select;
 mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -124,6 +126,11 @@ impl Model {
         self.node.as_ref()
     }
 
+    /// This node's zone (C11).
+    fn zone(&self) -> Option<&str> {
+        self.node.as_ref()?.zone.as_deref()
+    }
+
     /// Whether the source can be reached at present.
     #[must_use]
     pub const fn connected(&self) -> bool {
@@ -141,7 +148,7 @@ impl Model {
     fn plan(&self, name: &ObjectName) -> Planned {
         let Some(entry) = self.store.entries.get(name) else { return Planned::default() };
         let Some(service) = &entry.service else { return Planned::default() };
-        plan::plan(service, entry.slices.iter(), &self.claims)
+        plan::plan(service, entry.slices.iter(), &self.claims, self.zone())
     }
 
     fn apply_services(&mut self, change: Change<Service, ObjectName>) {
@@ -191,11 +198,18 @@ impl Model {
 
     fn apply_nodes(&mut self, change: Change<Node, Arc<str>>) {
         let own = |node: &Node| node.name == self.settings.node_name;
-        match change {
-            Change::Apply(node) if own(&node) => self.node = Some(node),
-            Change::Delete(name) if name == self.settings.node_name => self.node = None,
-            Change::Snapshot(nodes) => self.node = nodes.into_iter().find(own),
-            Change::Apply(_) | Change::Delete(_) => {}
+        let node = match change {
+            Change::Apply(node) if own(&node) => Some(node),
+            Change::Delete(name) if name == self.settings.node_name => None,
+            Change::Snapshot(nodes) => nodes.into_iter().find(own),
+            Change::Apply(_) | Change::Delete(_) => return,
+        };
+        let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
+        let moved = zone(&self.node) != zone(&node);
+        self.node = node;
+        if moved {
+            // C15: at once.
+            self.dirty.extend(self.store.zoned().cloned());
         }
     }
 }

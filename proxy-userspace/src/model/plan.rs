@@ -86,6 +86,7 @@ pub fn plan<'a>(
     service: &Service,
     slices: impl Iterator<Item = (&'a ObjectName, &'a StoredSlice)> + Clone,
     claims: &Claims,
+    zone: Option<&str>,
 ) -> Planned {
     let mut planned = Planned { ports: Vec::new(), problems: service_problems(service) };
     if !service.is_served() {
@@ -108,13 +109,15 @@ pub fn plan<'a>(
             };
             let own = asked.iter().filter(|f| Family::of(&f.key.address) == family);
             let frontends = granted(service, own, claims, &mut planned.problems);
-            let candidates = slices.clone().flat_map(|(_, slice)| candidates(slice, port, family)).collect();
+            let candidates =
+                slices.clone().flat_map(|(_, slice)| candidates(slice, port, family, zone)).collect();
             let selection = select(&merge(candidates), service.policy());
             let selection = within_chunk(selection, &id, &mut planned.problems);
             let state = PortState {
                 frontends,
                 external: selection.external,
                 internal: selection.internal,
+                cluster: selection.cluster,
                 flags: selection.flags,
                 affinity_timeout: service.affinity_timeout,
             };
@@ -177,18 +180,21 @@ fn candidates<'a>(
     slice: &'a StoredSlice,
     port: &'a ServicePort,
     family: Family,
+    zone: Option<&'a str>,
 ) -> impl Iterator<Item = Candidate> + 'a {
     let fits = slice.family == Some(family);
     let numbers =
         slice.ports.iter().filter(move |p| fits && p.name == port.name && p.protocol == port.protocol);
     numbers.flat_map(move |number| {
         let fit = slice.endpoints.iter().filter(move |e| endpoint_refusal(&e.address, family).is_none());
-        fit.map(|endpoint| Candidate {
+        fit.map(move |endpoint| Candidate {
             address: SocketAddr::new(endpoint.address, number.port),
             ready: endpoint.ready(),
             serving: endpoint.serving(),
             terminating: endpoint.terminating(),
             local: endpoint.local(),
+            zone: slice.zone_hint(*endpoint, zone),
+            node: endpoint.node_hint(),
         })
     })
 }
@@ -196,7 +202,7 @@ fn candidates<'a>(
 /// A list that does not fit into one run of slots is cut: the rest of the Service goes on (C-32).
 fn within_chunk(mut selection: Selection, id: &PortId, problems: &mut Vec<Problem>) -> Selection {
     let most = CHUNK as usize;
-    let longest = selection.external.len().max(selection.internal.len());
+    let longest = selection.external.len().max(selection.internal.len()).max(selection.cluster.len());
     if longest > most {
         problems.push(Problem::new(
             format_args!("Service {id}"),
@@ -205,6 +211,7 @@ fn within_chunk(mut selection: Selection, id: &PortId, problems: &mut Vec<Proble
         ));
         selection.external.truncate(most);
         selection.internal.truncate(most);
+        selection.cluster.truncate(most);
     }
     selection
 }

@@ -1,5 +1,4 @@
-//! Which endpoints serve which traffic: kube-proxy's rules C1 … C6 as one pure function. Topology hints (C11 … C14)
-//! narrow the ready endpoints of the cluster list and belong here as well.
+//! Which endpoints serve which traffic: kube-proxy's rules C1 … C14 and C18 as one pure function.
 
 use std::net::SocketAddr;
 
@@ -14,6 +13,19 @@ pub struct Candidate {
     pub terminating: bool,
     /// On this node (A9).
     pub local: bool,
+    /// What `hints.forZones` says of this node's zone (C11).
+    pub zone: Hint,
+    /// What `hints.forNodes` says of this node (C12).
+    pub node: Hint,
+}
+
+/// Whom an endpoint should serve.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hint {
+    #[default]
+    Missing,
+    Others,
+    Us,
 }
 
 /// The Service's traffic policies; `false` is `Cluster`.
@@ -28,6 +40,8 @@ pub struct Policy {
 pub struct Selection {
     pub external: Vec<SocketAddr>,
     pub internal: Vec<SocketAddr>,
+    /// For pods and the node itself under external policy Local (C7, C8, C18); empty otherwise.
+    pub cluster: Vec<SocketAddr>,
     /// Bits of [`service_flags`].
     pub flags: u32,
 }
@@ -45,8 +59,10 @@ pub fn merge(mut candidates: Vec<Candidate>) -> Vec<Candidate> {
 /// The endpoints for external and internal traffic out of [`merge`]d candidates.
 #[must_use]
 pub fn select(candidates: &[Candidate], policy: Policy) -> Selection {
-    let cluster = usable(candidates.iter().copied());
-    let local = usable(candidates.iter().copied().filter(|c| c.local));
+    let cluster = usable(candidates, near);
+    let on_node: Vec<_> = candidates.iter().filter(|c| c.local).copied().collect();
+    // C14: hints do not matter to it.
+    let local = usable(&on_node, |ready| ready);
     // C3: endpoints exist, but none that the policy allows: silence. None at all: refusal.
     let silent = !cluster.is_empty() && local.is_empty();
     let mut flags = 0;
@@ -54,20 +70,34 @@ pub fn select(candidates: &[Candidate], policy: Policy) -> Selection {
         (!policy.external_local, service_flags::MASQUERADE_EXTERNAL),
         (policy.external_local && silent, service_flags::DROP_EXTERNAL),
         (policy.internal_local && silent, service_flags::DROP_INTERNAL),
+        (policy.external_local, service_flags::LOCAL_EXTERNAL),
     ] {
         flags |= if on { flag } else { 0 };
     }
     let list = |only_local| if only_local { local.clone() } else { cluster.clone() };
-    Selection { external: list(policy.external_local), internal: list(policy.internal_local), flags }
+    let (external, internal) = (list(policy.external_local), list(policy.internal_local));
+    Selection { external, internal, cluster: if policy.external_local { cluster } else { Vec::new() }, flags }
 }
 
-/// C1, C2: the ready ones; if there are none, those that still serve while they terminate.
-fn usable(candidates: impl Iterator<Item = Candidate> + Clone) -> Vec<SocketAddr> {
-    let ready: Vec<_> = candidates.clone().filter(|c| c.ready).map(|c| c.address).collect();
+/// C1, C2: the ready ones as far as `choose` takes them; if none is ready, those that still serve while they terminate.
+fn usable(candidates: &[Candidate], choose: impl Fn(Vec<Candidate>) -> Vec<Candidate>) -> Vec<SocketAddr> {
+    let ready: Vec<_> = candidates.iter().filter(|c| c.ready).copied().collect();
     if !ready.is_empty() {
-        return ready;
+        return choose(ready).iter().map(|c| c.address).collect();
     }
-    candidates.filter(|c| c.serving && c.terminating).map(|c| c.address).collect()
+    candidates.iter().filter(|c| c.serving && c.terminating).map(|c| c.address).collect()
+}
+
+/// C11, C12: hints count if every ready endpoint has one and one of them names us; node hints are asked first.
+fn near(mut ready: Vec<Candidate>) -> Vec<Candidate> {
+    for hint in [|c: &Candidate| c.node, |c: &Candidate| c.zone] {
+        let complete = ready.iter().all(|c| hint(c) != Hint::Missing);
+        if complete && ready.iter().any(|c| hint(c) == Hint::Us) {
+            ready.retain(|c| hint(c) == Hint::Us);
+            break;
+        }
+    }
+    ready
 }
 
 #[cfg(test)]
@@ -91,6 +121,8 @@ mod tests {
                 serving: bits & S != 0,
                 terminating: bits & T != 0,
                 local: bits & L != 0,
+                zone: Hint::default(),
+                node: Hint::default(),
             })
             .collect()
     }
@@ -101,7 +133,8 @@ mod tests {
     fn usable_endpoints_by_policy() {
         let masquerade = service_flags::MASQUERADE_EXTERNAL;
         let drop = service_flags::DROP_EXTERNAL | service_flags::DROP_INTERNAL;
-        let cases: [Case<'_>; 11] = [
+        let own = service_flags::LOCAL_EXTERNAL;
+        let cases: [Case<'_>; 12] = [
             ("C1 ready ones only", &[(1, R | S), (2, S), (3, R | S)], false, &[1, 3], masquerade),
             ("C1 ready wins over terminating", &[(1, R | S), (2, S | T)], false, &[1], masquerade),
             (
@@ -113,18 +146,20 @@ mod tests {
             ),
             ("C1 not serving is never used", &[(1, T)], false, &[], masquerade),
             ("C1 ready counts even if terminating", &[(1, R | T)], false, &[1], masquerade),
-            ("C6 local only", &[(1, R | L), (2, R)], true, &[1], 0),
-            ("C2 local terminating before remote ready", &[(1, S | T | L), (2, R)], true, &[1], 0),
-            ("C3 remote only: drop", &[(2, R)], true, &[], drop),
-            ("C3 remote terminating and serving: drop", &[(2, S | T)], true, &[], drop),
-            ("C3 remote terminating, not serving: reject", &[(2, T)], true, &[], 0),
-            ("no endpoint: reject", &[], true, &[], 0),
+            ("C6 local only", &[(1, R | L), (2, R)], true, &[1], own),
+            ("C2 local terminating before remote ready", &[(1, S | T | L), (2, R)], true, &[1], own),
+            ("C2 local ready before local terminating", &[(1, S | T | L), (2, R | L)], true, &[2], own),
+            ("C3 remote only: drop", &[(2, R)], true, &[], own | drop),
+            ("C3 remote terminating and serving: drop", &[(2, S | T)], true, &[], own | drop),
+            ("C3 remote terminating, not serving: reject", &[(2, T)], true, &[], own),
+            ("no endpoint: reject", &[], true, &[], own),
         ];
         for (name, list, local, want, flags) in cases {
             let policy = Policy { external_local: local, internal_local: local };
             let selection = select(&merge(candidates(list)), policy);
             let want: Vec<_> = want.iter().map(|n| address(*n)).collect();
-            assert_eq!(selection, Selection { external: want.clone(), internal: want, flags }, "{name}");
+            assert_eq!((&selection.external, &selection.internal), (&want, &want), "{name}");
+            assert_eq!(selection.flags, flags, "{name}");
         }
     }
 
@@ -148,6 +183,55 @@ mod tests {
         for (name, (a, b), want) in pairs {
             for list in [[(1, a), (1, b)], [(1, b), (1, a)]] {
                 assert_eq!(merge(candidates(&list)), candidates(&[(1, want)]), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn c7_c8_c18_pods_and_node_are_not_bound_by_the_external_policy() {
+        let (local, everywhere) = (&[1][..], &[1, 2][..]);
+        let cases = [
+            ("C18 both policies Cluster: no list of its own", false, false, everywhere, everywhere, &[][..]),
+            ("C7 C8 external Local", true, false, local, everywhere, everywhere),
+            ("C18 both Local", true, true, local, local, everywhere),
+            ("C4 internal Local", false, true, everywhere, local, &[]),
+        ];
+        for (name, external_local, internal_local, external, internal, cluster) in cases {
+            let selection =
+                select(&candidates(&[(1, R | L), (2, R)]), Policy { external_local, internal_local });
+            let lists = [external, internal, cluster]
+                .map(|list| list.iter().map(|n| address(*n)).collect::<Vec<_>>());
+            assert_eq!([selection.external, selection.internal, selection.cluster], lists, "{name}");
+        }
+    }
+
+    #[test]
+    fn c11_c12_c14_hints() {
+        use Hint::{Missing, Others, Us};
+        /// Zone hint, node hint, ready.
+        type Hinted = (Hint, Hint, bool);
+        let cases: [(&str, &[Hinted], &[u8]); 10] = [
+            ("C11 our zone", &[(Us, Missing, true), (Others, Missing, true)], &[1]),
+            ("C11 one hint is missing", &[(Us, Missing, true), (Missing, Missing, true)], &[1, 2]),
+            ("C11 nobody is for us", &[(Others, Missing, true), (Others, Missing, true)], &[1, 2]),
+            ("C11 only ready ones are asked", &[(Us, Missing, true), (Missing, Missing, false)], &[1]),
+            ("C12 our node", &[(Us, Us, true), (Us, Others, true)], &[1]),
+            ("C12 node before zone", &[(Us, Others, true), (Others, Us, true)], &[2]),
+            ("C12 one node hint is missing: zone", &[(Us, Us, true), (Us, Missing, true)], &[1, 2]),
+            ("C12 no node is for us: zone", &[(Us, Others, true), (Others, Others, true)], &[1]),
+            ("C12 neither: all", &[(Others, Others, true), (Others, Others, true)], &[1, 2]),
+            ("C1 terminating ones have no topology", &[(Us, Us, false), (Others, Others, false)], &[1, 2]),
+        ];
+        for (name, hinted, want) in cases {
+            let mut list = candidates(&[(1, S | T | L), (2, S | T | L)]);
+            for (candidate, (zone, node, ready)) in list.iter_mut().zip(hinted) {
+                (candidate.zone, candidate.node, candidate.ready) = (*zone, *node, *ready);
+            }
+            let want: Vec<_> = want.iter().map(|n| address(*n)).collect();
+            assert_eq!(select(&list, Policy::default()).internal, want, "{name}");
+            if hinted.iter().all(|(.., ready)| *ready) {
+                let policy = Policy { external_local: true, internal_local: true };
+                assert_eq!(select(&list, policy).internal.len(), 2, "C14 Local does not ask: {name}");
             }
         }
     }

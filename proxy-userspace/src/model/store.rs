@@ -2,16 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::desired::{Family, PortId};
-use crate::cluster::types::{Defect, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort};
+use super::select::Hint;
+use crate::cluster::types::{Defect, Hints, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort};
 
-/// A slice without what never decides anything: 18 bytes an endpoint.
+/// A slice without what never decides anything: 20 bytes an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredSlice {
     pub family: Option<Family>,
     pub ports: Box<[SlicePort]>,
     pub endpoints: Box<[StoredEndpoint]>,
+    /// Different sets of zones that hints name (C13); endpoints refer to them from 1 on.
+    zones: Vec<Arc<Hints>>,
     pub defects: Vec<Defect>,
 }
 
@@ -19,6 +23,42 @@ pub struct StoredSlice {
 pub struct StoredEndpoint {
     pub address: IpAddr,
     bits: u8,
+    /// 0: no zone hint.
+    zones: u16,
+}
+
+impl StoredSlice {
+    fn new(slice: Slice, node: &str) -> Self {
+        let mut zones: Vec<Arc<Hints>> = Vec::new();
+        let endpoints =
+            slice.endpoints.iter().map(|endpoint| StoredEndpoint::new(endpoint, node, &mut zones)).collect();
+        Self { family: slice.family, ports: slice.ports.into(), endpoints, zones, defects: slice.defects }
+    }
+
+    /// Whether the node's zone matters to it (C15).
+    pub const fn has_zones(&self) -> bool {
+        !self.zones.is_empty()
+    }
+
+    /// What the endpoint's hints say to a node in `zone` (C11, C13).
+    pub fn zone_hint(&self, endpoint: StoredEndpoint, zone: Option<&str>) -> Hint {
+        let Some(hints) = usize::from(endpoint.zones).checked_sub(1).and_then(|i| self.zones.get(i)) else {
+            return Hint::Missing;
+        };
+        let ours = zone.is_some_and(|zone| hints.zones.iter().any(|name| name == zone));
+        if ours { Hint::Us } else { Hint::Others }
+    }
+}
+
+/// The place of this set of zones, from 1 on. More sets than a place can name do not happen in a slice of at most 1000
+/// endpoints; a hint that finds no place counts as missing, so that all endpoints are used.
+fn place(hints: &Arc<Hints>, zones: &mut Vec<Arc<Hints>>) -> u16 {
+    let same = |known: &Arc<Hints>| Arc::ptr_eq(known, hints) || known.zones == hints.zones;
+    let at = zones.iter().rposition(same).unwrap_or_else(|| {
+        zones.push(hints.clone());
+        zones.len() - 1
+    });
+    u16::try_from(at + 1).unwrap_or(0)
 }
 
 impl StoredEndpoint {
@@ -26,19 +66,34 @@ impl StoredEndpoint {
     const SERVING: u8 = 2;
     const TERMINATING: u8 = 4;
     const LOCAL: u8 = 8;
+    const NODE_HINT: u8 = 16;
+    const OUR_NODE: u8 = 32;
 
-    fn new(endpoint: &SliceEndpoint, node: &str) -> Self {
+    fn new(endpoint: &SliceEndpoint, node: &str, zones: &mut Vec<Arc<Hints>>) -> Self {
         let mut bits = 0;
+        let hints = endpoint.hints.as_ref();
+        let nodes = hints.map(|hints| hints.nodes.as_slice()).unwrap_or_default();
         for (on, bit) in [
             (endpoint.ready, Self::READY),
             (endpoint.serving, Self::SERVING),
             (endpoint.terminating, Self::TERMINATING),
             // A9: an endpoint without a node is never local.
             (endpoint.node.as_deref() == Some(node), Self::LOCAL),
+            (!nodes.is_empty(), Self::NODE_HINT),
+            (nodes.iter().any(|name| name == node), Self::OUR_NODE),
         ] {
             bits |= if on { bit } else { 0 };
         }
-        Self { address: endpoint.address, bits }
+        let zones = hints.filter(|hints| !hints.zones.is_empty()).map_or(0, |hints| place(hints, zones));
+        Self { address: endpoint.address, bits, zones }
+    }
+
+    pub const fn node_hint(self) -> Hint {
+        match (self.bits & Self::NODE_HINT != 0, self.bits & Self::OUR_NODE != 0) {
+            (false, _) => Hint::Missing,
+            (true, false) => Hint::Others,
+            (true, true) => Hint::Us,
+        }
     }
 
     pub const fn ready(self) -> bool {
@@ -96,16 +151,12 @@ impl Store {
         if self.owners.get(&slice.name).is_some_and(|before| *before != owner) {
             self.remove_slice(&slice.name, touched);
         }
-        let stored = StoredSlice {
-            family: slice.family,
-            ports: slice.ports.into(),
-            endpoints: slice.endpoints.iter().map(|e| StoredEndpoint::new(e, node)).collect(),
-            defects: slice.defects,
-        };
+        let name = slice.name.clone();
+        let stored = StoredSlice::new(slice, node);
         let entry = self.entries.entry(owner.clone()).or_default();
-        if entry.slices.get(&slice.name) != Some(&stored) {
-            self.owners.insert(slice.name.clone(), owner.clone());
-            entry.slices.insert(slice.name, stored);
+        if entry.slices.get(&name) != Some(&stored) {
+            self.owners.insert(name.clone(), owner.clone());
+            entry.slices.insert(name, stored);
             touched.insert(owner);
         }
     }
@@ -116,6 +167,12 @@ impl Store {
             entry.slices.remove(name);
             touched.insert(owner);
         }
+    }
+
+    /// Services that are chosen by the node's zone.
+    pub fn zoned(&self) -> impl Iterator<Item = &ObjectName> {
+        let zoned = |entry: &Entry| entry.slices.values().any(StoredSlice::has_zones);
+        self.entries.iter().filter(move |(_, entry)| zoned(entry)).map(|(name, _)| name)
     }
 
     pub fn slice_names(&self) -> impl Iterator<Item = &ObjectName> {

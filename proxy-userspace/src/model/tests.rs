@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::cluster::types::Watched;
 
-fn service(name: &str, spec: Value) -> Service {
+pub fn service(name: &str, spec: Value) -> Service {
     created(name, "2026-01-01T00:00:00Z", spec)
 }
 
@@ -22,7 +22,7 @@ fn with_status(name: &str, time: &str, spec: Value, status: Value) -> Service {
     serde_json::from_value::<Watched<Service>>(object).unwrap().object
 }
 
-fn slice(name: &str, service: &str, kind: &str, ports: Value, endpoints: Value) -> Slice {
+pub fn slice(name: &str, service: &str, kind: &str, ports: Value, endpoints: Value) -> Slice {
     let labels = json!({"kubernetes.io/service-name": service});
     let metadata = json!({"name": name, "namespace": "ns", "labels": labels});
     let object = json!({"metadata": metadata, "addressType": kind, "ports": ports, "endpoints": endpoints});
@@ -35,14 +35,14 @@ fn ready(name: &str, service: &str, addresses: &[&str]) -> Slice {
     slice(name, service, "IPv4", json!([{"port": 8080}]), json!(endpoints))
 }
 
-fn model() -> Model {
+pub fn model() -> Model {
     let mut model = Model::new(Settings { node_name: "n1".into(), external_ips: true });
     model.apply(Event::Services(Change::Snapshot(Vec::new())));
     model.apply(Event::Slices(Change::Snapshot(Vec::new())));
     model
 }
 
-fn with(services: &[Service], slices: &[Slice]) -> Model {
+pub fn with(services: &[Service], slices: &[Slice]) -> Model {
     let mut model = model();
     services.iter().for_each(|s| model.apply(Event::Services(Change::Apply(s.clone()))));
     slices.iter().for_each(|s| model.apply(Event::Slices(Change::Apply(s.clone()))));
@@ -50,7 +50,7 @@ fn with(services: &[Service], slices: &[Slice]) -> Model {
 }
 
 /// `port frontend…` lines, for tables.
-fn frontends(model: &Model) -> Vec<String> {
+pub fn frontends(model: &Model) -> Vec<String> {
     let kind = |kind| match kind {
         FrontendKind::ClusterIp => "cluster",
         FrontendKind::NodePort => "node",
@@ -67,7 +67,7 @@ fn frontends(model: &Model) -> Vec<String> {
         .collect()
 }
 
-fn endpoints(model: &Model) -> Vec<String> {
+pub fn endpoints(model: &Model) -> Vec<String> {
     let line = |id: &PortId, a: &std::net::SocketAddr| format!("{id} {a}/{}", id.protocol);
     model
         .desired()

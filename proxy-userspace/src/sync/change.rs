@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use proxy_common::abi::{Frontend, Run, service_flags};
+use proxy_common::abi::{Frontend, Run};
 use thiserror::Error;
 
 use super::PerFamily;
 use super::classes::{ClassWrites, Classes};
 use super::ids::{Generations, Ids};
-use super::port::{List, Port};
+use super::lists::{self, Lists};
+use super::port::{List, Port, WORDS};
 use super::runs::Runs;
 use super::store::{Capacity, Dialled, EndpointId, Slot, Step, Word};
 use crate::model::{Family, PortId, PortState};
@@ -110,13 +111,6 @@ pub struct Room {
     pub owned: PerFamily<u32>,
 }
 
-/// Runs for both lists, and which of them must be written.
-struct Lists {
-    external: Run,
-    internal: Run,
-    written: Vec<(Run, bool)>,
-}
-
 impl Room {
     /// Makes `port` (new, if `None`) into what `want` says. On `Err` nothing has changed and the port is as before.
     pub fn upsert(
@@ -137,7 +131,8 @@ impl Room {
             .collect();
         let fresh = fresh_endpoints(port.as_ref(), want);
         self.check(id.family, port.as_ref(), &frontends, &fresh, batch)?;
-        let lists = self.lists(id.family, port.as_ref(), want, batch)?;
+        let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)?;
+        batch.chunks[id.family].extend(&lists.chunks);
         let is_new = port.is_none();
         let index = if is_new { self.services.take() } else { None };
         let port = match index {
@@ -145,8 +140,8 @@ impl Room {
             None => port.as_mut().ok_or(Lack::Services(self.capacity.services))?,
         };
         self.add_endpoints(port, &fresh, batch);
-        write_slots(port, want, &lists, batch);
-        switch(port, want, &lists, is_new, |word| batch.words.push(word));
+        batch.slots[id.family].extend(lists.slots(port, want));
+        lists.switch(port, want, is_new, |word| batch.words.push(word));
         self.set_frontends(port, frontends, batch);
         self.retire_lists(port, want, &lists, until, batch);
         Ok(())
@@ -156,9 +151,8 @@ impl Room {
     pub fn remove(&mut self, mut port: Port, until: Duration, batch: &mut Batch) {
         self.set_frontends(&mut port, BTreeMap::new(), batch);
         let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
-        for word in [settings, Word::External(Run::EMPTY), Word::Internal(Run::EMPTY)] {
-            batch.cleared.push((port.index, word));
-        }
+        let words = std::iter::once(settings).chain(WORDS.map(|word| word(Run::EMPTY)));
+        batch.cleared.extend(words.map(|word| (port.index, word)));
         for run in port.runs() {
             self.runs[port.family].retire(run, until);
         }
@@ -198,49 +192,6 @@ impl Room {
             return Err(Lack::Addresses(self.capacity.addresses));
         }
         Ok(())
-    }
-
-    /// Keeps runs whose lists are the same; equal lists share one.
-    fn lists(
-        &mut self,
-        family: Family,
-        port: Option<&Port>,
-        want: &PortState,
-        batch: &mut Batch,
-    ) -> Result<Lists, Lack> {
-        let kept = |list: Option<&List>, members: &Vec<SocketAddr>| {
-            list.filter(|list| list.members.as_ref() == Some(members)).map(|list| list.run)
-        };
-        let external = kept(port.map(|port| &port.external), &want.external);
-        let internal = kept(port.map(|port| &port.internal), &want.internal);
-        let same = want.external == want.internal;
-        let mut written = Vec::new();
-        let mut grant = |members: &[SocketAddr], is_external| {
-            let count = u32::try_from(members.len()).unwrap_or(u32::MAX);
-            let granted = self.runs[family].allocate(count)?;
-            batch.chunks[family].extend(granted.chunk);
-            if count > 0 {
-                written.push((granted.run, is_external));
-            }
-            Some(granted.run)
-        };
-        let external = match external.or(internal.filter(|_| same)) {
-            Some(run) => run,
-            None => grant(&want.external, true).ok_or(Lack::Slots(want.external.len()))?,
-        };
-        let internal = match internal.or(Some(external).filter(|_| same)) {
-            Some(run) => run,
-            None => match grant(&want.internal, false) {
-                Some(run) => run,
-                None => {
-                    for (run, _) in written {
-                        self.runs[family].cancel(run);
-                    }
-                    return Err(Lack::Slots(want.internal.len()));
-                }
-            },
-        };
-        Ok(Lists { external, internal, written })
     }
 
     /// `check` has seen that there are enough ids.
@@ -303,15 +254,15 @@ impl Room {
         batch: &mut Batch,
     ) {
         for run in port.runs() {
-            if run != lists.external && run != lists.internal {
+            if !lists.runs.contains(&run) {
                 self.runs[port.family].retire(run, until);
             }
         }
-        port.external = List { run: lists.external, members: Some(want.external.clone()) };
-        port.internal = List { run: lists.internal, members: Some(want.internal.clone()) };
-        let listed = |address: &SocketAddr| {
-            want.external.binary_search(address).is_ok() || want.internal.binary_search(address).is_ok()
-        };
+        for ((list, run), members) in port.lists.iter_mut().zip(lists.runs).zip(want.lists()) {
+            *list = List { run, members: Some(members.clone()) };
+        }
+        let listed =
+            |address: &SocketAddr| want.lists().iter().any(|list| list.binary_search(address).is_ok());
         let unused: Vec<_> =
             port.endpoints.iter().filter(|(address, _)| !listed(address)).map(|(a, e)| (*a, *e)).collect();
         for (address, endpoint) in unused {
@@ -327,63 +278,21 @@ fn empty(index: u32, family: Family) -> Port {
         index,
         family,
         frontends: BTreeMap::new(),
-        external: list.clone(),
-        internal: list,
+        lists: [list.clone(), list.clone(), list],
         flags: 0,
         affinity_timeout: 0,
         endpoints: HashMap::new(),
     }
 }
 
-/// Endpoints that have no id yet, each once.
+/// Endpoints that have no id yet, each once, sorted.
 fn fresh_endpoints(port: Option<&Port>, want: &PortState) -> Vec<SocketAddr> {
     let known = |address: &&SocketAddr| !port.is_some_and(|port| port.endpoints.contains_key(address));
     let mut fresh: Vec<_> = want.external.iter().filter(known).copied().collect();
-    let external = fresh.len();
-    for address in want.internal.iter().filter(known) {
-        if fresh[..external].binary_search(address).is_err() {
-            fresh.push(*address);
-        }
+    for list in [&want.internal, &want.cluster].into_iter().filter(|list| **list != want.external) {
+        fresh.extend(list.iter().filter(known));
     }
+    fresh.sort_unstable();
+    fresh.dedup();
     fresh
-}
-
-fn write_slots(port: &Port, want: &PortState, lists: &Lists, batch: &mut Batch) {
-    for &(run, is_external) in &lists.written {
-        let members = if is_external { &want.external } else { &want.internal };
-        let slots = members.iter().filter_map(|address| {
-            let endpoint = *port.endpoints.get(address)?;
-            Some(Slot { address: *address, endpoint })
-        });
-        batch.slots[port.family].extend((run.offset()..).zip(slots));
-    }
-}
-
-/// Switches a port to its new lists and settings. "Silence" bits only matter for empty lists: old and new ones are
-/// both in force while the lists are switched, so that no packet is rejected that neither state rejects.
-fn switch(
-    port: &mut Port,
-    want: &PortState,
-    lists: &Lists,
-    is_new: bool,
-    mut store: impl FnMut((u32, Word)),
-) {
-    const SILENCE: u32 = service_flags::DROP_EXTERNAL | service_flags::DROP_INTERNAL;
-    let index = port.index;
-    let flags = want.flags | service_flags::IN_USE;
-    let affinity_timeout = want.affinity_timeout;
-    let both = flags | (port.flags & SILENCE);
-    if !is_new && (both, affinity_timeout) != (port.flags, port.affinity_timeout) {
-        store((index, Word::Settings { flags: both, affinity_timeout }));
-    }
-    if is_new || lists.external != port.external.run {
-        store((index, Word::External(lists.external)));
-    }
-    if is_new || lists.internal != port.internal.run {
-        store((index, Word::Internal(lists.internal)));
-    }
-    if is_new || (flags, affinity_timeout) != (both, affinity_timeout) {
-        store((index, Word::Settings { flags, affinity_timeout }));
-    }
-    (port.flags, port.affinity_timeout) = (flags, affinity_timeout);
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! store.rs   the maps: reads, and writes as steps       runs.rs, ids.rs  what is free
 //! classes.rs what each address is                        port.rs   one installed port, read back
-//! change.rs  one port's change: what it takes, writes    syncer.rs adopt, apply, replace, tick, recover
+//! change.rs  one port's change: what it takes, writes    lists.rs  its endpoint lists, and how it is switched to them
+//! syncer.rs  adopt, apply, replace, tick, recover
 //! ```
 //!
 //! Everything but [`Store::write`] is pure. The cost of a change is that of its own entries.
@@ -11,6 +12,7 @@
 mod change;
 mod classes;
 mod ids;
+mod lists;
 mod port;
 mod runs;
 mod store;

@@ -6,8 +6,11 @@ use std::net::SocketAddr;
 use proxy_common::abi::{CHUNK, FrontendKind, Run, Service, service_flags};
 
 use super::PerFamily;
-use super::store::{Dialled, EndpointId, Slot, Store};
+use super::store::{Dialled, EndpointId, Slot, Store, Word};
 use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
+
+/// The words of a service's lists, in the order in which everything here has the lists.
+pub const WORDS: [fn(Run) -> Word; 3] = [Word::External, Word::Internal, Word::Cluster];
 
 /// An endpoint list and where it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +27,8 @@ pub struct Port {
     pub family: Family,
     /// With the kind's number.
     pub frontends: BTreeMap<Dialled, u32>,
-    pub external: List,
-    pub internal: List,
+    /// In the order of [`WORDS`].
+    pub lists: [List; 3],
     /// Bits of `service_flags`.
     pub flags: u32,
     pub affinity_timeout: u32,
@@ -41,10 +44,13 @@ impl Port {
         };
         let mut frontends: Vec<_> = self.frontends.iter().filter_map(frontend).collect();
         frontends.sort();
+        let [external, internal, cluster] =
+            self.lists.each_ref().map(|list| list.members.clone().unwrap_or_default());
         PortState {
             frontends,
-            external: self.external.members.clone().unwrap_or_default(),
-            internal: self.internal.members.clone().unwrap_or_default(),
+            external,
+            internal,
+            cluster,
             flags: self.flags & !service_flags::IN_USE,
             affinity_timeout: self.affinity_timeout,
         }
@@ -52,7 +58,8 @@ impl Port {
 
     /// Its runs, each once.
     pub fn runs(&self) -> Vec<Run> {
-        let mut runs = vec![self.external.run, self.internal.run];
+        let mut runs: Vec<_> = self.lists.iter().map(|list| list.run).collect();
+        runs.sort_unstable();
         runs.dedup();
         runs
     }
@@ -68,9 +75,8 @@ pub struct Found {
     pub service: Service,
     /// With the kind's number.
     pub frontends: BTreeMap<Dialled, u32>,
-    /// `None`: the run lies outside the slots.
-    pub external: Option<Vec<Slot>>,
-    pub internal: Option<Vec<Slot>>,
+    /// In the order of [`WORDS`]; `None`: the run lies outside the slots.
+    pub lists: [Option<Vec<Slot>>; 3],
 }
 
 impl Found {
@@ -89,13 +95,17 @@ pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<Vec<Fou
         entry.1.insert(dialled, frontend.kind);
     }
     let found = |(index, (service, frontends)): (u32, (Service, BTreeMap<Dialled, u32>))| {
-        let mut found = Found { index, service, frontends, external: None, internal: None };
+        let mut found = Found { index, service, frontends, lists: [None, None, None] };
         let all = found.family().map_or(&[][..], |family| &slots[family]);
-        found.external = members(all, service.external);
-        found.internal = members(all, service.internal);
+        found.lists = runs_of(&service).map(|run| members(all, run));
         found
     };
     Ok(services.into_iter().map(found).collect())
+}
+
+/// A service's runs in the order of [`WORDS`].
+pub const fn runs_of(service: &Service) -> [Run; 3] {
+    [service.external, service.internal, service.cluster]
 }
 
 fn members(slots: &[Slot], run: Run) -> Option<Vec<Slot>> {
@@ -129,6 +139,8 @@ pub struct InstalledPort {
     pub external: Vec<SocketAddr>,
     /// Sorted.
     pub internal: Vec<SocketAddr>,
+    /// Sorted.
+    pub cluster: Vec<SocketAddr>,
     /// Names of the bits of `service_flags`, without `IN_USE`.
     pub flags: Vec<&'static str>,
     /// Seconds; 0: none.
@@ -157,13 +169,16 @@ impl InstalledPort {
             (service_flags::MASQUERADE_EXTERNAL, "masquerade-external"),
             (service_flags::DROP_EXTERNAL, "drop-external"),
             (service_flags::DROP_INTERNAL, "drop-internal"),
+            (service_flags::LOCAL_EXTERNAL, "local-external"),
         ];
+        let [external, internal, cluster] = found.lists.each_ref().map(addresses);
         let set = |(bit, name): (u32, &'static str)| (found.service.flags & bit != 0).then_some(name);
         Self {
             id,
             frontends,
-            external: addresses(&found.external),
-            internal: addresses(&found.internal),
+            external,
+            internal,
+            cluster,
             flags: names.into_iter().filter_map(set).collect(),
             affinity_timeout: found.service.affinity_timeout,
         }

@@ -33,6 +33,7 @@ pub struct Slot {
 pub enum Word {
     External(Run),
     Internal(Run),
+    Cluster(Run),
     Settings { flags: u32, affinity_timeout: u32 },
 }
 

@@ -423,15 +423,17 @@ fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
         sound &= members.is_sorted();
         List { run, members: sound.then_some(members) }
     };
-    let external = list(&found.external, found.service.external);
-    let internal = list(&found.internal, found.service.internal);
+    let runs = port::runs_of(&found.service);
+    let mut lists = [0, 1, 2].map(|which: usize| list(&found.lists[which], runs[which]));
+    if found.frontends.is_empty() {
+        // Nothing leads here: the slots may be another's by now.
+        lists = [nothing(), nothing(), nothing()];
+    }
     Port {
         index: found.index,
         family: found.family().unwrap_or(Family::V4),
         frontends: found.frontends.clone(),
-        // Without frontends nothing leads here: the slots may be another's by now.
-        external: if found.frontends.is_empty() { nothing() } else { external },
-        internal: if found.frontends.is_empty() { nothing() } else { internal },
+        lists,
         flags: found.service.flags,
         affinity_timeout: found.service.affinity_timeout,
         endpoints,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason,
-    RingHead, Service, config_flags,
+    RingHead, Service, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict, repeatable_draw};
 use proxy_common::wire::{Diff, Headers, apply};
@@ -253,8 +253,12 @@ impl<const N: usize> Tables<N> for Maps<N> {
     fn set_ring_key(&self, position: u32, key: &FlowKey<N>) {
         self.ring.borrow_mut().insert(position % RING, *key);
     }
-    fn is_cluster_source(&self, source: &Addr<N>) -> Option<bool> {
+    fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
         let config = self.config.get();
+        if config.flags & config_flags::DETECT_DEVICE != 0 {
+            let device = self.devices.get(&ifindex);
+            return Some(device.is_some_and(|device| device.flags & device_flags::DETECTED != 0));
+        }
         let mut words = [0; 4];
         words[..N].copy_from_slice(&source.0);
         let (flag, inside) = if N == 1 {

@@ -58,6 +58,8 @@ pub const DNS_PORT: u16 = 53;
 pub const MANY_PORT: u16 = 87;
 /// A NodePort under policy Local.
 pub const LOCAL_NODE_PORT: u16 = 30_083;
+/// A NodePort under policy Local whose endpoints are elsewhere (C6 … C8).
+pub const AWAY_NODE_PORT: u16 = 30_086;
 
 /// The protocols that stories are told in.
 pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
@@ -201,9 +203,11 @@ fn services<const N: usize>(to: &mut impl Writer<N>) {
     }
     to.backends(&slots);
     let used = service_flags::IN_USE | service_flags::MASQUERADE_EXTERNAL;
-    let served = |run| Service { external: run, internal: run, flags: used, affinity_timeout: 0 };
+    let served =
+        |run| Service { external: run, internal: run, cluster: Run::EMPTY, flags: used, affinity_timeout: 0 };
     let empty = served(Run::EMPTY);
     let one = served(Run::new(1, 1));
+    let local = service_flags::IN_USE | service_flags::LOCAL_EXTERNAL;
     let silent = used | service_flags::DROP_INTERNAL | service_flags::DROP_EXTERNAL;
     let services = [
         one,
@@ -215,7 +219,13 @@ fn services<const N: usize>(to: &mut impl Writer<N>) {
         served(Run::new(3, 1)),
         served(Run::new(4, 1)),
         served(Run::new(5, 3)),
-        Service { flags: service_flags::IN_USE, ..one },
+        Service { cluster: one.internal, flags: local, ..one },
+        Service {
+            external: Run::EMPTY,
+            cluster: one.internal,
+            flags: local | service_flags::DROP_EXTERNAL,
+            ..one
+        },
     ];
     for (service, index) in services.into_iter().zip(base + 1..) {
         to.service(index, service);
@@ -247,6 +257,7 @@ fn frontends<const N: usize>(to: &mut impl Writer<N>, p: &Plan) {
         (addr(p.vip), DNS_PORT, &[protocol::UDP], 8, ClusterIp),
         (addr(p.vip), MANY_PORT, both, 9, ClusterIp),
         (any, LOCAL_NODE_PORT, both, 10, NodePort),
+        (any, AWAY_NODE_PORT, both, 11, NodePort),
     ];
     for (address, port, protocols, service, kind) in frontends {
         for &protocol in protocols {

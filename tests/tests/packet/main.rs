@@ -5,7 +5,7 @@
 //! tcp.rs        connections that begin and end       udp.rs         datagrams
 //! collide.rs    one five-tuple, several flows        table.rs       how the flow table forgets
 //! headers.rs    options, extensions, tags, fragments errors.rs      ICMP about flows
-//! malformed.rs  packets that lie or end early
+//! malformed.rs  packets that lie or end early        policy.rs      which endpoints serve whom
 //! ```
 
 mod collide;
@@ -14,6 +14,7 @@ mod frontends;
 mod headers;
 mod malformed;
 mod masquerade;
+mod policy;
 mod table;
 mod tcp;
 mod udp;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let rows = [
         ("frontends", frontends::rows()),
         ("masquerade", masquerade::rows()),
+        ("policy", policy::rows()),
         ("tcp", tcp::rows()),
         ("udp", udp::rows()),
         ("collide", collide::rows()),

@@ -188,7 +188,7 @@ impl Defects {
     pub fn items<'a, T: Shape + 'a>(
         &'a mut self,
         field: Loose<Vec<Loose<T>>>,
-        path: &'static str,
+        path: &str,
     ) -> Vec<(usize, T)> {
         let items = self.take(field, path).unwrap_or_default();
         let numbered = items.into_iter().enumerate();

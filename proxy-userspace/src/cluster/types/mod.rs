@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use meta::{Kind, Watched};
 pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType};
-pub use slice::{Slice, SliceEndpoint, SlicePort};
+pub use slice::{Hints, Slice, SliceEndpoint, SlicePort};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -41,6 +41,15 @@ pub struct SliceEndpoint {
     pub serving: bool,
     pub terminating: bool,
     pub node: Option<Arc<str>>,
+    /// `None`: no hints of either kind.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// Whom an endpoint should serve (C11 … C13). An empty list: there is no hint of that kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    pub zones: Vec<String>,
+    pub nodes: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -66,6 +75,20 @@ struct Endpoint {
     addresses: Loose<Vec<Loose<Address>>>,
     conditions: Loose<Nested<Conditions>>,
     node_name: Loose<String>,
+    hints: Loose<Nested<RawHints>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct RawHints {
+    for_zones: Loose<Vec<Loose<Nested<Named>>>>,
+    for_nodes: Loose<Vec<Loose<Nested<Named>>>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    name: Loose<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -153,6 +176,7 @@ fn ports(field: Loose<Vec<Loose<Nested<Port>>>>, defects: &mut Defects) -> Vec<S
 fn endpoints(field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) -> Vec<SliceEndpoint> {
     let mut endpoints = Vec::new();
     let mut node: Option<Arc<str>> = None;
+    let mut last: Option<Arc<Hints>> = None;
     for (i, Nested(raw)) in defects.items(field, "endpoints") {
         let path = format!("endpoints[{i}]");
         let list = defects.take(raw.addresses, format_args!("{path}.addresses")).unwrap_or_default();
@@ -175,6 +199,11 @@ fn endpoints(field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) 
         if node.as_deref() != name.as_deref() {
             node = name.map(Into::into);
         }
+        let hints = hints(raw.hints, &path, defects);
+        // So do hints.
+        if last.as_deref() != hints.as_ref() {
+            last = hints.map(Into::into);
+        }
         endpoints.push(SliceEndpoint {
             address,
             ready: defects.take(conditions.ready, format_args!("{path}.conditions.ready")).unwrap_or(true),
@@ -185,7 +214,25 @@ fn endpoints(field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) 
                 .take(conditions.terminating, format_args!("{path}.conditions.terminating"))
                 .unwrap_or(false),
             node: node.clone(),
+            hints: last.clone(),
         });
     }
     endpoints
+}
+
+fn hints(field: Loose<Nested<RawHints>>, path: &str, defects: &mut Defects) -> Option<Hints> {
+    if field.is_missing() {
+        return None;
+    }
+    let raw = defects.nested(field, format_args!("{path}.hints"));
+    let mut names = |list, kind: &str| -> Vec<String> {
+        let path = format!("{path}.hints.{kind}");
+        let items = defects.items(list, &path);
+        let name = |(i, Nested(named)): (usize, Nested<Named>)| {
+            defects.take(named.name, format_args!("{path}[{i}].name")).filter(|name| !name.is_empty())
+        };
+        items.into_iter().filter_map(name).collect()
+    };
+    let hints = Hints { zones: names(raw.for_zones, "forZones"), nodes: names(raw.for_nodes, "forNodes") };
+    (hints != Hints::default()).then_some(hints)
 }

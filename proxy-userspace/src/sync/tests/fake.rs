@@ -44,7 +44,7 @@ impl Fake {
     }
 
     pub fn allow(&mut self, state: &PortState) {
-        self.allowed.extend([state.external.clone(), state.internal.clone()]);
+        self.allowed.extend(state.lists().map(Clone::clone));
     }
 
     /// What a packet would find (L-01): every frontend leads to a service in use, every list is a whole one, every
@@ -53,7 +53,7 @@ impl Fake {
         for (dialled, frontend) in &self.frontends {
             let service = self.services.get(&frontend.service).copied().unwrap_or(Service::FREE);
             assert!(service.flags & service_flags::IN_USE != 0, "{dialled:?} leads nowhere after {step:?}");
-            for run in [service.external, service.internal] {
+            for run in [service.external, service.internal, service.cluster] {
                 let slots = &self.slots[index(Family::of(&dialled.address))];
                 let from = run.offset() as usize;
                 let slots = &slots[from..from + run.count() as usize];
@@ -142,6 +142,7 @@ impl Store for Fake {
                     match word {
                         Word::External(run) => service.external = run,
                         Word::Internal(run) => service.internal = run,
+                        Word::Cluster(run) => service.cluster = run,
                         Word::Settings { flags, affinity_timeout } => {
                             (service.flags, service.affinity_timeout) = (flags, affinity_timeout);
                         }
@@ -187,6 +188,7 @@ pub fn cluster_ip(number: u8, endpoints: &[&str]) -> PortState {
         }],
         external: endpoints.clone(),
         internal: endpoints,
+        cluster: Vec::new(),
         flags: service_flags::MASQUERADE_EXTERNAL,
         affinity_timeout: 0,
     }

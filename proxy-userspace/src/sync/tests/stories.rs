@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
-use crate::sync::{Lack, NodeAddresses, Settings, Step, Syncer};
+use crate::sync::{Lack, NodeAddresses, Settings, Step, Syncer, Word};
 
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -171,4 +171,33 @@ fn addresses_are_classified_for_the_node_too() {
     assert_eq!(class(&fake, "192.0.2.1"), Some(node));
     assert_eq!(class(&fake, "127.0.0.1"), Some(AddressClass::NODE_PORT));
     assert_eq!(class(&fake, "10.0.0.1"), Some(AddressClass::SERVICE));
+}
+
+#[test]
+fn c7_the_list_for_pods_is_there_for_as_long_as_the_policy_is() {
+    let (mut fake, mut syncer) = start();
+    let everywhere = cluster_ip(1, &["10.1.0.1:80", "10.1.0.2:80"]);
+    let mut local = cluster_ip(1, &["10.1.0.1:80"]);
+    local.cluster.clone_from(&everywhere.external);
+    local.flags = service_flags::LOCAL_EXTERNAL;
+    [&everywhere, &local].into_iter().for_each(|state| fake.allow(state));
+    for state in [&everywhere, &local, &everywhere] {
+        let before = fake.steps.len();
+        assert!(syncer.apply(&mut fake, vec![(id("a"), Some(state.clone()))], at(0)).is_clean());
+        let words = fake.steps[before..].iter().filter_map(|step| match step {
+            Step::Services(words) => Some(words),
+            _ => None,
+        });
+        let mut policy = before > 0 && state == &everywhere;
+        let mut list = policy;
+        for (_, word) in words.flatten() {
+            match word {
+                Word::Settings { flags, .. } => policy = flags & service_flags::LOCAL_EXTERNAL != 0,
+                Word::Cluster(run) => list = run.count() > 0,
+                _ => {}
+            }
+            assert!(list || !policy, "{word:?}");
+        }
+        assert_eq!((policy, list), (state == &local, state == &local));
+    }
 }

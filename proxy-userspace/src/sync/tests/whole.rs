@@ -16,7 +16,7 @@ type Change = (u8, Option<(Vec<u8>, Vec<u8>, u32, bool, bool)>);
 
 fn change() -> impl Strategy<Value = Change> {
     let list = || proptest::collection::vec(0_u8..6, 0..4);
-    let state = (list(), list(), 0_u32..8, any::<bool>(), any::<bool>());
+    let state = (list(), list(), 0_u32..16, any::<bool>(), any::<bool>());
     (0_u8..5, proptest::option::weighted(0.8, state))
 }
 
@@ -54,13 +54,14 @@ fn state(
     }
     let external = list(external);
     let internal = if *same { external.clone() } else { list(internal) };
-    PortState {
-        frontends,
-        external,
-        internal,
-        flags: flags << 1 & !service_flags::IN_USE,
-        affinity_timeout: 0,
+    let flags = flags << 1;
+    let mut cluster = Vec::new();
+    if flags & service_flags::LOCAL_EXTERNAL != 0 {
+        cluster = [&external[..], &internal[..]].concat();
+        cluster.sort();
+        cluster.dedup();
     }
+    PortState { frontends, external, internal, cluster, flags, affinity_timeout: 0 }
 }
 
 fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
@@ -71,11 +72,11 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
     let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
     for (id, want) in desired {
         let is: &InstalledPort = got[&Some(id.clone())];
-        assert_eq!((&is.external, &is.internal), (&want.external, &want.internal), "{id}");
+        assert_eq!([&is.external, &is.internal, &is.cluster], want.lists(), "{id}");
         let frontends: Vec<_> = is.frontends.iter().map(|f| (f.kind.unwrap(), f.address, f.port)).collect();
         let wanted: Vec<_> = want.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
         assert_eq!(frontends, wanted, "{id}");
-        let mut all = [want.external.clone(), want.internal.clone()].concat();
+        let mut all = want.lists().map(Clone::clone).concat();
         all.sort();
         all.dedup();
         endpoints += all.len();
