@@ -3,7 +3,7 @@
 use crate::abi::{Addr, FlowKey, Hook, Port, protocol};
 use crate::path::Packet;
 
-/// No header position that this module returns reaches this offset.
+/// No header position of a packet that can be read reaches this offset.
 pub const MAX_OFFSET: u32 = 0x800;
 
 /// Extension headers walked before a packet counts as unreadable (P-03).

@@ -1,0 +1,155 @@
+//! What etherparse builds we read alike; what nobody has built does no harm.
+
+use std::net::IpAddr;
+
+use etherparse::err::{ip_auth::HeaderError as AuthError, ipv6_exts::HeaderError, packet::SliceError};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use proptest::collection::vec;
+use proptest::option::weighted;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proxy_common::abi::{Hook, Port, protocol};
+use proxy_common::path::Verdict;
+use proxy_common::wire::{Headers, MAX_OFFSET, Transport, parse, parse_quoted};
+
+use crate::packets::{Body, End, body, ends};
+use crate::tables::{Frame, Node, addr};
+
+/// Our reading of a frame, and etherparse's.
+fn agrees<const N: usize>(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let mut headers = Headers::<N>::EMPTY;
+    let frame = Frame { bytes: bytes.to_vec(), mark: 0 };
+    prop_assert!(parse(&frame, 14, Hook::Egress, &mut headers).is_some());
+    let sliced = SlicedPacket::from_ethernet(bytes).expect("etherparse has built it");
+    let (src, dst): (IpAddr, IpAddr) = match sliced.net.as_ref() {
+        Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        Some(NetSlice::Ipv6(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        _ => unreachable!("a network header"),
+    };
+    prop_assert_eq!((headers.key.src, headers.key.dst), (addr(src), addr(dst)));
+    prop_assert_eq!((headers.l3, headers.key.hook), (14, Hook::Egress as u8));
+    let (slice, ports, transport) = match sliced.transport.as_ref() {
+        Some(TransportSlice::Tcp(tcp)) => {
+            (tcp.slice(), (tcp.source_port(), tcp.destination_port()), Transport::Tcp(tcp.slice()[13]))
+        }
+        Some(TransportSlice::Udp(udp)) => {
+            (udp.slice(), (udp.source_port(), udp.destination_port()), Transport::Udp)
+        }
+        _ => unreachable!("a transport header"),
+    };
+    prop_assert_eq!(headers.transport, transport);
+    prop_assert_eq!((headers.key.sport, headers.key.dport), (Port::new(ports.0), Port::new(ports.1)));
+    let l4 = slice.as_ptr().addr() - bytes.as_ptr().addr();
+    prop_assert_eq!((headers.l4 as usize, headers.end as usize), (l4, l4 + slice.len()));
+    let udp = transport == Transport::Udp;
+    prop_assert_eq!(headers.key.protocol, if udp { protocol::UDP } else { protocol::TCP });
+    prop_assert_eq!(headers.checksum_at() as usize, l4 + if udp { 6 } else { 16 });
+    Ok(())
+}
+
+/// Every hook and parser sees the bytes; offsets stay below the bound that the kernel's shim masks with.
+fn is_harmless<const N: usize>(bytes: &[u8], [front, backend, own]: [End; 3]) -> Result<(), TestCaseError> {
+    let node = Node::<N>::new(front, backend, own.0);
+    let frame = Frame { bytes: bytes.to_vec(), mark: 0 };
+    let mut headers = Headers::<N>::EMPTY;
+    if parse(&frame, 14, Hook::Ingress, &mut headers).is_some() {
+        prop_assert!(
+            headers.l4 < MAX_OFFSET || headers.transport == Transport::Malformed,
+            "l4 at {}",
+            headers.l4
+        );
+        prop_assert!(headers.end as usize <= bytes.len());
+    }
+    let _ = parse_quoted(&frame, 14, &mut headers);
+    for (verdict, out) in [node.ingress(bytes), node.egress(bytes, 0), node.egress(bytes, u32::MAX)] {
+        if verdict == Verdict::Pass && out.bytes != bytes {
+            prop_assert_eq!(out.bytes.len(), bytes.len());
+            prop_assert!(
+                is_readable(bytes),
+                "translated, and etherparse says {:?}",
+                SlicedPacket::from_ethernet(bytes).err()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Whether etherparse can read it. Of extension headers it judges more than where they end, as the receiver's stack will:
+/// hop-by-hop options that do not stand first, an authentication header without content.
+fn is_readable(bytes: &[u8]) -> bool {
+    match SlicedPacket::from_ethernet(bytes) {
+        Ok(_) => true,
+        Err(SliceError::Ipv6Exts(error)) => {
+            matches!(error, HeaderError::HopByHopNotAtStart | HeaderError::IpAuth(AuthError::ZeroPayloadLen))
+        }
+        Err(_) => false,
+    }
+}
+
+fn harmless(bytes: &[u8], ends: [End; 3]) -> Result<(), TestCaseError> {
+    if ends[0].0.is_ipv6() { is_harmless::<4>(bytes, ends) } else { is_harmless::<1>(bytes, ends) }
+}
+
+/// A valid frame to the Service, then lies: some bytes of its first headers changed, and perhaps cut.
+fn lying(body: &Body, ends: [End; 4], lies: &[(Index, u8)], cut: Option<Index>) -> Vec<u8> {
+    let mut bytes = body.build(ends[3], ends[0]);
+    for (at, value) in lies {
+        let at = 14 + at.index((bytes.len() - 14).min(80));
+        bytes[at] = *value;
+    }
+    if let Some(cut) = cut {
+        bytes.truncate(14 + cut.index(bytes.len() - 13));
+    }
+    bytes
+}
+
+/// Lies that matter are rare: more cases than usual, where no number was asked for.
+fn many() -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    ProptestConfig { failure_persistence: None, cases: usual.cases.saturating_mul(20), ..usual }
+}
+
+proptest! {
+    #![proptest_config(many())]
+
+    #[test]
+    fn what_etherparse_builds_parses_to_the_same_fields(body in body(), [src, dst] in ends()) {
+        let bytes = body.build(src, dst);
+        if src.0.is_ipv6() { agrees::<4>(&bytes)? } else { agrees::<1>(&bytes)? }
+    }
+
+    #[test]
+    fn no_bytes_do_harm_p01(bytes in vec(any::<u8>(), 0..200), ends in ends()) {
+        harmless(&bytes, ends)?;
+    }
+
+    #[test]
+    fn no_lie_does_harm_p01(
+        body in body(),
+        ends in ends(),
+        lies in vec((any::<Index>(), any::<u8>()), 0..4),
+        cut in weighted(0.3, any::<Index>()),
+    ) {
+        let [front, backend, own, _] = ends;
+        harmless(&lying(&body.opening(), ends, &lies, cut), [front, backend, own])?;
+    }
+
+    /// A quote has at least the ports; whatever is cut behind them, it is read like the whole.
+    #[test]
+    fn a_quote_cut_behind_its_ports_is_read_like_the_whole_p15(body in body(), [src, dst] in ends(), keep in any::<Index>()) {
+        let bytes = body.build(src, dst);
+        fn read<const N: usize>(bytes: &[u8]) -> Headers<N> {
+            let mut headers = Headers::EMPTY;
+            parse_quoted(&Frame { bytes: bytes.to_vec(), mark: 0 }, 14, &mut headers).expect("a quote");
+            headers
+        }
+        fn same<const N: usize>(bytes: &[u8], keep: Index) -> Result<(), TestCaseError> {
+            let whole = read::<N>(bytes);
+            let least = whole.l4 as usize + 8;
+            let cut = read::<N>(&bytes[..least + keep.index(bytes.len() - least + 1)]);
+            prop_assert_eq!((cut.key, cut.l3, cut.l4), (whole.key, whole.l3, whole.l4));
+            Ok(())
+        }
+        if src.0.is_ipv6() { same::<4>(&bytes, keep)? } else { same::<1>(&bytes, keep)? }
+    }
+}

@@ -1,0 +1,222 @@
+//! One Service with one endpoint, on a node with one device.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use proxy_common::abi::{
+    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind, Port, Reason, RingHead,
+    Run, Service, service_flags,
+};
+use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict};
+use proxy_common::wire::{Diff, Headers, apply};
+
+use crate::packets::End;
+
+pub const MARK: u32 = 0x4000;
+
+/// A frame in a vector.
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    pub mark: u32,
+}
+
+impl Packet for Frame {
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]> {
+        self.bytes.get(at as usize..at as usize + K)?.try_into().ok()
+    }
+    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()> {
+        self.bytes.get_mut(at as usize..at as usize + K)?.copy_from_slice(&bytes);
+        Some(())
+    }
+    fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, _v6: bool) -> Option<()> {
+        let old = u16::from_ne_bytes(self.load(at)?);
+        if udp && old == 0 {
+            return Some(());
+        }
+        match apply(old, addresses.and(ports)) {
+            0 if udp => self.store(at, [0xff, 0xff]),
+            new => self.store(at, new.to_ne_bytes()),
+        }
+    }
+    fn resize(&mut self, len: u32) -> Option<()> {
+        self.bytes.resize(len as usize, 0);
+        Some(())
+    }
+    fn make_room(&mut self, l3: u32, bytes: u32) -> Option<()> {
+        self.bytes.splice(l3 as usize..l3 as usize, std::iter::repeat_n(0, bytes as usize));
+        Some(())
+    }
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+    fn ifindex(&self) -> u32 {
+        1
+    }
+}
+
+pub struct Element<const N: usize>(Rc<Cell<Flow<N>>>);
+
+impl<const N: usize> Entry<N> for Element<N> {
+    fn read(&self) -> Flow<N> {
+        self.0.get()
+    }
+    fn tag(&self) -> u32 {
+        self.read().tag
+    }
+    fn seen(&self) -> u32 {
+        self.read().seen
+    }
+    fn state(&self) -> u8 {
+        self.read().state
+    }
+    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
+        self.read().partner(key)
+    }
+    fn set_seen(&self, seen: u32) {
+        self.0.set(Flow { seen, ..self.read() });
+    }
+    fn set_state(&self, state: u8) {
+        self.0.set(Flow { state, ..self.read() });
+    }
+}
+
+/// A node on which `front` leads to `backend`, and that masquerades with `own`.
+pub struct Node<const N: usize> {
+    pub front: End,
+    pub backend: End,
+    pub own: IpAddr,
+    flows: RefCell<Vec<(FlowKey<N>, Rc<Cell<Flow<N>>>)>>,
+}
+
+pub fn addr<const N: usize>(ip: IpAddr) -> Addr<N> {
+    let octets = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let mut words = [0; N];
+    for (word, bytes) in words.iter_mut().zip(octets.chunks_exact(4)) {
+        *word = u32::from_ne_bytes(bytes.try_into().expect("four bytes"));
+    }
+    Addr(words)
+}
+
+impl<const N: usize> Node<N> {
+    pub fn new(front: End, backend: End, own: IpAddr) -> Self {
+        Self { front, backend, own, flows: RefCell::default() }
+    }
+
+    pub fn ingress(&self, bytes: &[u8]) -> (Verdict, Frame) {
+        let mut frame = Frame { bytes: bytes.to_vec(), mark: 0 };
+        (path::ingress(&mut frame, self, &mut Headers::EMPTY.clone(), 14), frame)
+    }
+
+    pub fn egress(&self, bytes: &[u8], mark: u32) -> (Verdict, Frame) {
+        let mut frame = Frame { bytes: bytes.to_vec(), mark };
+        (path::egress(&mut frame, self, &mut Headers::EMPTY.clone(), 14), frame)
+    }
+}
+
+impl<const N: usize> Tables<N> for Node<N> {
+    type Entry = Element<N>;
+
+    fn address_class(&self, address: &Addr<N>) -> AddressClass {
+        let is = |ip| *address == addr(ip);
+        let service = if is(self.front.0) { AddressClass::SERVICE } else { 0 };
+        let endpoint = if is(self.backend.0) { AddressClass::ENDPOINT } else { 0 };
+        let local = if is(self.own) { AddressClass::LOCAL } else { 0 };
+        AddressClass { bits: service | endpoint | local }
+    }
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend> {
+        let dialled = key.address == addr(self.front.0) && key.port.number() == self.front.1;
+        dialled.then_some(Frontend { service: 1, kind: FrontendKind::ExternalIp as u32 })
+    }
+    fn service(&self, _index: u32) -> Option<Service> {
+        let run = Run::new(1, 1);
+        let flags = service_flags::IN_USE | service_flags::MASQUERADE_EXTERNAL;
+        Some(Service { external: run, internal: run, cluster: run, flags, affinity_timeout: 0 })
+    }
+    fn backend(&self, _slot: u32) -> Option<Backend<N>> {
+        let (ip, port) = self.backend;
+        Some(Backend { address: addr(ip), port: Port::new(port), generation: 1, id: 1 })
+    }
+    fn endpoint_generation(&self, _id: u32) -> u32 {
+        1
+    }
+    fn masquerade_address(&self, _ifindex: u32) -> Option<Addr<N>> {
+        Some(addr(self.own))
+    }
+    fn local_socket(&self, _key: &FlowKey<N>, _address: &Addr<N>, _port: Port) -> bool {
+        false
+    }
+    fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
+        let key = Headers::<N>::EMPTY.key;
+        let flow = Flow {
+            src: key.src,
+            dst: key.dst,
+            sport: key.sport,
+            dport: key.dport,
+            address_diff: 0,
+            seen: 0,
+            created: 0,
+            service: 0,
+            endpoint: 0,
+            ifindex: 0,
+            generation: 0,
+            kind: 0,
+            state: 0,
+            tag: 0,
+        };
+        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, quoted: Headers::EMPTY }))
+    }
+    fn flow(&self, key: &FlowKey<N>) -> Option<Element<N>> {
+        let flows = self.flows.borrow();
+        flows.iter().find(|(own, _)| own == key).map(|(_, flow)| Element(Rc::clone(flow)))
+    }
+    fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert {
+        if self.flow(key).is_some() {
+            return Insert::Exists;
+        }
+        self.flows.borrow_mut().push((*key, Rc::new(Cell::new(*flow))));
+        Insert::Done
+    }
+    fn remove_flow(&self, key: &FlowKey<N>) {
+        self.flows.borrow_mut().retain(|(own, _)| own != key);
+    }
+    fn ring_size(&self) -> u32 {
+        64
+    }
+    fn ring_head(&self) -> RingHead {
+        RingHead { head: 0, tail: 0 }
+    }
+    fn set_ring_head(&self, _head: RingHead) {}
+    fn ring_key(&self, _position: u32) -> Option<FlowKey<N>> {
+        None
+    }
+    fn set_ring_key(&self, _position: u32, _key: &FlowKey<N>) {}
+    fn is_pod(&self, _ifindex: u32, _source: &Addr<N>) -> Option<bool> {
+        None
+    }
+    fn masquerade_all(&self) -> bool {
+        false
+    }
+    fn masquerade_mark(&self) -> u32 {
+        MARK
+    }
+    fn seed(&self) -> u32 {
+        7
+    }
+    fn now(&self) -> u32 {
+        1000
+    }
+    fn random(&self) -> u32 {
+        0
+    }
+    fn count(&self, _reason: Reason) {}
+}
