@@ -38,6 +38,8 @@ pub struct Metrics {
     livez: Labelled<[(&'static str, String); 1], Counter>,
     failed_writes: Counter,
     attach_seconds: Histogram,
+    sockets_ended: Counter,
+    failed_sweeps: Counter,
 }
 
 /// Which health path answered.
@@ -72,6 +74,8 @@ impl Metrics {
             livez: Labelled::default(),
             failed_writes: Counter::default(),
             attach_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
+            sockets_ended: Counter::default(),
+            failed_sweeps: Counter::default(),
         };
         metrics.register_kube_proxy();
         metrics.register_own();
@@ -108,6 +112,10 @@ impl Metrics {
         r.register("map_writes_failed", "Failed rounds of map writes", self.failed_writes.clone());
         let help = "From a device's event to both of its programs attached";
         r.register("edge_attach_seconds", help, self.attach_seconds.clone());
+        let help = "Connected UDP sockets that were ended because their endpoint had departed";
+        r.register("sockets_ended", help, self.sockets_ended.clone());
+        let help = "Failed attempts to find or end such sockets";
+        r.register("socket_sweeps_failed", help, self.failed_sweeps.clone());
     }
 
     /// A change of a Service came in.
@@ -150,6 +158,14 @@ impl Metrics {
 
     pub fn attached(&self, took: Duration) {
         self.attach_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn sockets_ended(&self, count: usize) {
+        self.sockets_ended.inc_by(count as u64);
+    }
+
+    pub fn sweep_failed(&self) {
+        self.failed_sweeps.inc();
     }
 
     pub fn health_answered(&self, path: HealthPath, code: u16) {
@@ -228,6 +244,8 @@ mod tests {
         metrics.health_answered(HealthPath::Healthz, 503);
         metrics.health_answered(HealthPath::Livez, 200);
         metrics.attached(Duration::from_millis(5));
+        metrics.sockets_ended(3);
+        metrics.sweep_failed();
         let served = Edge { hooks: vec!["ingress".to_owned()], ..Edge::default() };
         let status = Status {
             edges: vec![served.clone(), served, Edge::default()],
@@ -249,6 +267,8 @@ mod tests {
             "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
             "kubeproxy_proxy_livez_total{code=\"200\"} 1",
             "sluice_edge_attach_seconds_count 1",
+            "sluice_sockets_ended_total 3",
+            "sluice_socket_sweeps_failed_total 1",
             "sluice_flows 7",
             "sluice_flows_max 1024",
             "sluice_drops_total{reason=\"fragment\"} 1",

@@ -21,7 +21,7 @@ pub use device::{Device, device_flags};
 pub use flow::{Flow, FlowKey, Hook, Kind, RingHead, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use service::{Backend, CHUNK, Run, Service, service_flags};
-pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs};
+pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs, SocketRecord};
 pub use trace::TraceRecord;
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,

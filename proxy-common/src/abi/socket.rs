@@ -27,6 +27,16 @@ abi! {
 }
 
 abi! {
+    /// What the iterator over the storage writes for each socket.
+    pub struct SocketRecord {
+        /// The kernel's number of the socket.
+        pub cookie: u64,
+        /// Its storage.
+        pub pairs: SocketPairs,
+    }
+}
+
+abi! {
     /// Value of the `sockets` storage.
     pub struct SocketPairs {
         /// The pairs, in no order.

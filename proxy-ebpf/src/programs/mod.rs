@@ -1,4 +1,5 @@
 //! Entry points, one file per kind of hook.
 
 mod edge;
+mod iterator;
 mod socket;

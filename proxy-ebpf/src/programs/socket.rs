@@ -142,7 +142,7 @@ enum Answer {
 fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     // SAFETY: the kernel hands every sock_addr program a valid context.
     let transport = unsafe { (*ctx.sock_addr).protocol } as u8;
-    let Some(of_node) = served(ctx) else { return Answer::Leave };
+    let Some(of_node) = served(ctx, transport) else { return Answer::Leave };
     if !matches!(transport, protocol::TCP | protocol::UDP) {
         return Answer::Leave;
     }
@@ -251,14 +251,16 @@ fn remember(ctx: &SockAddrContext, pair: &SocketPair) -> bool {
     unsafe { storage.as_mut() }.is_some_and(|pairs| socket::remember(pairs, pair))
 }
 
-/// Whether this socket is the node's own; `None` for one that is not translated. `--sockets all` translates others as well.
+/// Whether this socket is the node's own; `None` for one that is not translated. `--sockets all` translates TCP of pods as
+/// well; their UDP takes the packet path, which follows endpoints that depart (S-08).
 #[inline(always)]
-fn served(ctx: &SockAddrContext) -> Option<bool> {
+fn served(ctx: &SockAddrContext, transport: u8) -> Option<bool> {
     let config = CONFIG.get(0)?;
     // SAFETY: the kernel hands every sock_addr program a valid context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.sock_addr.cast()) };
     let of_node = cookie == config.netns_cookie;
-    (of_node || config.flags & config_flags::SOCKETS_ALL != 0).then_some(of_node)
+    let pods = config.flags & config_flags::SOCKETS_ALL != 0 && transport == protocol::TCP;
+    (of_node || pods).then_some(of_node)
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ mod places;
 mod plane;
 mod reads;
 mod serve;
+mod sockets;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -46,6 +46,7 @@ impl Worker {
             let next = "mount cgroup2 and name it with --cgroup, or ask for --sockets off";
             degraded.push(Trouble::new("sockets of the node's own processes", &self.sockets.why, next));
         }
+        degraded.extend(self.sweep_trouble.clone());
         let (flows, drops) = (self.usage(), self.drops());
         let unread = [flows.as_ref().err(), drops.as_ref().err()].into_iter().flatten();
         degraded.extend(unread.map(unreadable));

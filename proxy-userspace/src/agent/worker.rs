@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::edges::{Edges, Served, State};
 use super::plane::{Installed, Order};
+use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
 use crate::config::{Config, NodePortAddresses, NodePorts};
@@ -19,7 +20,7 @@ use crate::http::Clock;
 use crate::metrics::Metrics;
 use crate::model::{PortChange, node_port_addresses};
 use crate::node::{Address, Edge, Facts, NodeEvent};
-use crate::status::{Mode, story};
+use crate::status::{Mode, Trouble, story};
 use crate::sync::{NodeAddresses, Report, Settings, Syncer};
 
 pub struct Worker {
@@ -30,11 +31,15 @@ pub struct Worker {
     pub(super) trace: Option<Trace>,
     node_ports: NodePorts,
     pub(super) sockets: Mode,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) edges: Edges,
     pub(super) addresses: Vec<Address>,
     node_ips: Vec<IpAddr>,
     pub(super) last_error: Option<String>,
+    pub(super) sweeps: Sweeps,
+    pub(super) sockets_probed: bool,
+    /// Why sockets cannot be taken off departed endpoints.
+    pub(super) sweep_trouble: Option<Trouble>,
 }
 
 impl Worker {
@@ -58,6 +63,9 @@ impl Worker {
             addresses: Vec::new(),
             node_ips: config.node_ip.into_iter().collect(),
             last_error: None,
+            sweeps: Sweeps::default(),
+            sockets_probed: false,
+            sweep_trouble: None,
         })
     }
 
@@ -107,6 +115,8 @@ impl Worker {
                 let report = self.syncer.tick(&mut self.datapath, self.clock.now());
                 self.note(&report);
                 self.tend_trace();
+                self.probe_sockets();
+                self.follow_departures(&report, self.clock.now());
                 answer.send(()).ok();
             }
             Order::Report(answer) => drop(answer.send(self.report())),
@@ -129,11 +139,23 @@ impl Worker {
         }
         self.name_trace();
         let failed = self.note(&report);
+        // What departed while no agent ran is seen in the complete list only.
+        if complete {
+            self.sweeps.departed(now);
+        }
+        self.follow_departures(&report, now);
         // After a failed write the maps rest before they are read back: until then nothing is lost, nothing done.
         let waiting = || {
             self.syncer.is_stale().then(|| "an earlier write failed, the maps are read back soon".to_owned())
         };
         Installed { failed: failed.or_else(waiting) }
+    }
+
+    fn follow_departures(&mut self, report: &Report, now: Duration) {
+        if report.departed {
+            self.sweeps.departed(now);
+        }
+        self.sweep_sockets(now);
     }
 
     /// Remembers and returns the last failure.

@@ -53,6 +53,12 @@ pub enum DatapathError {
     )]
     Refused { program: &'static str, kernel: String, excerpt: String, source: io::Error },
 
+    #[error(
+        "cannot read what is remembered of sockets: a kernel with CONFIG_DEBUG_INFO_BTF and iterators over socket \
+         storage (Linux 5.12) is needed"
+    )]
+    Iterator { source: io::Error },
+
     #[error("the embedded BPF object has no program {program}: the build is damaged, build again")]
     NoProgram { program: &'static str },
 

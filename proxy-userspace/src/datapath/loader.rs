@@ -257,7 +257,7 @@ fn load_sockets(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
 }
 
 /// One line that says which program, which kernel, and the two ends of the verifier's log.
-fn refused(program: &'static str, error: ProgramError) -> DatapathError {
+pub fn refused(program: &'static str, error: ProgramError) -> DatapathError {
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             DatapathError::of("load programs", io_error, |source| DatapathError::Refused {

@@ -7,6 +7,7 @@
 //! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
 //! cleanup.rs taking everything away       store.rs   the maps as `sync` sees them
 //! flows.rs   live flows, counters         trace.rs   the packet trace of one address
+//! sockets.rs what is remembered of sockets
 //! ```
 
 mod attach;
@@ -16,6 +17,7 @@ mod flows;
 mod hooks;
 mod loader;
 mod pins;
+mod sockets;
 mod specs;
 mod store;
 mod sys;
@@ -33,6 +35,7 @@ pub use cleanup::{Cleaned, cleanup};
 pub use error::DatapathError;
 pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
+pub use sockets::Translated;
 pub use specs::Sizes;
 pub use trace::TraceLog;
 
@@ -60,6 +63,8 @@ pub struct Datapath {
     earlier: Vec<PathBuf>,
     adopted: bool,
     notices: Vec<String>,
+    /// Loaded when it is first needed.
+    sockets_program: Option<OwnedFd>,
 }
 
 impl Datapath {
@@ -83,6 +88,7 @@ impl Datapath {
             earlier: Vec::new(),
             adopted: loaded.adopted,
             notices: loaded.notices,
+            sockets_program: None,
         };
         for (path, fd) in loaded.earlier {
             let failed = |source| DatapathError::File { operation: "read pin", path: path.clone(), source };

@@ -1,10 +1,11 @@
 //! Raw system calls that the libraries do not offer: bpf(2) without links, shared memory of maps, a private bpffs.
 //!
-//! The agent's only file with `unsafe`; its two parts build on it without. Everything here is safe to call: file
+//! The agent's only file with `unsafe`; its parts build on it without. Everything here is safe to call: file
 //! descriptors are owned or borrowed, map keys and values are [`Abi`] types, and buffers are sized from the map's own
 //! description.
 
 mod attachment;
+mod iterator;
 mod objects;
 
 use std::ffi::{c_long, c_void};
@@ -17,6 +18,7 @@ use std::sync::atomic::AtomicU64;
 use proxy_common::abi::Abi;
 
 pub use attachment::{Target, attach, attach_flags, detach, query};
+pub use iterator::iterate;
 pub use objects::{
     MapInfo, ProgramInfo, create_array, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
 };
@@ -38,6 +40,8 @@ mod cmd {
     pub const MAP_LOOKUP_BATCH: u32 = 24;
     pub const MAP_UPDATE_BATCH: u32 = 26;
     pub const MAP_DELETE_BATCH: u32 = 27;
+    pub const LINK_CREATE: u32 = 28;
+    pub const ITER_CREATE: u32 = 33;
 }
 
 fn bpf<T>(command: u32, attributes: &mut T) -> Result<c_long> {
@@ -56,6 +60,14 @@ fn owned(result: c_long) -> Result<OwnedFd> {
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
+}
+
+/// A value that the kernel has handed out as bytes; `None` if it is not the size of a `V`.
+pub fn decode<V: Abi>(bytes: &[u8]) -> Option<V> {
+    let () = V::CHECKED;
+    let whole = bytes.len() == size_of::<V>();
+    // SAFETY: `bytes` is as long as a V, and every bit pattern is one.
+    whole.then(|| unsafe { bytes.as_ptr().cast::<V>().read_unaligned() })
 }
 
 fn address<T: ?Sized>(of: *const T) -> u64 {

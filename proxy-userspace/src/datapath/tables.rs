@@ -30,6 +30,8 @@ pub struct Tables {
     pub devices: Table<u32, Device>,
     pub config: Table<u32, Config>,
     pub counters: Table<u32, u64>,
+    /// Storage of sockets: read through sock_diag, not by key.
+    pub sockets: OwnedFd,
     pub services: Shared,
     pub service_count: u32,
 }
@@ -62,6 +64,7 @@ impl Tables {
             devices: take(maps, "DEVICES")?,
             config: take(maps, "CONFIG")?,
             counters: take(maps, "COUNTERS")?,
+            sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services: Shared::map(services.fd(), words).map_err(failed)?,
             service_count: services.max_entries(),
         })

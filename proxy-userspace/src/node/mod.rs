@@ -1,12 +1,16 @@
-//! What the agent knows of its node from netlink: devices, addresses, and which devices are edges.
+//! What the agent knows of its node from netlink: devices, addresses, which devices are edges; and its UDP sockets.
 
 mod classify;
+mod diag;
 mod facts;
 mod follow;
+mod sockets;
 
 pub use classify::{EdgeKind, Link, LinkType, classify, selected};
+pub use diag::SocketId;
 pub use facts::{Address, Facts, Inventory};
 pub use follow::{Node, NodeError};
+pub use sockets::{SocketDiag, SocketsError};
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -45,12 +45,19 @@ pub struct Batch {
     gone: Vec<(u32, u32)>,
     /// Frontends that are still in the maps when new ones come.
     leaving: PerFamily<u32>,
+    /// Endpoints of a UDP port are among those that go.
+    departs: bool,
 }
 
 impl Batch {
     /// Something goes, so there may be room for what waits.
     pub fn frees(&self) -> bool {
         !self.gone.is_empty() || !self.cleared.is_empty() || self.leaving.v4 + self.leaving.v6 > 0
+    }
+
+    /// See [`super::Report::departed`].
+    pub const fn departs(&self) -> bool {
+        self.departs
     }
 
     /// Endpoint ids that nothing refers to.
@@ -149,6 +156,7 @@ impl Room {
 
     /// Takes `port` away. What others own by now stays.
     pub fn remove(&mut self, mut port: Port, until: Duration, batch: &mut Batch) {
+        batch.departs |= port.is_udp();
         self.set_frontends(&mut port, BTreeMap::new(), batch);
         let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
         let words = std::iter::once(settings).chain(WORDS.map(|word| word(Run::EMPTY)));
@@ -265,6 +273,7 @@ impl Room {
             |address: &SocketAddr| want.lists().iter().any(|list| list.binary_search(address).is_ok());
         let unused: Vec<_> =
             port.endpoints.iter().filter(|(address, _)| !listed(address)).map(|(a, e)| (*a, *e)).collect();
+        batch.departs |= !unused.is_empty() && port.is_udp();
         for (address, endpoint) in unused {
             port.endpoints.remove(&address);
             self.drop_endpoint(address, endpoint, until, batch);

@@ -56,6 +56,10 @@ impl Port {
         }
     }
 
+    pub fn is_udp(&self) -> bool {
+        self.frontends.keys().any(|dialled| dialled.protocol == Protocol::Udp)
+    }
+
     /// Its runs, each once.
     pub fn runs(&self) -> Vec<Run> {
         let mut runs: Vec<_> = self.lists.iter().map(|list| list.run).collect();

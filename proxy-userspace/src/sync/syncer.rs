@@ -62,6 +62,8 @@ pub struct Report {
     /// Ports that this call tried and that do not fit. See [`Syncer::refused`] for all that wait.
     pub refused: Vec<Refused>,
     pub failed: Vec<Failed>,
+    /// Endpoints of a UDP port have gone: sockets may be connected to them (S-08).
+    pub departed: bool,
 }
 
 impl Report {
@@ -328,6 +330,7 @@ impl Syncer {
     }
 
     fn commit<S: Store>(&mut self, store: &mut S, batch: Batch, now: Duration, report: &mut Report) {
+        report.departed |= batch.departs();
         for step in batch.steps(self.room.classes.flush()) {
             if let Err(error) = store.write(&step) {
                 report.failed.push(Failed { what: step.what(), error: error.into() });
@@ -381,6 +384,7 @@ impl Syncer {
         report.steps += outcome.steps;
         report.refused.extend(outcome.refused);
         report.failed.extend(outcome.failed);
+        report.departed |= outcome.departed;
         *self = again;
         self.stale.is_none()
     }

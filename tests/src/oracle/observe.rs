@@ -107,6 +107,7 @@ fn dial(bed: &Bed, cell: &Cell<'_>, target: std::net::SocketAddr, patience: Dura
         Outcome::Timeout => Fate::Silence,
         Outcome::Refused => Fate::Refused { how: "refused".into(), slow },
         Outcome::Reset => Fate::Refused { how: "reset".into(), slow },
+        Outcome::Ended => Fate::Refused { how: "ended".into(), slow },
         // Mostly a packet whose time to live is over: when that comes through is chance.
         Outcome::Failed(how) => Fate::Refused { how, slow: false },
     }

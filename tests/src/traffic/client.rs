@@ -29,6 +29,8 @@ pub enum Outcome {
     Refused,
     /// A live connection was cut (RST or end).
     Reset,
+    /// A UDP socket was ended under its owner: ECONNABORTED, or on sending EDESTADDRREQ (S-08).
+    Ended,
     /// Silence.
     Timeout,
     /// Anything else.
@@ -53,7 +55,9 @@ impl Outcome {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
                 Self::Reset
             }
+            io::ErrorKind::ConnectionAborted => Self::Ended,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Timeout,
+            _ if error.raw_os_error() == Some(nix::Error::EDESTADDRREQ as i32) => Self::Ended,
             _ => Self::Failed(error.to_string()),
         }
     }
@@ -65,6 +69,7 @@ impl fmt::Display for Outcome {
             Self::Ok(answer) => write!(f, "answered by {}, which sees {}", answer.backend, answer.seen),
             Self::Refused => f.write_str("refused"),
             Self::Reset => f.write_str("reset"),
+            Self::Ended => f.write_str("the socket was ended"),
             Self::Timeout => f.write_str("no answer"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }

@@ -3,6 +3,7 @@
 mod basics;
 mod change;
 mod choice;
+mod departure;
 mod harness;
 mod input;
 mod matrix;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     groups.extend(mtu::groups());
     groups.extend(choice::groups());
     groups.extend(change::groups());
+    groups.extend(departure::groups());
     groups.extend(restart::groups());
     groups.extend(input::groups());
     groups.extend(operator::groups());

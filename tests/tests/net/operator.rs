@@ -119,7 +119,7 @@ fn later(bed: &mut Bed) -> Result<()> {
 }
 
 /// Status line and body.
-fn fetch(bed: &Bed, port: u16, path: &str) -> Result<(String, String)> {
+pub fn fetch(bed: &Bed, port: u16, path: &str) -> Result<(String, String)> {
     let answer = bed.namespace("n1").within(|| {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;

@@ -1,0 +1,218 @@
+//! Connected UDP sockets of the node's own processes whose endpoint has departed (S-08, P-52).
+//!
+//! connect(2) was translated once, so such a socket would talk to the departed endpoint for ever. It is ended: its
+//! owner is told ECONNABORTED and dials again. TCP connections end by themselves, and stay.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::worker::Worker;
+use crate::datapath::{Datapath, DatapathError, Translated};
+use crate::node::{SocketDiag, SocketId, SocketsError};
+use crate::status::{Trouble, story};
+use crate::sync::EndpointId;
+
+/// After a failure: what is missing in the kernel will hardly come.
+const RETRY: Duration = Duration::from_secs(30);
+/// A second sweep follows a departure after so long: sockets that were being connected during the first are found then.
+const SETTLE: Duration = Duration::from_millis(500);
+/// Sweeps take at most one part in so many of the thread's time.
+const SHARE: u32 = 20;
+
+/// When to look for sockets. Times are on the agent's monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sweeps {
+    now: bool,
+    again: Option<Duration>,
+    not_before: Duration,
+}
+
+impl Sweeps {
+    /// Endpoints have departed.
+    pub fn departed(&mut self, now: Duration) {
+        self.now = true;
+        self.again = Some(now + SETTLE);
+    }
+
+    pub fn due(&self, now: Duration) -> bool {
+        (self.now || self.again.is_some_and(|again| now >= again)) && now >= self.not_before
+    }
+
+    /// One that began at `begun` has ended. A failed one is still due.
+    pub fn done(&mut self, begun: Duration, now: Duration, failed: bool) {
+        if failed {
+            self.not_before = now + RETRY;
+            return;
+        }
+        self.not_before = now + (now - begun) * SHARE;
+        self.now = false;
+        self.again = self.again.filter(|again| begun < *again);
+    }
+}
+
+/// Whether a socket connected to `peer` goes. `pairs` is what was translated for it: a socket that has dialled its peer
+/// itself has no such pair. Where two Services led it to the same peer it stays while either still has that endpoint.
+fn is_stranded(peer: SocketAddr, pairs: &[Translated], is_endpoint: impl Fn(EndpointId) -> bool) -> bool {
+    let mut led = pairs.iter().filter(|pair| pair.backend == peer).peekable();
+    led.peek().is_some() && led.all(|pair| !is_endpoint(pair.endpoint))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Sockets(#[from] SocketsError),
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+}
+
+/// Ends every stranded socket of this network namespace. How many.
+fn sweep(datapath: &mut Datapath) -> Result<usize, SweepError> {
+    let mut led = Vec::new();
+    datapath.translated_sockets(|cookie, pairs| led.push((cookie, pairs)))?;
+    let mut known = HashMap::new();
+    for endpoint in led.iter().flat_map(|(_, pairs)| pairs).map(|pair| pair.endpoint) {
+        if let Entry::Vacant(unknown) = known.entry(endpoint) {
+            unknown.insert(datapath.is_endpoint(endpoint)?);
+        }
+    }
+    let is_endpoint = |endpoint| known.get(&endpoint).is_none_or(|known| *known);
+    let suspects: HashMap<u64, Vec<Translated>> =
+        led.into_iter().filter(|(_, pairs)| pairs.iter().any(|pair| !is_endpoint(pair.endpoint))).collect();
+    if suspects.is_empty() {
+        return Ok(0);
+    }
+    let diag = SocketDiag::open()?;
+    let mut stranded = Vec::new();
+    diag.connected(|socket| {
+        let pairs = suspects.get(&socket.cookie());
+        if pairs.is_some_and(|pairs| is_stranded(socket.peer(), pairs, is_endpoint)) {
+            stranded.push(socket);
+        }
+    })?;
+    Ok(end_all(&diag, stranded)?)
+}
+
+/// Sockets that share both ends (SO_REUSEPORT) are found by the kernel one at a time: again, as long as it helps.
+fn end_all(diag: &SocketDiag, mut sockets: Vec<SocketId>) -> Result<usize, SocketsError> {
+    let mut ended = 0;
+    loop {
+        let before = sockets.len();
+        let mut left = Vec::new();
+        for socket in sockets {
+            if !diag.destroy(&socket)? {
+                left.push(socket);
+            }
+        }
+        ended += before - left.len();
+        if left.is_empty() || left.len() == before {
+            return Ok(ended);
+        }
+        sockets = left;
+    }
+}
+
+impl Worker {
+    /// Can it be done at all? Found out once, when the agent has time: an operator is told before it matters (L-13).
+    pub(super) fn probe_sockets(&mut self) {
+        let first = !std::mem::replace(&mut self.sockets_probed, true);
+        if first && self.datapath.has_sockets() {
+            let can = self.datapath.translated_sockets(|_, _| {}).map_err(SweepError::from);
+            let can = can.and_then(|()| Ok(SocketDiag::open()?.probe()?));
+            self.note_sweep(can);
+        }
+    }
+
+    /// Looks for stranded sockets if endpoints have departed.
+    pub(super) fn sweep_sockets(&mut self, now: Duration) {
+        if !self.sweeps.due(now) {
+            return;
+        }
+        // Without the programs nothing is translated; those of an earlier agent may have been there.
+        if !self.datapath.has_sockets() && !self.datapath.adopted() {
+            self.sweeps = Sweeps::default();
+            return;
+        }
+        let swept = sweep(&mut self.datapath);
+        self.sweeps.done(now, self.clock.now(), swept.is_err());
+        if let Ok(ended @ 1..) = swept {
+            info!(ended, "connected UDP sockets whose endpoint has departed: ended, their owners dial again");
+            self.metrics.sockets_ended(ended);
+        }
+        if swept.is_err() {
+            self.metrics.sweep_failed();
+        }
+        self.note_sweep(swept.map(drop));
+    }
+
+    /// A trouble is told when it comes and when it goes.
+    fn note_sweep(&mut self, outcome: Result<(), SweepError>) {
+        let what = "connected UDP sockets of the node's own processes";
+        let next =
+            "until then they stay with an endpoint that departs; restart such clients, or use --sockets off";
+        let trouble = outcome.err().map(|error| Trouble::new(what, story(&error), next));
+        match (&self.sweep_trouble, &trouble) {
+            (before, Some(trouble)) if before.as_ref() != Some(trouble) => {
+                warn!("{trouble}");
+                self.last_error = Some(trouble.to_string());
+            }
+            (Some(_), None) => info!("over: {what}"),
+            _ => {}
+        }
+        self.sweep_trouble = trouble;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn led(backend: &str, id: u32, generation: u16) -> Translated {
+        Translated { backend: backend.parse().unwrap(), endpoint: EndpointId { id, generation } }
+    }
+
+    #[test]
+    fn s08_exactly_the_sockets_that_were_led_to_a_departed_endpoint_go() {
+        // Endpoint 1 departed, its id has another holder by now; 2 departed; 3 is there.
+        let live = [EndpointId { id: 1, generation: 8 }, EndpointId { id: 3, generation: 5 }];
+        let (a, b) = ("10.244.1.6:53", "10.244.1.7:53");
+        let cases = [
+            ("its endpoint departed", a, vec![led(a, 2, 5)], true),
+            ("its endpoint departed, the id is another's by now", a, vec![led(a, 1, 7)], true),
+            ("its endpoint is there", a, vec![led(a, 3, 5)], false),
+            ("it dialled the pod itself", a, vec![], false),
+            ("another port of the same pod", "10.244.1.6:54", vec![led(a, 2, 5)], false),
+            ("connected to one Service, has sent to another", a, vec![led(b, 2, 5), led(a, 3, 5)], false),
+            ("and the other way round", b, vec![led(b, 2, 5), led(a, 3, 5)], true),
+            ("one of two Services keeps the endpoint", a, vec![led(a, 2, 5), led(a, 3, 5)], false),
+            ("both Services have lost it", a, vec![led(a, 2, 5), led(a, 1, 7)], true),
+            ("IPv6", "[fd00:10::6]:53", vec![led("[fd00:10::6]:53", 2, 5)], true),
+        ];
+        for (name, peer, pairs, want) in cases {
+            let got = is_stranded(peer.parse().unwrap(), &pairs, |endpoint| live.contains(&endpoint));
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_departure_is_followed_at_once_and_once_more_and_never_too_often() {
+        let ms = Duration::from_millis;
+        let mut sweeps = Sweeps::default();
+        assert!(!sweeps.due(ms(0)), "nothing has departed");
+        sweeps.departed(ms(10));
+        assert!(sweeps.due(ms(10)), "at once");
+        sweeps.done(ms(10), ms(20), false);
+        assert!(!sweeps.due(ms(509)) && sweeps.due(ms(510)), "once more");
+        sweeps.departed(ms(100));
+        assert!(!sweeps.due(ms(219)) && sweeps.due(ms(220)), "long sweeps are rare");
+        sweeps.done(ms(220), ms(221), false);
+        assert!(!sweeps.due(ms(599)) && sweeps.due(ms(700)), "the later departure's second one");
+        sweeps.done(ms(700), ms(701), true);
+        assert!(!sweeps.due(ms(30_700)) && sweeps.due(ms(30_701)), "a failed one is tried again");
+        sweeps.done(ms(30_701), ms(30_702), false);
+        assert!(!sweeps.due(ms(600_000)));
+    }
+}
