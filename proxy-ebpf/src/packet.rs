@@ -151,6 +151,15 @@ impl Packet for Skb {
         // SAFETY: the kernel hands every tc program a valid __sk_buff.
         unsafe { (*self.ctx.skb.skb).ifindex }
     }
+
+    #[inline(always)]
+    fn is_own(&self) -> bool {
+        // SAFETY: as above.
+        let socket = unsafe { &(*self.ctx.skb.skb).__bindgen_anon_2 };
+        // SAFETY: eight bytes of the context, valid whatever they hold. Devices that hand a packet to another namespace
+        // take its socket away.
+        !unsafe { socket.sk }.is_null()
+    }
 }
 
 impl EbpfContext for Skb {

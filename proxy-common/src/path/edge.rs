@@ -73,10 +73,14 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
     if let Some(verdict) = known(packet, tables, headers) {
         return verdict;
     }
-    if packet.mark() & tables.masquerade_mark() != 0 || masquerade::shadowed(tables, headers) {
-        return counted(tables, masquerade::open(packet, tables, headers).into());
-    }
-    Verdict::Pass
+    let own = if packet.mark() & tables.masquerade_mark() != 0 || masquerade::shadowed(tables, headers) {
+        false
+    } else if masquerade::resembles_frontend(packet, tables, headers) {
+        true
+    } else {
+        return Verdict::Pass;
+    };
+    counted(tables, masquerade::open(packet, tables, headers, own).into())
 }
 
 /// A packet of a known flow. `None`: there is none, or there was one that has ended and made room.

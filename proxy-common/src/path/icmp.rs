@@ -2,8 +2,8 @@
 
 use super::rewrite;
 use super::traits::{Entry, Packet, Tables};
-use crate::abi::{Addr, Flow, FlowKey, protocol};
-use crate::wire::{Diff, Headers, Transport, apply, parse_quoted};
+use crate::abi::{Flow, FlowKey, Hook, protocol};
+use crate::wire::{Diff, Headers, Transport, apply, fold, parse_quoted, pseudo_header};
 
 /// What an error or redirect turned out to be about. Without payload: LLVM stores the parts of a result that was not
 /// returned, which the verifier refuses.
@@ -21,7 +21,8 @@ pub(super) enum About {
 }
 
 /// Rewrites an error outside and inside (P-14 … P-17). A redirect must be dropped: one that names a Service address would
-/// poison the client's route for 300 s. No entry is made or refreshed (P-18).
+/// poison the client's route for 300 s. No entry is made or refreshed, and an error to somebody who did not send the
+/// quoted packet is not the flow's (P-18).
 ///
 /// The quoted packet travelled the other way: with its ends swapped it is the key of the entry at this hook, and
 /// what the entry makes of the key's source is right for the quote's destination.
@@ -56,6 +57,9 @@ pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
         }
         if redirect {
             return About::Redirect;
+        }
+        if !headers.key.dst.same(&key.dst) {
+            return About::Unknown;
         }
         match rewritten(packet, headers, quoted, key, flow) {
             Some(()) => About::Rewritten,
@@ -94,8 +98,7 @@ fn rewritten<const N: usize, P: Packet>(
 ) -> Option<()> {
     let addresses = Diff(flow.address_diff);
     let ports = rewrite::port_diff(key, flow);
-    let mut covered =
-        addresses.and(ports).and(quoted_checksum(packet, headers, quoted, addresses.and(ports))?);
+    let mut covered = addresses.and(ports).and(quoted_checksum(packet, headers, quoted, addresses, ports)?);
     rewrite::store_addresses(packet, quoted.l3, &flow.dst, &flow.src)?;
     rewrite::store_ports(packet, quoted.l4, flow.dport, flow.sport)?;
     if N == 1 {
@@ -103,10 +106,7 @@ fn rewritten<const N: usize, P: Packet>(
         rewrite::header_checksum(packet, quoted.l3, addresses)?;
         covered = covered.and(Diff::half(before, apply(before, addresses)));
     }
-    let src = replaced(&headers.key.src, &key.src, &flow.src);
-    let dst = replaced(&headers.key.dst, &key.dst, &flow.dst);
-    let outside = Diff::address(&headers.key.src, &src).and(Diff::address(&headers.key.dst, &dst));
-    rewrite::store_addresses(packet, headers.l3, &src, &dst)?;
+    let outside = renamed(packet, headers, flow)?;
     if N == 1 {
         rewrite::header_checksum(packet, headers.l3, outside)?;
     } else {
@@ -117,33 +117,50 @@ fn rewritten<const N: usize, P: Packet>(
     packet.store(headers.l4 + 2, apply(checksum, covered).to_ne_bytes())
 }
 
-/// Errors come from a party of the flow or from a router on the way; only the former is renamed.
+/// Renames the outer end that this hook renames, as netfilter does: on the way in whom the error is told, on the way
+/// out who tells it. The latter may be a router on the way, whose own address would lead the error back through
+/// that router, which takes it for a martian; so the flow's party speaks for it. Returns the change.
 #[inline(always)]
-fn replaced<const N: usize>(address: &Addr<N>, old: &Addr<N>, new: &Addr<N>) -> Addr<N> {
-    if address.same(old) { *new } else { *address }
+fn renamed<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flow: &Flow<N>) -> Option<Diff> {
+    let outer = &headers.key;
+    if outer.hook == Hook::Ingress as u8 {
+        rewrite::store_addresses(packet, headers.l3, &outer.src, &flow.dst)?;
+        Some(Diff::address(&outer.dst, &flow.dst))
+    } else {
+        rewrite::store_addresses(packet, headers.l3, &flow.src, &outer.dst)?;
+        Some(Diff::address(&outer.src, &flow.src))
+    }
 }
 
 /// Updates the quoted transport checksum as far as it was quoted (P-15) and returns what that adds to the outer one. An
-/// absent UDP checksum stays absent, one that becomes zero is sent as all ones (P-58).
+/// absent UDP checksum stays absent, one that becomes zero is sent as all ones (P-58). One that the sender left to
+/// its device holds the pseudo header's sum, without the ports and not inverted, and stays such a sum.
 #[inline(always)]
 fn quoted_checksum<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     quoted: &Headers<N>,
-    change: Diff,
+    addresses: Diff,
+    ports: Diff,
 ) -> Option<Diff> {
     let at = quoted.checksum_at();
     if at + 2 > headers.end {
         return Some(Diff::NONE);
     }
     let Some(old) = packet.load::<2>(at).map(u16::from_ne_bytes) else { return Some(Diff::NONE) };
-    let udp = quoted.key.protocol == protocol::UDP;
+    let key = &quoted.key;
+    let udp = key.protocol == protocol::UDP;
     if udp && old == 0 {
         return Some(Diff::NONE);
     }
-    let new = match apply(old, change) {
-        0 if udp => 0xffff,
-        new => new,
+    let length = quoted.end.wrapping_sub(quoted.l4);
+    let new = if old == fold(pseudo_header(&key.src, &key.dst, key.protocol, length)) {
+        !apply(!old, addresses)
+    } else {
+        match apply(old, addresses.and(ports)) {
+            0 if udp => 0xffff,
+            new => new,
+        }
     };
     packet.store(at, new.to_ne_bytes())?;
     Some(Diff::half(old, new))

@@ -1,12 +1,13 @@
 //! The first packet of a masqueraded flow, at the backend's edge.
 
 use super::traits::{Entry, Packet, Returned, Tables, Verdict};
-use super::{pair, rewrite};
+use super::{frontend, pair, rewrite};
 use crate::abi::{Addr, AddressClass, FrontendKey, Kind, Reason};
-use crate::wire::Headers;
+use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
-/// have changed the source port since the client's edge.
+/// have changed the source port since the client's edge. `own` packets of the node keep their source address, and their
+/// port if it is free.
 ///
 /// A subprogram of its own: with its callers in one frame it would not fit the stack.
 #[inline(never)]
@@ -14,8 +15,9 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    own: bool,
 ) -> Returned {
-    decide(packet, tables, headers).into()
+    decide(packet, tables, headers, own).into()
 }
 
 #[inline(always)]
@@ -23,14 +25,17 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    own: bool,
 ) -> Verdict {
-    let Some(address) = tables.masquerade_address(packet.ifindex()) else {
+    let address = if own { Some(headers.key.src) } else { tables.masquerade_address(packet.ifindex()) };
+    let Some(address) = address else {
         return Verdict::Drop(Reason::NoMasqueradeAddress);
     };
     let free = |port| {
         let frontend =
             FrontendKey { address: Addr::UNSPECIFIED, port, protocol: headers.key.protocol, pad: 0 };
-        tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &address, port)
+        own && port == headers.key.sport
+            || tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &address, port)
     };
     let opened = tables.scratch(|scratch| {
         let ifindex = packet.ifindex();
@@ -42,7 +47,7 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
             Kind::Masquerade,
             ifindex,
         );
-        pair::open(tables, &headers.key, scratch, false, free)?;
+        pair::open(tables, &headers.key, scratch, own, free)?;
         packet.set_mark(packet.mark() & !tables.masquerade_mark());
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
@@ -59,4 +64,19 @@ pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     let reply = headers.key.reply();
     let Some(entry) = tables.flow(&reply) else { return false };
     entry.read().kind() == Some(Kind::Unmasquerade) && !pair::remove_if_closed(tables, &reply, &entry)
+}
+
+/// Whether a datagram that a socket of the node itself has written comes from a frontend's address and port: its answers
+/// would be taken for requests. Such a flow is written down, so that they are known (B11, P-30); a TCP connection needs no
+/// entry, since only a SYN is a request.
+#[inline(always)]
+pub(super) fn resembles_frontend<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> bool {
+    let key = &headers.key;
+    headers.transport == Transport::Udp
+        && packet.is_own()
+        && frontend::find(tables, tables.address_class(&key.src), &key.src, key.sport, key.protocol).is_some()
 }

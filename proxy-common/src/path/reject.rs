@@ -5,7 +5,7 @@
 use super::rewrite;
 use super::traits::{Packet, Returned, Verdict};
 use crate::abi::{Addr, Reason, protocol};
-use crate::wire::{Diff, Headers, Transport, apply, fold, tcp_flags};
+use crate::wire::{Diff, Headers, Transport, apply, fold, pseudo_header, tcp_flags};
 
 /// Hop limit of answers, Linux's default.
 const TTL: u8 = 64;
@@ -52,18 +52,6 @@ fn turn_frame<P: Packet>(packet: &mut P, l3: u32) -> Option<()> {
     packet.store(at + 6, dst)
 }
 
-/// Sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1).
-#[inline(always)]
-fn pseudo<const N: usize>(a: &Addr<N>, b: &Addr<N>, protocol: u8, length: u32) -> u64 {
-    let mut sum = u64::from(u16::from(protocol).to_be()) + u64::from((length as u16).to_be());
-    let mut word = 0;
-    while word < N {
-        sum += u64::from(a.0[word]) + u64::from(b.0[word]);
-        word += 1;
-    }
-    sum
-}
-
 /// RFC 9293 section 3.5.2: a segment with ACK is reset at that number, another one is acknowledged.
 #[inline(always)]
 fn reset<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flags: u8) -> Option<()> {
@@ -81,8 +69,8 @@ fn reset<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flags:
     let key = &headers.key;
     // A sender on this machine leaves the sum over the pseudo header for the device to finish. Such a packet must
     // stay so: whoever finishes it adds the rest (P-80).
-    let partial =
-        u16::from_ne_bytes([tcp[16], tcp[17]]) == fold(pseudo(&key.src, &key.dst, key.protocol, length));
+    let partial = u16::from_ne_bytes([tcp[16], tcp[17]])
+        == fold(pseudo_header(&key.src, &key.dst, key.protocol, length));
     packet.resize(headers.l4 + 20)?;
     let mut answer = [0; 20];
     [answer[0], answer[1]] = key.dport.0.to_ne_bytes();
@@ -91,7 +79,7 @@ fn reset<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flags:
     [answer[8], answer[9], answer[10], answer[11]] = ack.to_be_bytes();
     answer[12] = 5 << 4;
     answer[13] = flags;
-    let header = fold(pseudo(&key.src, &key.dst, key.protocol, 20));
+    let header = fold(pseudo_header(&key.src, &key.dst, key.protocol, 20));
     let checksum = if partial { header } else { !fold(u64::from(header) + sum(&answer)) };
     [answer[16], answer[17]] = checksum.to_ne_bytes();
     packet.store(headers.l4, answer)?;
@@ -151,9 +139,10 @@ fn unreachable<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>) 
     let icmp: [u8; 2] = if N == 1 { [3, 3] } else { [1, 4] };
     let at = l3 + network;
     packet.store(at, [icmp[0], icmp[1], 0, 0, 0, 0, 0, 0])?;
+    stand_still(packet, headers, at + quoted)?;
     let mut total = u64::from(u16::from_ne_bytes(icmp));
     if N == 4 {
-        total += pseudo(&key.src, &key.dst, protocol::ICMPV6, 8 + quoted);
+        total += pseudo_header(&key.src, &key.dst, protocol::ICMPV6, 8 + quoted);
     }
     for word in 0..QUOTED_WORDS {
         if word * 4 >= quoted {
@@ -162,6 +151,25 @@ fn unreachable<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>) 
         total += u64::from(u32::from_ne_bytes(packet.load(at + 8 + word * 4)?));
     }
     packet.store(at + 2, (!fold(total)).to_ne_bytes())
+}
+
+/// A datagram whose checksum the sender has left to its device is still marked so, and what the device wrote into the
+/// quote would break the checksum around it (P-80). Gives the UDP header, now at `udp`, a checksum that the device will
+/// not change.
+///
+/// The device writes the inverted sum S + P over that header, S standing in the field and P being the rest: it writes S
+/// again when 2 S + P is zero, and halving in this arithmetic is a rotation.
+#[inline(always)]
+fn stand_still<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, udp: u32) -> Option<()> {
+    let key = &headers.key;
+    let seed = fold(pseudo_header(&key.src, &key.dst, key.protocol, headers.end - headers.l4));
+    if packet.load(udp + 6)? != seed.to_ne_bytes() {
+        return Some(());
+    }
+    let ports = u32::from_ne_bytes(packet.load(udp)?);
+    let length = u16::from_ne_bytes(packet.load(udp + 4)?);
+    let still = (!fold(u64::from(ports) + u64::from(length))).rotate_right(1);
+    packet.store(udp + 6, still.to_ne_bytes())
 }
 
 /// Ones' complement sum of a header.

@@ -105,6 +105,9 @@ pub trait Packet {
 
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
+
+    /// Whether a socket on this side of the device has written it, as opposed to a packet that is passed on.
+    fn is_own(&self) -> bool;
 }
 
 /// Result of inserting a flow entry that must not exist yet.

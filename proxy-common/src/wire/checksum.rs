@@ -23,6 +23,20 @@ pub const fn apply(checksum: u16, diff: Diff) -> u16 {
     !fold(!checksum as u64 + diff.0 as u64)
 }
 
+/// Sum of the pseudo header over a transport packet of `length` bytes (RFC 9293 section 3.1, RFC 8200 section 8.1). Folded,
+/// it is what stands in the checksum field of a packet whose sender left the checksum to its device.
+#[must_use]
+#[inline(always)]
+pub const fn pseudo_header<const N: usize>(a: &Addr<N>, b: &Addr<N>, protocol: u8, length: u32) -> u64 {
+    let mut sum = (protocol as u16).to_be() as u64 + (length as u16).to_be() as u64;
+    let mut word = 0;
+    while word < N {
+        sum += a.0[word] as u64 + b.0[word] as u64;
+        word += 1;
+    }
+    sum
+}
+
 /// What a change of some bytes adds to the ones' complement sum over them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Diff(pub u32);

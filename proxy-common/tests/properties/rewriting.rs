@@ -4,11 +4,12 @@
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, SlicedPacket, TransportSlice, icmpv4};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proxy_common::path::Verdict;
-use proxy_common::wire::{Diff, apply};
+use proxy_common::abi::Hook;
+use proxy_common::path::{Packet, Verdict};
+use proxy_common::wire::{Diff, Headers, apply, fold, parse, pseudo_header};
 
 use crate::packets::{Body, End, body, ends};
-use crate::tables::{MARK, Node};
+use crate::tables::{Frame, MARK, Node};
 
 /// The source port of a frame without options or extensions between network and transport header is not assumed: etherparse
 /// finds it.
@@ -27,7 +28,7 @@ fn all_four<const N: usize>(
     [client, front, backend, own]: [End; 4],
 ) -> Result<(), TestCaseError> {
     let node = Node::<N>::new(front, backend, own.0);
-    let pass = |(verdict, frame): (Verdict, crate::tables::Frame)| {
+    let pass = |(verdict, frame): (Verdict, Frame)| {
         prop_assert_eq!(verdict, Verdict::Pass);
         Ok(frame)
     };
@@ -67,6 +68,15 @@ fn complaint(router: End, client: End, quoted: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// One in 65,536 checksums looks like one that its device is to finish, and is treated as such where it is quoted.
+fn seems_unfinished<const N: usize>(frame: &Frame) -> bool {
+    let mut headers = Headers::<N>::EMPTY;
+    parse(frame, 14, Hook::Ingress, &mut headers).expect("a packet");
+    let (key, length) = (headers.key, headers.end - headers.l4);
+    let seed = fold(pseudo_header(&key.src, &key.dst, key.protocol, length));
+    frame.load(headers.checksum_at()) == Some(seed.to_ne_bytes())
+}
+
 /// An error that quotes the translated request becomes the error that quotes the request.
 fn error<const N: usize>(
     request: &Body,
@@ -80,11 +90,12 @@ fn error<const N: usize>(
     // At least the ports, at most all; never half a word, which checksums do not like.
     let least = sent.len() - request.payload.len();
     let keep = (least + keep.index(sent.len() - least + 1)) / 2 * 2;
-    // The endpoint itself is renamed, a router on the way is not.
-    let (from, told) = if own { (backend, front) } else { (router, router) };
+    prop_assume!(!seems_unfinished::<N>(&translated));
+    // Whoever complains: the client hears it from the frontend.
+    let from = if own { backend } else { router };
     let (verdict, out) = node.egress(&complaint(from, client, &sent[..keep]), 0);
     prop_assert_eq!(verdict, Verdict::Pass);
-    prop_assert_eq!(out.bytes, complaint(told, client, &original[..keep]));
+    prop_assert_eq!(out.bytes, complaint(front, client, &original[..keep]));
     Ok(())
 }
 

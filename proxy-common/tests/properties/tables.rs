@@ -59,6 +59,9 @@ impl Packet for Frame {
     fn ifindex(&self) -> u32 {
         1
     }
+    fn is_own(&self) -> bool {
+        false
+    }
 }
 
 pub struct Element<const N: usize>(Rc<Cell<Flow<N>>>);

@@ -100,7 +100,7 @@ impl Bed {
         script(&names, config.wiring).run()?;
         settle(&namespaces, config)?;
         let places = places(&namespaces, &cgroup)?;
-        let taps = if config.watched { taps(&namespaces, config.offload)? } else { Vec::new() };
+        let taps = if config.watched { taps(&namespaces)? } else { Vec::new() };
         let capture = Capture::start(taps)?;
         let manifests = Manifests::create(files.0.join("manifests"))?;
         let home = home(&namespaces["n1"], &cgroup, &files.0, config, &manifests)?;

@@ -83,8 +83,8 @@ pub(super) fn places(
     Ok(Who::ALL.into_iter().map(|who| (who, place(who))).collect())
 }
 
-pub(super) fn taps(namespaces: &BTreeMap<&'static str, Namespace>, offload: bool) -> Result<Vec<Tap>> {
-    let knowledge = Arc::new(knowledge(offload));
+pub(super) fn taps(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<Vec<Tap>> {
+    let knowledge = Arc::new(knowledge());
     namespaces
         .iter()
         .map(|(short, namespace)| {

@@ -167,14 +167,14 @@ pub const fn external_ip(family: Family, n: u8) -> IpAddr {
 /// All pods' addresses, as kube-proxy's `--cluster-cidr` wants them.
 pub const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:10::/32";
 
-/// What the wire oracle has to know. `offload`: senders leave checksums unfinished.
+/// What the wire oracle has to know.
 #[must_use]
-pub fn knowledge(offload: bool) -> Knowledge {
+pub fn knowledge() -> Knowledge {
     let service_prefixes = vec![
         (cluster_ip(Family::V4, 0), 16),
         (cluster_ip(Family::V6, 0), 112),
         (load_balancer_ip(Family::V4, 0), 24),
         (load_balancer_ip(Family::V6, 0), 64),
     ];
-    Knowledge { service_prefixes, unfinished_quotes: offload }
+    Knowledge { service_prefixes }
 }

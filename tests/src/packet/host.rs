@@ -78,6 +78,11 @@ impl Packet for Frame {
     fn ifindex(&self) -> u32 {
         IFINDEX
     }
+
+    /// BPF_PROG_TEST_RUN gives every packet a socket.
+    fn is_own(&self) -> bool {
+        true
+    }
 }
 
 /// A flow entry that lives on while somebody holds it, as the kernel's elements do.

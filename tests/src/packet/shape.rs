@@ -1,6 +1,8 @@
 //! What a packet may have beyond the ordinary: options, extension headers, tags, trailers, an absent checksum.
 
 use etherparse::Ipv4HeaderSlice;
+use etherparse::checksum::Sum16BitWords;
+use proxy_common::abi::protocol;
 
 use super::frame::ETHERNET;
 
@@ -24,7 +26,7 @@ pub enum Shape {
     Trailer(u8),
     /// No UDP checksum (P-58).
     NoChecksum,
-    /// A TCP checksum that the device is to finish: the sum over the pseudo header (P-80).
+    /// A checksum that the device is to finish: the sum over the pseudo header (P-80).
     Unfinished,
     /// Another IP protocol with whatever payload there is (P-91).
     Protocol(u8),
@@ -73,8 +75,8 @@ pub fn shaped(mut frame: Vec<u8>, shapes: &[Shape]) -> Vec<u8> {
                 Vec::new()
             }
             Shape::Unfinished => {
-                let sum = pseudo_sum(&frame, at);
-                frame[at + 16..at + 18].copy_from_slice(&sum.to_be_bytes());
+                let (sum, field) = (pseudo_sum(&frame, at, frame[next]), checksum_at(at, frame[next]));
+                frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
                 Vec::new()
             }
             Shape::Tag(_) | Shape::Trailer(_) => continue,
@@ -135,14 +137,28 @@ fn options(bytes: usize) -> Vec<u8> {
     options
 }
 
-/// Ones' complement sum over addresses, protocol and length of the TCP segment at `at`.
-fn pseudo_sum(frame: &[u8], at: usize) -> u16 {
+/// What a device makes of a frame that is marked to be finished from the TCP or UDP header at `at` on.
+#[must_use]
+pub fn finished(mut frame: Vec<u8>, at: usize, protocol: u8) -> Vec<u8> {
+    let sum = Sum16BitWords::new().add_slice(&frame[at..]).ones_complement().to_be();
+    let field = checksum_at(at, protocol);
+    frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// Offset of the checksum of the TCP or UDP header at `at`.
+const fn checksum_at(at: usize, protocol: u8) -> usize {
+    at + if protocol == protocol::UDP { 6 } else { 16 }
+}
+
+/// Ones' complement sum over addresses, protocol and length of the packet at `at`.
+fn pseudo_sum(frame: &[u8], at: usize, protocol: u8) -> u16 {
     let addresses =
         if frame[ETHERNET] >> 4 == 6 { ETHERNET + 8..ETHERNET + 40 } else { ETHERNET + 12..ETHERNET + 20 };
     let words =
         frame[addresses].chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
     let length = u32::try_from(frame.len() - at).expect("a packet that fits");
-    let mut sum = words.sum::<u32>() + 6 + length;
+    let mut sum = words.sum::<u32>() + u32::from(protocol) + length;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

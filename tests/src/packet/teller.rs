@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use proxy_common::abi::{Config, Reason, protocol};
 
 use super::frame::{self, ETHERNET, End, Flags, Read, read};
-use super::shape::{Shape, shaped};
+use super::shape::{Shape, finished, shaped};
 use super::story::{Action, At, Both, Node, Outcome};
 use super::tale::{Expect, MarkChange, Party, Spec, Step, Tale};
 use super::world::{self, Plan, plan};
@@ -203,10 +203,11 @@ impl<'a> Teller<'a> {
                 ensure!(bare(sent, &before) == bare(&out.bytes, &after), "more has changed than the ends");
             }
             Expect::Refused(_) if finished => self.is_refusal(sent, &out.bytes)?,
-            Expect::Refused(_) => {
+            Expect::Refused(_) if self.protocol == protocol::TCP => {
                 let unfinished = shaped(out.bytes.clone(), &[Shape::Unfinished]) == out.bytes;
                 ensure!(unfinished, "the refusal's checksum is not left for the device to finish");
             }
+            Expect::Refused(_) => self.is_refusal_either_way(sent, &out.bytes)?,
             Expect::Dropped(_) => {}
         }
         Ok(())
@@ -241,6 +242,20 @@ impl<'a> Teller<'a> {
         ensure!((kind, code) == if self.v6 { (1, 4) } else { (3, 3) }, "ICMP {kind}/{code}");
         let packet = &sent[ETHERNET..];
         ensure!(quoted.len() >= 28 && packet.starts_with(&quoted), "another packet is quoted");
+        Ok(())
+    }
+
+    /// A datagram that its device was to finish is still marked so when it has become an ICMP message: that is right as it
+    /// is, and after the device has written into what is quoted (P-80).
+    fn is_refusal_either_way(&self, sent: &[u8], answer: &[u8]) -> Result<()> {
+        let quoted = read(answer).l4 + 8;
+        let header = if self.v6 { 40 } else { 20 };
+        for answer in [answer.to_vec(), finished(answer.to_vec(), quoted + header, self.protocol)] {
+            let (kind, code, quote) = read(&answer).icmp.context("no ICMP message")?;
+            ensure!((kind, code) == if self.v6 { (1, 4) } else { (3, 3) }, "ICMP {kind}/{code}");
+            let all_but_checksum = quote.len() - 2;
+            ensure!(sent[ETHERNET..].starts_with(&quote[..all_but_checksum]), "another packet is quoted");
+        }
         Ok(())
     }
 }

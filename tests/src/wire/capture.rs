@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
-use super::check::Offload;
+use super::check::{Offload, Unfinished};
 use super::packet::Packet;
 use super::rules::{Rules, Seen, Violation};
 
@@ -82,16 +82,22 @@ impl Tap {
             };
             let Some(from) = from.filter(|_| length > VNET_HEADER) else { continue };
             let name = self.devices.get(&from.ifindex()).map_or("?", String::as_str);
-            // Frames for other hosts are what a bridge floods: the namespace never takes them.
-            if name == "lo" || from.pkttype() == OTHER_HOST {
+            if name == "lo" {
                 continue;
             }
             let (header, frame) = buffer[..length].split_at(VNET_HEADER);
-            let offload =
-                Offload { partial: header[0] & 1 != 0, segments: header[1] != 0, ..Offload::default() };
-            let seen = Seen { frame, outgoing: from.pkttype() == OUTGOING, offload };
+            let word = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+            // `VIRTIO_NET_HDR_F_NEEDS_CSUM`, then `csum_start` and `csum_offset`.
+            let unfinished = (header[0] & 1 != 0).then(|| Unfinished { start: word(6), field: word(8) });
+            let seen = Seen {
+                frame,
+                outgoing: from.pkttype() == OUTGOING,
+                foreign: from.pkttype() == OTHER_HOST,
+                offload: Offload { unfinished },
+            };
             let violations = self.rules.judge(name, seen);
-            lock(observed).add(violations, Packet::parse(frame).ok().filter(|_| !seen.outgoing));
+            let arrived = !seen.outgoing && !seen.foreign;
+            lock(observed).add(violations, Packet::parse(frame).ok().filter(|_| arrived));
         }
     }
 
@@ -195,22 +201,21 @@ impl Capture {
     /// Everything found so far; what is in flight in the sockets is judged first.
     #[must_use]
     pub fn take(&self) -> Observed {
-        self.settle();
+        let judged = self.settle();
         let mut observed = lock(&self.observed);
+        if !judged {
+            observed.failure.get_or_insert_with(|| "its thread has ended".into());
+        }
         let (watch, failure) = (observed.watch, observed.failure.clone());
         std::mem::replace(&mut *observed, Observed { watch, failure, ..Observed::default() })
     }
 
-    /// Waits until everything that has arrived is judged.
-    fn settle(&self) {
+    /// Waits until everything that has arrived is judged. False: nobody judges any more.
+    fn settle(&self) -> bool {
         let (done, wait) = channel();
-        if let Some(requests) = &self.requests
-            && requests.send(done).is_ok()
-            && (&self.wake).write(&[1]).is_ok()
-        {
-            // The thread answers, or has ended and dropped the sender: either ends the wait.
-            let _ = wait.recv();
-        }
+        let asked = self.requests.as_ref().is_some_and(|requests| requests.send(done).is_ok());
+        // The thread answers, or has ended and dropped the sender: either ends the wait.
+        asked && (&self.wake).write(&[1]).is_ok() && wait.recv().is_ok()
     }
 }
 

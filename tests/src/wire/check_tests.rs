@@ -6,9 +6,12 @@ const A: [u8; 4] = [192, 0, 2, 9];
 const B: [u8; 4] = [10, 244, 1, 5];
 const A6: [u8; 16] = [0xfd, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
 const B6: [u8; 16] = [0xfd, 0, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5];
-const FULL: Offload = Offload { partial: false, segments: false, unfinished_quotes: false };
-const PARTIAL: Offload = Offload { partial: true, ..FULL };
-const QUOTED: Offload = Offload { unfinished_quotes: true, ..FULL };
+const FULL: Offload = Offload { unfinished: None };
+/// What is left to do is not looked at for TCP and UDP: the field's content tells.
+const PARTIAL: Offload = Offload { unfinished: Some(Unfinished { start: 34, field: 16 }) };
+/// In the datagram that [`icmp`] quotes.
+const QUOTED: Offload = Offload { unfinished: Some(Unfinished { start: 34 + 8 + 20, field: 6 }) };
+const BEYOND: Offload = Offload { unfinished: Some(Unfinished { start: 34, field: u16::MAX }) };
 /// Offsets in an Ethernet frame with IPv4 without options.
 const L4: usize = 34;
 const L4_V6: usize = 54;
@@ -126,11 +129,12 @@ fn good_packets_pass_and_each_damage_is_named() {
             &["ICMPv6 checksum wrong", "quoted UDP checksum wrong"],
         ),
         (
-            "quoted port changed where quotes are unfinished",
-            flipped(icmp(true), L4_V6 + 8 + 40),
+            "quoted datagram still to be finished, which breaks what is around it",
+            icmp(false),
             QUOTED,
-            &["ICMPv6 checksum wrong"],
+            &["ICMP checksum wrong once finished"],
         ),
+        ("nothing there to be finished", icmp(false), BEYOND, &[]),
         ("total length beyond the frame", flipped(tcp(false), 16), FULL, &["headers cannot be parsed"]),
     ];
     for (name, bytes, offload, want) in cases {

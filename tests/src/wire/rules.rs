@@ -13,8 +13,6 @@ use super::packet::{Packet, Tuple};
 pub struct Knowledge {
     /// Prefixes of Service addresses (ClusterIPs, external and LoadBalancer addresses): address and length.
     pub service_prefixes: Vec<(IpAddr, u8)>,
-    /// As [`Offload::unfinished_quotes`].
-    pub unfinished_quotes: bool,
 }
 
 impl Knowledge {
@@ -39,6 +37,8 @@ pub struct Seen<'a> {
     pub frame: &'a [u8],
     /// Leaving the namespace, as opposed to entering it.
     pub outgoing: bool,
+    /// For somebody else's hardware address: what a bridge floods. The namespace does not take it.
+    pub foreign: bool,
     pub offload: Offload,
 }
 
@@ -108,8 +108,7 @@ impl Rules {
 
     /// Judges one packet and remembers it.
     pub fn judge(&mut self, device: &str, seen: Seen<'_>) -> Vec<Violation> {
-        let unfinished_quotes = self.knowledge.unfinished_quotes;
-        let mut broken = check::frame(seen.frame, Offload { unfinished_quotes, ..seen.offload });
+        let mut broken = check::frame(seen.frame, seen.offload);
         let packet = match Packet::parse(seen.frame) {
             Ok(packet) => Some(packet),
             Err(_) if !broken.is_empty() => None,
@@ -120,7 +119,7 @@ impl Rules {
         };
         if let Some(packet) = packet {
             broken.extend(self.addresses(device, seen.outgoing, &packet));
-            if self.end == End::Host {
+            if self.end == End::Host && !seen.foreign {
                 broken.extend(self.memory(seen.outgoing, &packet));
             }
         }

@@ -24,11 +24,11 @@ fn unreachable(from: [u8; 4], to: [u8; 4], quoted: &[u8]) -> Vec<u8> {
 fn rules(end: End) -> Rules {
     let service_prefixes =
         vec![([10, 96, 0, 0].into(), 16), ("fd00:96::".parse::<std::net::Ipv6Addr>().unwrap().into(), 112)];
-    Rules::new("test", end, Arc::new(Knowledge { service_prefixes, unfinished_quotes: false }))
+    Rules::new("test", end, Arc::new(Knowledge { service_prefixes }))
 }
 
 fn judge(rules: &mut Rules, device: &str, outgoing: bool, frame: &[u8]) -> Vec<String> {
-    let seen = Seen { frame, outgoing, offload: Offload::default() };
+    let seen = Seen { frame, outgoing, foreign: false, offload: Offload::default() };
     rules.judge(device, seen).into_iter().map(|violation| violation.rule).collect()
 }
 
@@ -100,4 +100,18 @@ fn a_wrong_checksum_is_a_violation_at_every_end() {
         frame[41] ^= 1;
         assert_eq!(judge(&mut rules(end), "eth0", true, &frame), ["UDP checksum wrong"]);
     }
+}
+
+/// What a bridge floods past an end is nothing to that end, but its checksums are the node's doing all the same.
+#[test]
+fn flooded_frames_are_judged_by_themselves() {
+    let mut rules = rules(End::Host);
+    let mut frame = udp(POD, 8_080, CLIENT, 40_000);
+    let mut flooded = |frame: &[u8]| {
+        let seen = Seen { frame, outgoing: false, foreign: true, offload: Offload::default() };
+        rules.judge("eth0", seen).into_iter().map(|violation| violation.rule).collect::<Vec<_>>()
+    };
+    assert!(flooded(&frame).is_empty(), "an answer to somebody else");
+    frame[41] ^= 1;
+    assert_eq!(flooded(&frame), ["UDP checksum wrong"]);
 }

@@ -39,6 +39,10 @@ fn group(wiring: Wiring) -> Group {
             unconnected(bed, family)
         }));
         stories.push(Story::new(
+            format!("P30_an_unconnected_socket_at_a_node_port_number::{family}"),
+            move |bed| own_unconnected_socket_at_a_node_port(bed, family),
+        ));
+        stories.push(Story::new(
             format!("one_unconnected_socket_of_the_node_two_services::{family}"),
             move |bed| unconnected_host(bed, family),
         ));
@@ -123,14 +127,36 @@ fn after_close(bed: &mut Bed, family: Family, transport: Transport) -> Result<()
     Ok(())
 }
 
-/// Answers to flows that the node itself opened from a port with a NodePort's number are no requests.
+/// Answers to flows that the node itself opened from a port with a NodePort's number are no requests; everybody else's
+/// packets to that port are.
 fn own_flows_from_node_ports(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
-    let to = SocketAddr::new(Who::Client.address(family), 8_080);
+    let far = [(Who::Client, "cl:8080"), (Who::Pb, "pb:8080"), (Who::Pd, "pd:8080")];
     for app in [first(), second()] {
-        let mut connection = open(bed.place(Who::Host), to, transport, app.node_port())?;
-        ensure!(connection.answer.backend == "cl:8080", "answered by {}", connection.answer.backend);
-        connection.ask(b"and again").ok()?;
+        let mut connections = Vec::new();
+        for (who, id) in far {
+            let to = SocketAddr::new(who.address(family), 8_080);
+            let connection = open(bed.place(Who::Host), to, transport, app.node_port())?;
+            ensure!(connection.answer.backend == id, "{to}: answered by {}", connection.answer.backend);
+            connections.push(connection);
+        }
+        let request = Dial::new(bed.place(Who::Client), app.address(Via::NodePort, family), transport);
+        ensure!(request.probe().ok()?.backend == "pb:8080", "the NodePort serves beside them");
+        for connection in &mut connections {
+            connection.ask(b"and again").ok()?;
+        }
     }
+    Ok(())
+}
+
+/// As above from a socket that is not connected. One that has written to nobody listens in vain (B10).
+fn own_unconnected_socket_at_a_node_port(bed: &mut Bed, family: Family) -> Result<()> {
+    let node_port = first().address(Via::NodePort, family);
+    let far = [Who::Client, Who::Pb, Who::Pd].map(|who| SocketAddr::new(who.address(family), 8_080));
+    right_names(bed.place(Who::Host), node_port.port(), &far)?;
+    let own = bed.place(Who::Host).bound(node_port, Transport::Udp)?;
+    let answer = Dial::new(bed.place(Who::Client), node_port, Transport::Udp).probe().ok()?;
+    ensure!(answer.backend == PB.id(), "the socket takes the Service's requests: {}", answer.backend);
+    drop(own);
     Ok(())
 }
 

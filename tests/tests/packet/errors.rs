@@ -1,9 +1,12 @@
 //! ICMP errors and redirects about flows (P-14 … P-18).
 
-use anyhow::{Result, ensure};
-use proxy_common::abi::Reason;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use proxy_common::abi::{Reason, protocol};
 use sluice_tests::harness::Story;
-use sluice_tests::packet::frame::{End, Icmp, SYN, icmp, packet, read, unquote};
+use sluice_tests::packet::frame::{ETHERNET, End, Icmp, SYN, icmp, packet, read, unquote};
+use sluice_tests::packet::shape::{Shape, finished, shaped};
 use sluice_tests::packet::story::{Action, At, Both, Node, Outcome};
 use sluice_tests::packet::teller::{family, slug, transport};
 use sluice_tests::packet::world::{BACKEND_PORT, NODE_PORT, PORT, PROTOCOLS, plan};
@@ -31,6 +34,31 @@ const COMPLAINTS: [(&str, Complaint); 3] = [
     ("a router about an answer", Complaint::RouterAboutAnswer),
 ];
 
+/// What the flow's translation changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    AddressAndPort,
+    /// The Service's port is the endpoint's.
+    Address,
+    /// Straight to the endpoint, renumbered beside a Service's flow.
+    Port,
+    /// Both ends, at two edges.
+    Masquerade,
+}
+
+const CHANGES: [(&str, Change); 4] = [
+    ("", Change::AddressAndPort),
+    (" whose address alone changes", Change::Address),
+    (" whose port alone changes", Change::Port),
+    (" masqueraded", Change::Masquerade),
+];
+
+/// What stands in the checksum field of the quoted packet: the right one, none, or what its device would finish.
+const CHECKSUMS: [Option<Shape>; 3] = [None, Some(Shape::NoChecksum), Some(Shape::Unfinished)];
+
+/// The checksum of an odd payload ends in half a word.
+const PAYLOADS: [&[u8]; 2] = [b"", b"odd payload!!"];
+
 #[derive(Clone, Copy)]
 struct Case {
     v6: bool,
@@ -38,7 +66,18 @@ struct Case {
     kind: Icmp,
     quote: usize,
     complaint: Complaint,
-    masqueraded: bool,
+    change: Change,
+}
+
+/// A live flow: who sees whom, and what its quoted packets are like.
+struct Flow {
+    client: End,
+    front: End,
+    /// The client as it is seen between the edges, and by the endpoint.
+    between: End,
+    seen: End,
+    payload: &'static [u8],
+    checksum: Option<Shape>,
 }
 
 /// P-16's matrix, and what is not about a flow.
@@ -51,6 +90,10 @@ pub fn stories() -> Vec<Story<Both>> {
             stories.push(Story::new(
                 format!("redirects_about_flows_are_dropped,_others_pass_E3::{suffix}"),
                 move |node: &mut Both| redirects(node, v6, protocol),
+            ));
+            stories.push(Story::new(
+                format!("errors_to_somebody_else_are_not_the_flow's_P-18::{suffix}"),
+                move |node: &mut Both| misdirected(node, v6, protocol),
             ));
             stories.push(Story::new(
                 format!("errors_about_nothing_of_ours_pass_or_end_here_P-18_P-21::{suffix}"),
@@ -66,17 +109,11 @@ fn matrix(v6: bool, protocol: u8, suffix: &str) -> Vec<Story<Both>> {
     for (name, kind) in KINDS {
         for (who, complaint) in COMPLAINTS {
             for (part, quote) in QUOTES {
-                for masqueraded in [false, true] {
-                    let how = if masqueraded { " masqueraded" } else { "" };
+                for (how, change) in CHANGES {
                     let title = format!("{name} from {who}{how}, quoting {part} P-14 P-15 P-16 P-17");
-                    let case = Case { v6, protocol, kind, quote, complaint, masqueraded };
+                    let case = Case { v6, protocol, kind, quote, complaint, change };
                     let name = format!("{}::{suffix}", slug(&title));
-                    stories.push(Story::new(name, move |node: &mut Both| {
-                        // The checksum of an odd payload ends in half a word.
-                        [b"".as_slice(), b"odd payload!!"]
-                            .into_iter()
-                            .try_for_each(|load| case.tell(node, load))
-                    }));
+                    stories.push(Story::new(name, move |node: &mut Both| case.tell(node)));
                 }
             }
         }
@@ -85,45 +122,86 @@ fn matrix(v6: bool, protocol: u8, suffix: &str) -> Vec<Story<Both>> {
 }
 
 impl Case {
-    fn tell(&self, node: &mut Both, payload: &[u8]) -> Result<()> {
-        node.reset();
-        let p = plan(self.v6);
-        let backend = (p.backend, BACKEND_PORT);
-        let (client, front) = if self.masqueraded {
-            ((p.outside, 40_001), (p.node, NODE_PORT))
-        } else {
-            ((p.pod, 40_001), (p.vip, PORT))
-        };
-        let first = node.run(&At::INGRESS, &packet(self.protocol, SYN, client, front, payload), 0);
-        let sent = node.run(&At::EGRESS, &first.bytes, first.mark);
-        let (between, seen) = (read(&first.bytes).src, read(&sent.bytes).src);
-        let keep = if self.v6 { 40 } else { 20 } + self.quote;
-        let flows = node.flows();
-        if self.complaint == Complaint::RouterAboutAnswer {
-            // Told to the endpoint about its own packet.
-            let answer = packet(self.protocol, SYN, front, client, payload);
-            let out = node.run(&At::INGRESS, &icmp(self.kind, p.router, front.0, &answer, keep), 0);
-            self.is_told(&out, (p.router, backend.0), (backend, between))?;
-        } else {
-            let from = if self.complaint == Complaint::BackendAboutRequest { p.backend } else { p.router };
-            let error = icmp(self.kind, from, seen.0, &sent.bytes, keep);
-            let inside = if self.masqueraded { node.run(&At::INGRESS, &error, 0).bytes } else { error };
-            let out = node.run(&At::EGRESS, &inside, 0);
-            // A party of the flow is renamed, a router is not.
-            let from = if from == p.backend { front.0 } else { from };
-            self.is_told(&out, (from, client.0), (client, front))?;
+    fn tell(&self, node: &mut Both) -> Result<()> {
+        for checksum in CHECKSUMS {
+            if checksum == Some(Shape::NoChecksum) && self.protocol != protocol::UDP {
+                continue;
+            }
+            for payload in PAYLOADS {
+                node.reset();
+                let flow = Flow { payload, checksum, ..self.open(node)? };
+                let before = node.flows();
+                let complain = match self.complaint {
+                    Complaint::RouterAboutAnswer => Self::about_the_answer,
+                    _ => Self::about_the_request,
+                };
+                complain(self, node, &flow).with_context(|| format!("{checksum:?}, {payload:?}"))?;
+                ensure!(node.flows() == before, "the flow table has changed (P-18)");
+            }
         }
-        ensure!(node.flows() == flows, "the flow table has changed (P-18)");
         Ok(())
     }
 
-    /// The error has these ends outside, and names those inside; quoted whole, its inner checksums are right too.
-    fn is_told(
-        &self,
-        out: &Outcome,
-        outer: (std::net::IpAddr, std::net::IpAddr),
-        inner: (End, End),
-    ) -> Result<()> {
+    fn backend(&self) -> End {
+        (plan(self.v6).backend, BACKEND_PORT)
+    }
+
+    fn open(&self, node: &mut Both) -> Result<Flow> {
+        let p = plan(self.v6);
+        let (client, front) = match self.change {
+            Change::AddressAndPort => ((p.pod, 40_001), (p.vip, PORT)),
+            Change::Address => ((p.pod, 40_001), (p.vip, BACKEND_PORT)),
+            Change::Port => ((p.pod, 40_001), self.backend()),
+            Change::Masquerade => ((p.outside, 40_001), (p.node, NODE_PORT)),
+        };
+        let request = |to| packet(self.protocol, SYN, client, to, b"first");
+        if self.change == Change::Port {
+            node.run(&At::INGRESS, &request((p.vip, PORT)), 0);
+        }
+        let first = node.run(&At::INGRESS, &request(front), 0);
+        let sent = node.run(&At::EGRESS, &first.bytes, first.mark);
+        let (between, seen) = (read(&first.bytes).src, read(&sent.bytes).src);
+        let renumbered = matches!(self.change, Change::Port | Change::Masquerade);
+        ensure!((seen != client) == renumbered, "{client:?} is seen as {seen:?}");
+        Ok(Flow { client, front, between, seen, payload: b"", checksum: None })
+    }
+
+    fn error(&self, from: IpAddr, flow: &Flow, (src, dst): (End, End)) -> Vec<u8> {
+        let about = packet(self.protocol, SYN, src, dst, flow.payload);
+        let about = shaped(about, flow.checksum.as_slice());
+        icmp(self.kind, from, src.0, &about, self.quote + if self.v6 { 40 } else { 20 })
+    }
+
+    /// Told to whom the complainer has seen; at the endpoint's edge first where that is another than the client. The client
+    /// hears it from the frontend: it knows nobody else, and a router's own address would lead back through that router.
+    fn about_the_request(&self, node: &mut Both, flow: &Flow) -> Result<()> {
+        let p = plan(self.v6);
+        let from = if self.complaint == Complaint::BackendAboutRequest { p.backend } else { p.router };
+        let mut error = self.error(from, flow, (flow.seen, self.backend()));
+        if self.change == Change::Masquerade {
+            let inside = node.run(&At::INGRESS, &error, 0);
+            self.is_told(&inside, flow, (from, flow.client.0), (flow.between, self.backend()))?;
+            error = inside.bytes;
+        }
+        let out = node.run(&At::EGRESS, &error, 0);
+        self.is_told(&out, flow, (flow.front.0, flow.client.0), (flow.client, flow.front))
+    }
+
+    /// A router on the client's side complains to the frontend. The endpoint is told about its own packet, and hears it
+    /// from the masquerade address where it knows nobody else.
+    fn about_the_answer(&self, node: &mut Both, flow: &Flow) -> Result<()> {
+        let router = plan(self.v6).router;
+        let error = self.error(router, flow, (flow.front, flow.client));
+        let inside = node.run(&At::INGRESS, &error, 0);
+        self.is_told(&inside, flow, (router, self.backend().0), (self.backend(), flow.between))?;
+        let out = node.run(&At::EGRESS, &inside.bytes, inside.mark);
+        let from = if self.change == Change::Masquerade { flow.seen.0 } else { router };
+        self.is_told(&out, flow, (from, self.backend().0), (self.backend(), flow.seen))
+    }
+
+    /// The error has these ends outside, and names those inside. Quoted whole, the inner checksum is what it was: right,
+    /// absent, or to be finished.
+    fn is_told(&self, out: &Outcome, flow: &Flow, outer: (IpAddr, IpAddr), inner: (End, End)) -> Result<()> {
         ensure!(out.action == Action::Pass, "{:?}", out.action);
         let told = read(&out.bytes);
         ensure!((told.src.0, told.dst.0) == outer, "from {} to {}", told.src.0, told.dst.0);
@@ -131,12 +209,33 @@ impl Case {
         let network = if self.v6 { 40 } else { 20 };
         let port = |at: usize| u16::from_be_bytes([quoted[network + at], quoted[network + at + 1]]);
         ensure!((port(0), port(2)) == (inner.0.1, inner.1.1), "ports {} and {}", port(0), port(2));
-        if self.quote == QUOTES[2].1 {
-            let quote = read(&unquote(self.v6, &quoted));
-            ensure!((quote.src, quote.dst) == inner, "quotes {:?} to {:?}", quote.src, quote.dst);
+        if self.quote != QUOTES[2].1 {
+            return Ok(());
         }
+        let mut frame = unquote(self.v6, &quoted);
+        match flow.checksum {
+            Some(Shape::NoChecksum) => ensure!(port(6) == 0, "the checksum is no longer absent"),
+            Some(Shape::Unfinished) => frame = finished(frame, ETHERNET + network, self.protocol),
+            _ => {}
+        }
+        let quote = read(&frame);
+        ensure!((quote.src, quote.dst) == inner, "quotes {:?} to {:?}", quote.src, quote.dst);
         Ok(())
     }
+}
+
+/// As conntrack sees it, an error is the flow's when it is told to who sent the quoted packet.
+fn misdirected(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    node.reset();
+    let p = plan(v6);
+    let (client, front) = ((p.outside, 40_001), (p.node, NODE_PORT));
+    let first = node.run(&At::INGRESS, &packet(protocol, SYN, client, front, b"x"), 0);
+    let error = |to, about: &[u8]| icmp(Icmp::TooBig, p.router, to, about, 400);
+    let forged = error(p.masquerade, &packet(protocol, SYN, front, client, b"x"));
+    ensure!(node.run(&At::INGRESS, &forged, 0).bytes == forged);
+    let forged = error(p.pod, &first.bytes);
+    ensure!(node.run(&At::EGRESS, &forged, 0).bytes == forged);
+    Ok(())
 }
 
 fn redirects(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {

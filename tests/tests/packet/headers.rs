@@ -184,6 +184,14 @@ fn offloads() -> Vec<Tale> {
             .tcp()
             .enters(syn(CLIENT, (Who::Vip, EMPTY_PORT)).with(&[Unfinished]))
             .refused(Reason::NoEndpoint),
+        tale("a refusal of a datagram whose checksum the device is to finish is right before and after P-80")
+            .udp()
+            .enters(syn(CLIENT, (Who::Vip, EMPTY_PORT)).with(&[Unfinished]))
+            .refused(Reason::NoEndpoint)
+            .enters(syn(CLIENT, (Who::Vip, EMPTY_PORT)).carrying(b"").with(&[Unfinished]))
+            .refused(Reason::NoEndpoint)
+            .enters(syn(CLIENT, (Who::Vip, EMPTY_PORT)).carrying(b"odd load!").with(&[Unfinished]))
+            .refused(Reason::NoEndpoint),
         tale("a refusal of a datagram without checksum P-58")
             .udp()
             .v4()

@@ -4,12 +4,12 @@ use proxy_common::abi::Reason::FlowCreated;
 use sluice_tests::packet::frame::{self, SYN};
 use sluice_tests::packet::shape::Shape;
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, renumbered, syn, tale,
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, Who, renumbered, syn, tale,
 };
-use sluice_tests::packet::world::{BACKEND_PORT, plan};
+use sluice_tests::packet::world::{BACKEND_PORT, NODE_PORT, PORT, plan};
 
 pub fn rows() -> Vec<Tale> {
-    let rows = [flows(), checksums()].concat();
+    let rows = [flows(), checksums(), own()].concat();
     rows.into_iter().map(Tale::udp).collect()
 }
 
@@ -62,6 +62,46 @@ fn flows() -> Vec<Tale> {
             .leaves(syn(BACKEND, CLIENT).carrying(b"two"))
             .becomes(VIP, CLIENT)
             .entries(2),
+    ]
+}
+
+/// The node's own flows from ports that are also NodePorts.
+fn own() -> Vec<Tale> {
+    let far = (Who::Outside, 53);
+    let nothing = |title: &str, own| {
+        tale(title).leaves(syn(own, far)).untouched().enters(syn(far, own)).untouched().entries(0)
+    };
+    vec![
+        tale("answers to the node's own datagrams from a NodePort's number are no requests B11 P-30")
+            .leaves(syn(NODEPORT, far))
+            .becomes(NODEPORT, far)
+            .entries(2)
+            .enters(syn(far, NODEPORT))
+            .becomes(far, NODEPORT)
+            .leaves(syn(NODEPORT, far))
+            .becomes(NODEPORT, far)
+            .counted(FlowCreated, 1),
+        tale("everybody else's datagrams to that NodePort are requests B10")
+            .leaves(syn(NODEPORT, far))
+            .becomes(NODEPORT, far)
+            .enters(syn((Who::Outside, 54), NODEPORT))
+            .becomes_marked((Who::Outside, 0), BACKEND),
+        tale("the same at the address and port of a Service that is bound on the node P-28")
+            .leaves(syn((Who::Bound, PORT), far))
+            .becomes((Who::Bound, PORT), far)
+            .enters(syn(far, (Who::Bound, PORT)))
+            .becomes(far, (Who::Bound, PORT)),
+        nothing("the node's own datagrams from another port need no entry", (Who::Node, 30_099)),
+        nothing("nor from an address that serves no NodePorts", (Who::Plain, NODE_PORT)),
+        tale("a NodePort's client at the far end of the node's own flow: the later one takes another port P-30")
+            .enters(syn(far, NODEPORT))
+            .becomes_marked((Who::Outside, 0), BACKEND)
+            .leaves(syn(NODEPORT, far))
+            .becomes((Who::Node, 0), far)
+            .enters(syn(far, SEEN))
+            .becomes(far, NODEPORT)
+            .enters(syn(far, NODEPORT))
+            .becomes_marked((Who::Outside, 0), BACKEND),
     ]
 }
 
