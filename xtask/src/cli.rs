@@ -15,7 +15,7 @@ cargo xtask COMMAND
   demo [--api]              the main job in a sandbox of network namespaces, explained as it goes;
                             --api puts a real kube-apiserver behind it
   test [SUITE...]           all tests, or suites of: host packet net api oracle cluster kernels
-       [--coverage]         also print line coverage of each crate's files
+       [--coverage]         also print line coverage of each crate's files, and which tests name which behaviours
        [--seed N]           repeat a random run
        [--steps N]          length of random runs
   bench [SCENARIO...]       scenarios: program control forwarding crr rr udp flood memory start

@@ -7,7 +7,6 @@ mod round;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
 use sluice_tests::api::Binaries;
 use sluice_tests::lab::plan::Wiring;
 use sluice_tests::oracle::{Mode, Plane, matrix};
@@ -16,6 +15,10 @@ use report::Report;
 use round::Round;
 
 fn main() -> ExitCode {
+    if let Err(error) = sluice_tests::lab::enter() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<String> = arguments.iter().filter(|word| !word.starts_with("--")).cloned().collect();
     let rounds = rounds();
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
         report.ignored = count;
         return report.finish();
     }
-    match start(&cases) {
+    match Plane::start(&cases) {
         Ok(plane) => {
             for (round, cells) in rounds.iter().zip(selected).filter(|(_, cells)| !cells.is_empty()) {
                 round.run(&plane, cells, &mut report);
@@ -61,9 +64,4 @@ fn obstacle() -> Option<String> {
     }
     let missing = |name| Binaries::cached(name).err();
     ["etcd", "kube-apiserver", "kube-proxy"].into_iter().find_map(missing).map(|error| format!("{error:#}"))
-}
-
-fn start(cases: &[sluice_tests::oracle::Case]) -> Result<Plane> {
-    sluice_tests::lab::enter()?;
-    Plane::start(cases)
 }

@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::setup::{self, Group, compiler};
 use crate::shell::{self, Workspace};
+pub use source::rust_files;
 
 /// A named check; `false` after it printed what is wrong.
 type Check = (&'static str, fn(&Workspace) -> Result<bool>);

@@ -41,6 +41,14 @@ pub fn check(workspace: &Workspace) -> Result<bool> {
     Ok(clean)
 }
 
+/// Rust files below a directory.
+pub fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    collect(root, &mut files)?;
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    Ok(files)
+}
+
 /// Rust files and manifests below a directory.
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;

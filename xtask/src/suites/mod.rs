@@ -2,6 +2,7 @@
 
 pub mod coverage;
 mod libtest;
+mod rows;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -118,6 +119,7 @@ pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
     }
     if let Some(coverage) = coverage {
         coverage.report(workspace, &ran)?;
+        total.add(rows::report(workspace)?);
     }
     println!("\n{total}");
     Ok(total.failed() == 0)
