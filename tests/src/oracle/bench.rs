@@ -1,14 +1,15 @@
 //! Two identical beds under one configuration: Sluice in one, kube-proxy in the other.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{KubeProxy, Plane};
+use super::case::merge;
+use super::{KubeProxy, Plane, Variant};
 use crate::api::Uplink;
 use crate::lab::plan::{CLUSTER_CIDR, Who, Wiring};
+use crate::lab::wiring::host_device;
 use crate::lab::{Bed, BedConfig};
 
 /// kube-proxy's mode; for Sluice the set of defaults that comes with it.
@@ -31,6 +32,10 @@ impl fmt::Display for Mode {
     }
 }
 
+/// Pods whose port of the bridge sends back what came from it, as CNI plugins are told to for kube-proxy's sake.
+/// The third one shows what becomes of the others.
+const HAIRPIN: [Who; 2] = [Who::Pa, Who::Pb];
+
 /// The pair. Fields are dropped in this order: proxies before the beds they work in.
 pub struct Bench {
     pub mode: Mode,
@@ -48,13 +53,17 @@ impl Bench {
     ///
     /// # Errors
     /// A bed cannot be built, or a proxy does not come up.
-    pub fn build(plane: &Plane, mode: Mode, wiring: Wiring) -> Result<Self> {
+    pub fn build(plane: &Plane, mode: Mode, wiring: Wiring, variant: Variant) -> Result<Self> {
         let (mut ours, theirs) = (bed(wiring)?, bed(wiring)?);
         let uplinks = [plane.connect(ours.namespace("n1"))?, plane.connect(theirs.namespace("n1"))?];
-        let config = config(plane, mode, ours.directory())?;
+        let mut config = plain(plane, mode);
+        merge(&mut config, &variant.config(mode, wiring));
+        let path = ours.directory().join("config.json");
+        std::fs::write(&path, config.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
         let log = theirs.directory().join("kube-proxy.log");
-        let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &config, &log)?;
-        ours.home().flags = vec!["--config".into(), config.display().to_string()];
+        let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &path, &log)?;
+        ours.home().flags = vec!["--config".into(), path.display().to_string()];
         ours.start_agent()?;
         kube_proxy.ready()?;
         Ok(Self { mode, wiring, kube_proxy, ours, theirs, _uplinks: uplinks })
@@ -62,8 +71,8 @@ impl Bench {
 }
 
 /// Nothing of kube-proxy's that the laboratory's namespaces cannot give: table size and priority are the machine's.
-fn config(plane: &Plane, mode: Mode, directory: &Path) -> Result<PathBuf> {
-    let config = json!({
+fn plain(plane: &Plane, mode: Mode) -> Value {
+    json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
         "mode": mode.to_string(),
         "hostnameOverride": "n1",
@@ -71,10 +80,7 @@ fn config(plane: &Plane, mode: Mode, directory: &Path) -> Result<PathBuf> {
         "clientConnection": {"kubeconfig": plane.kubeconfig()},
         "conntrack": {"maxPerCore": 0, "min": 0},
         "oomScoreAdj": 0,
-    });
-    let path = directory.join("config.json");
-    std::fs::write(&path, config.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
+    })
 }
 
 fn bed(wiring: Wiring) -> Result<Bed> {
@@ -85,6 +91,10 @@ fn bed(wiring: Wiring) -> Result<Bed> {
             ("net/bridge/bridge-nf-call-iptables", "1"),
             ("net/bridge/bridge-nf-call-ip6tables", "1"),
         ])?;
+        for pod in HAIRPIN {
+            let device = host_device(wiring, pod.name());
+            bed.ip("n1", &format!("link set {device} type bridge_slave hairpin on"))?;
+        }
     }
     for who in Who::ALL {
         bed.serve(who, super::case::TARGET_PORT)?;

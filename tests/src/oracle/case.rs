@@ -86,6 +86,7 @@ pub struct Case {
     pub ip_mode: &'static str,
     /// What clients dial.
     pub ways: Vec<Way>,
+    pub clients: &'static [Who],
 }
 
 impl Case {
@@ -102,6 +103,7 @@ impl Case {
             transports: &Transport::BOTH,
             ip_mode: "VIP",
             ways: Way::USUAL.to_vec(),
+            clients: &super::matrix::CLIENTS,
         }
     }
 
@@ -216,7 +218,8 @@ const fn address_type(family: Family) -> &'static str {
     }
 }
 
-fn merge(object: &mut Value, more: &Value) {
+/// Merges `more` into `object`; null takes a field away.
+pub(super) fn merge(object: &mut Value, more: &Value) {
     match (object, more) {
         (Value::Object(object), Value::Object(more)) => {
             for (key, value) in more {

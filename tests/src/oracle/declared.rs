@@ -5,7 +5,7 @@
 use super::Mode;
 use super::cell::{Cell, Way};
 use super::observe::{Fate, Observation};
-use crate::lab::plan::{Family, Who};
+use crate::lab::plan::{Family, Who, Wiring};
 use crate::wire::Transport;
 
 /// One difference.
@@ -25,6 +25,7 @@ pub struct Difference {
 /// What a difference may depend on.
 pub struct Context<'a> {
     pub mode: Mode,
+    pub wiring: Wiring,
     pub cell: &'a Cell<'a>,
     /// What Sluice did: where several outcomes are as good the one that came counts.
     pub ours: &'a Observation,
@@ -73,6 +74,31 @@ pub const DIFFERENCES: &[Difference] = &[
             let itself = |fate: &&Fate| matches!(fate, Fate::Answered { by, .. } if by == client.name());
             let answers: Vec<_> = at.ours.0.iter().filter(itself).cloned().collect();
             (hairpin && *fate == Fate::Silence && !answers.is_empty()).then_some(answers)
+        },
+    },
+    Difference {
+        row: "B7",
+        situation: "a pod that reaches itself, on a bridge whose ports do not send back (hairpin mode off)",
+        kube_proxy: "silence",
+        sluice: "answered, as with hairpin mode on",
+        reason: "the packet is turned round at the pod's own port; no setting of the bridge is needed",
+        switch: "none",
+        translate: |at, fate| {
+            let here = at.wiring == Wiring::Bridged && at.cell.client == Who::Pc;
+            (here && *fate == Fate::Silence).then(|| at.ours.0.iter().cloned().collect())
+        },
+    },
+    Difference {
+        row: "C4",
+        situation: "TCP from the node itself to a Service whose policy allows no endpoint or source",
+        kube_proxy: "silence, until the client gives up",
+        sluice: "refused at once",
+        reason: "the verdict is known when the socket connects; packets are dropped as with kube-proxy",
+        switch: "`--sockets off` leaves it to the packets",
+        translate: |at, fate| {
+            let own = at.cell.client == Who::Host && at.cell.transport == Transport::Tcp;
+            let told = at.ours.0.contains(&refused(false)) && at.cell.way != Way::Unassigned;
+            (own && told && *fate == Fate::Silence).then(|| vec![refused(false)])
         },
     },
     Difference {
@@ -157,12 +183,12 @@ fn routed_on(fate: &Fate) -> bool {
 /// The numbers of the declared differences by which the two observations agree; `None` if they do not.
 #[must_use]
 pub fn reconcile(
-    mode: Mode,
+    (mode, wiring): (Mode, Wiring),
     cell: &Cell<'_>,
     ours: &Observation,
     theirs: &Observation,
 ) -> Option<Vec<usize>> {
-    let at = Context { mode, cell, ours };
+    let at = Context { mode, wiring, cell, ours };
     let (mut used, mut expected) = (Vec::new(), Observation::default());
     for fate in &theirs.0 {
         let declared = DIFFERENCES.iter().enumerate();

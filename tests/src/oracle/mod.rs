@@ -13,6 +13,7 @@ mod kube_proxy;
 pub mod matrix;
 pub mod observe;
 pub mod plane;
+mod variant;
 
 pub use bench::{Bench, Mode};
 pub use case::Case;
@@ -20,3 +21,4 @@ pub use cell::Cell;
 pub use kube_proxy::KubeProxy;
 pub use observe::{Fate, Observation};
 pub use plane::Plane;
+pub use variant::Variant;

@@ -28,6 +28,15 @@ pub enum Fate {
     Silence,
 }
 
+impl Fate {
+    fn backend(&self) -> Option<&str> {
+        match self {
+            Self::Answered { by, .. } => Some(by),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Fate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -64,7 +73,7 @@ pub struct Effort {
 /// The first look.
 pub const GLANCE: Effort = Effort { attempts: 6, silences: 2, patience: Duration::from_millis(1_800) };
 /// The second look, at what seemed to differ: chance has then no part in it, and a busy machine little.
-pub const STARE: Effort = Effort { attempts: 40, silences: 3, patience: Duration::from_secs(3) };
+pub const STARE: Effort = Effort { attempts: 40, silences: 8, patience: Duration::from_secs(3) };
 
 /// Kernels answer at once or at TCP's second attempt, after a second.
 const SLOW: Duration = Duration::from_millis(600);
@@ -72,26 +81,37 @@ const SLOW: Duration = Duration::from_millis(600);
 /// Dials a cell's addresses in turn.
 #[must_use]
 pub fn observe(bed: &Bed, cell: &Cell<'_>, effort: Effort) -> Observation {
-    let mut fates = BTreeSet::new();
-    let mut backends = BTreeSet::new();
+    let mut fates = Vec::new();
     let targets = cell.targets();
     let mut silences = 0;
     for (_, target) in (0..effort.attempts).zip(targets.iter().cycle()) {
         let fate = dial(bed, cell, *target, effort.patience);
-        if let Fate::Answered { by, .. } = &fate {
-            backends.insert(by.clone());
-        }
         silences += u32::from(fate == Fate::Silence);
-        fates.insert(fate);
+        fates.push(fate);
         if silences == effort.silences {
             break;
         }
     }
-    if cell.case.is_sticky() && backends.len() == 1 {
-        fates.retain(|fate| !matches!(fate, Fate::Answered { .. }));
-        fates.insert(Fate::Sticky);
+    settle(fates, cell.case.is_sticky())
+}
+
+/// What single attempts come to: a refusal is slow if most are, since a busy machine makes some so; clients that
+/// stick to one backend may do so to any.
+fn settle(mut fates: Vec<Fate>, sticky: bool) -> Observation {
+    let slow = |fate: &&Fate| matches!(fate, Fate::Refused { slow: true, .. });
+    let refusals = fates.iter().filter(|fate| matches!(fate, Fate::Refused { .. })).count();
+    let mostly_slow = 2 * fates.iter().filter(slow).count() > refusals;
+    for fate in &mut fates {
+        if let Fate::Refused { slow, .. } = fate {
+            *slow = mostly_slow;
+        }
     }
-    Observation(fates)
+    let backends: BTreeSet<_> = fates.iter().filter_map(Fate::backend).collect();
+    if sticky && backends.len() == 1 {
+        let others = fates.iter().filter(|fate| fate.backend().is_none()).cloned();
+        return Observation(others.chain([Fate::Sticky]).collect());
+    }
+    Observation(fates.into_iter().collect())
 }
 
 fn dial(bed: &Bed, cell: &Cell<'_>, target: std::net::SocketAddr, patience: Duration) -> Fate {
@@ -130,4 +150,32 @@ fn name(address: IpAddr) -> String {
         return "host's address towards the API server".into();
     }
     address.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(by: &str) -> Fate {
+        Fate::Answered { by: by.into(), seen: "pa".into() }
+    }
+
+    fn refused(slow: bool) -> Fate {
+        Fate::Refused { how: "refused".into(), slow }
+    }
+
+    #[test]
+    fn attempts_come_to_an_observation() {
+        let table = [
+            (vec![answered("pb"), answered("pd"), answered("pb")], false, "pb sees pa; pd sees pa"),
+            (vec![answered("pb"), answered("pb")], true, "one backend, always the same"),
+            (vec![answered("pb"), answered("pd")], true, "pb sees pa; pd sees pa"),
+            (vec![answered("pb"), Fate::Silence], true, "one backend, always the same; silence"),
+            (vec![refused(false), refused(true), refused(false)], false, "refused"),
+            (vec![refused(true), refused(true), refused(false)], false, "refused after a second"),
+        ];
+        for (fates, sticky, expected) in table {
+            assert_eq!(settle(fates, sticky).to_string(), expected);
+        }
+    }
 }

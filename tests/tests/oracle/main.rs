@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use sluice_tests::api::Binaries;
 use sluice_tests::lab::plan::Wiring;
-use sluice_tests::oracle::{Mode, Plane, matrix};
+use sluice_tests::oracle::{Mode, Plane, Variant, matrix};
 
 use report::Report;
 use round::Round;
@@ -53,8 +53,12 @@ fn main() -> ExitCode {
 }
 
 fn rounds() -> Vec<Round> {
-    let round = |mode| Wiring::BOTH.map(|wiring| Round { mode, wiring });
-    Mode::BOTH.into_iter().flat_map(round).collect()
+    let plain = |mode| Wiring::BOTH.map(|wiring| Round { mode, wiring, variant: Variant::Plain });
+    let special = |variant| {
+        let pair = [(Mode::Nftables, Wiring::Routed), (Mode::Iptables, Wiring::Bridged)];
+        pair.map(|(mode, wiring)| Round { mode, wiring, variant })
+    };
+    Mode::BOTH.into_iter().flat_map(plain).chain(Variant::SPECIAL.into_iter().flat_map(special)).collect()
 }
 
 /// What the machine lacks.

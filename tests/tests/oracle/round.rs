@@ -8,7 +8,7 @@ use sluice_tests::lab::plan::Wiring;
 use sluice_tests::oracle::cell::Cell;
 use sluice_tests::oracle::declared::reconcile;
 use sluice_tests::oracle::observe::{Effort, GLANCE, Observation, STARE, observe};
-use sluice_tests::oracle::{Bench, Case, Mode, Plane, matrix};
+use sluice_tests::oracle::{Bench, Case, Mode, Plane, Variant, matrix};
 
 use super::report::Report;
 
@@ -21,11 +21,12 @@ const SHOWN: usize = 8;
 pub struct Round {
     pub mode: Mode,
     pub wiring: Wiring,
+    pub variant: Variant,
 }
 
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "oracle::{}::{}", self.mode, self.wiring)
+        write!(f, "oracle::{}::{}::{}", self.mode, self.wiring, self.variant.name())
     }
 }
 
@@ -43,13 +44,13 @@ impl Round {
             let name = format!("{self}::{cell}");
             filters.iter().all(|filter| name.contains(filter.as_str()))
         };
-        matrix::cells(cases, self.wiring).into_iter().filter(wanted).collect()
+        matrix::cells(cases, self.wiring, self.variant).into_iter().filter(wanted).collect()
     }
 
     /// Builds the beds, asks, and tells what differs.
     pub fn run(&self, plane: &Plane, cells: Vec<Cell<'_>>, report: &mut Report) {
         let (start, count) = (Instant::now(), cells.len());
-        let bench = match Bench::build(plane, self.mode, self.wiring) {
+        let bench = match Bench::build(plane, self.mode, self.wiring, self.variant) {
             Ok(bench) => bench,
             Err(error) => {
                 println!("test {self} ... FAILED\nthe beds could not be set up: {error:#}");
@@ -94,11 +95,11 @@ impl Round {
     /// Looks at both; what seems to differ is looked at again, longer.
     fn compare<'a>(&self, bench: &Bench, cell: Cell<'a>) -> Result<Vec<usize>, Box<Finding<'a>>> {
         let (ours, theirs) = look(bench, &cell, GLANCE);
-        if let Some(used) = reconcile(self.mode, &cell, &ours, &theirs) {
+        if let Some(used) = reconcile((self.mode, self.wiring), &cell, &ours, &theirs) {
             return Ok(used);
         }
         let (ours, theirs) = look(bench, &cell, STARE);
-        match reconcile(self.mode, &cell, &ours, &theirs) {
+        match reconcile((self.mode, self.wiring), &cell, &ours, &theirs) {
             Some(used) => Ok(used),
             None => Err(Box::new(Finding { cell, ours, theirs })),
         }
