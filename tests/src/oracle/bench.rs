@@ -1,16 +1,21 @@
 //! Two identical beds under one configuration: Sluice in one, kube-proxy in the other.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::case::merge;
+use super::change::sentinel;
 use super::{KubeProxy, Plane, Variant};
-use crate::api::Uplink;
-use crate::lab::plan::{CLUSTER_CIDR, Who, Wiring};
+use crate::api::{Uplink, until};
+use crate::lab::app::SERVICE_PORT;
+use crate::lab::plan::{CLUSTER_CIDR, Family, Who, Wiring, cluster_ip};
 use crate::lab::wiring::host_device;
 use crate::lab::{Bed, BedConfig};
+use crate::traffic::Dial;
+use crate::wire::Transport;
 
 /// kube-proxy's mode; for Sluice the set of defaults that comes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +36,9 @@ impl fmt::Display for Mode {
         })
     }
 }
+
+/// How long a proxy may take to follow.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Pods whose port of the bridge sends back what came from it, as CNI plugins are told to for kube-proxy's sake.
 /// The third one shows what becomes of the others.
@@ -67,6 +75,22 @@ impl Bench {
         ours.start_agent()?;
         kube_proxy.ready()?;
         Ok(Self { mode, wiring, kube_proxy, ours, theirs, _uplinks: uplinks })
+    }
+
+    /// Waits until both serve the sentinel in both families.
+    ///
+    /// # Errors
+    /// One does not.
+    pub fn settle(&self) -> Result<()> {
+        let sentinel = sentinel();
+        for (name, bed) in [("Sluice", &self.ours), ("kube-proxy", &self.theirs)] {
+            for family in Family::BOTH {
+                let to = (cluster_ip(family, sentinel.number), SERVICE_PORT).into();
+                let dial = Dial::new(bed.place(Who::Pa), to, Transport::Tcp).patience(PATIENCE / 10);
+                until(&format!("{name} serves the sentinel"), PATIENCE, || dial.probe().ok())?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::cell::Way;
+use super::change::Change;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{Family, Who, cluster_ip, external_ip, load_balancer_ip};
 use crate::wire::Transport;
@@ -40,7 +41,7 @@ impl Endpoint {
         Self { who, state, zones: &[], nodes: &[] }
     }
 
-    fn object(&self, family: Family) -> Value {
+    pub(super) fn object(&self, family: Family) -> Value {
         let (ready, serving, terminating) = match self.state {
             State::Ready => (true, true, false),
             State::NotReady => (false, false, false),
@@ -65,6 +66,16 @@ impl Endpoint {
     }
 }
 
+/// A ready endpoint.
+pub(super) const fn ready(who: Who) -> Endpoint {
+    Endpoint::new(who, State::Ready)
+}
+
+/// One ready endpoint of each node.
+pub(super) fn both() -> Vec<Endpoint> {
+    vec![ready(Who::Pb), ready(Who::Pd)]
+}
+
 /// A Service with every kind of address and its slices.
 #[derive(Clone, Debug)]
 pub struct Case {
@@ -87,6 +98,8 @@ pub struct Case {
     /// What clients dial.
     pub ways: Vec<Way>,
     pub clients: &'static [Who],
+    /// What becomes of it while proxies run.
+    pub change: Option<Change>,
 }
 
 impl Case {
@@ -104,6 +117,7 @@ impl Case {
             ip_mode: "VIP",
             ways: Way::USUAL.to_vec(),
             clients: &super::matrix::CLIENTS,
+            change: None,
         }
     }
 
@@ -145,6 +159,12 @@ impl Case {
     #[must_use]
     pub fn node_port(&self) -> u16 {
         30_000 + u16::from(self.number)
+    }
+
+    /// Another one, for a Service that changes it.
+    #[must_use]
+    pub fn moved_node_port(&self) -> u16 {
+        self.node_port() + 1_000
     }
 
     /// The Service as it is created.

@@ -13,6 +13,8 @@ use crate::wire::Transport;
 pub enum Way {
     ClusterIp,
     NodePort,
+    /// The one that a change moves it to.
+    NodePortMoved,
     /// On n1's second address.
     NodePortSecond,
     /// On n1's end of the pods' network.
@@ -40,6 +42,7 @@ impl Way {
         match self {
             Self::ClusterIp => "cluster_ip",
             Self::NodePort => "node_port",
+            Self::NodePortMoved => "node_port_moved",
             Self::NodePortSecond => "node_port_on_second_address",
             Self::NodePortGateway => "node_port_on_gateway",
             Self::NodePortLoopback => "node_port_on_loopback",
@@ -58,6 +61,7 @@ impl Way {
         let (address, port): (IpAddr, u16) = match self {
             Self::ClusterIp => (cluster_ip(family, n), SERVICE_PORT),
             Self::NodePort => (Who::Host.address(family), case.node_port()),
+            Self::NodePortMoved => (Who::Host.address(family), case.moved_node_port()),
             Self::NodePortSecond => (second_address(family), case.node_port()),
             Self::NodePortGateway => (gateway(family), case.node_port()),
             Self::NodePortLoopback => {

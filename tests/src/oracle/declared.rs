@@ -102,6 +102,19 @@ pub const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        row: "C8",
+        situation: "the node itself to a NodePort at its own address on the pods' network, external policy Local",
+        kube_proxy: "the backend sees that address: by its prefix the node counts as a pod",
+        sluice: "the backend sees the address of the device that the packet leaves by, as for every NodePort",
+        reason: "whose socket it is says more than what its address looks like",
+        switch: "none",
+        translate: |at, fate| {
+            let there = at.cell.way == Way::NodePortGateway && at.cell.client == Who::Host;
+            let seen = matches!(fate, Fate::Answered { seen, .. } if seen == "the gateway");
+            (there && seen).then(|| at.ours.0.iter().cloned().collect())
+        },
+    },
+    Difference {
         row: "B14",
         situation: "a port or protocol that the Service does not have, at its external IP or LoadBalancer address",
         kube_proxy: "the packet is routed on, to wherever the address leads",
@@ -138,14 +151,15 @@ pub const DIFFERENCES: &[Difference] = &[
     Difference {
         row: "E7",
         situation: "a NodePort at ::1, in iptables mode",
-        kube_proxy: "refused; at 127.0.0.1 it is answered",
+        kube_proxy: "refused, or silence; at 127.0.0.1 it is answered",
         sluice: "answered at both",
         reason: "sockets are translated before routing, so that both families can be served",
         switch: "iptables.localhostNodePorts: false refuses both",
         translate: |at, fate| {
             let there = at.cell.way == Way::NodePortLoopback && at.cell.family == Family::V6;
             let answers: Vec<_> = at.ours.0.iter().cloned().collect();
-            (at.mode == Mode::Iptables && there && *fate == refused(false)).then_some(answers)
+            let none = matches!(fate, Fate::Silence | Fate::Refused { .. });
+            (at.mode == Mode::Iptables && there && none).then_some(answers)
         },
     },
 ];

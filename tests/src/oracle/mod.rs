@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod case;
 pub mod cell;
+pub mod change;
 pub mod declared;
 mod kube_proxy;
 pub mod matrix;

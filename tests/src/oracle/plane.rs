@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Case;
 use super::case::SPACE;
-use crate::api::{ControlPlane, Login, Uplink, kubeconfig};
+use crate::api::{Admin, ControlPlane, Login, Uplink, kubeconfig};
 use crate::lab::app::node;
 use crate::lab::namespace::Namespace;
 
-const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces";
+/// Where the API has them.
+pub(super) const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces";
 
 /// The zones of n1 and n2.
 pub const ZONES: [(&str, &str); 2] = [("n1", "east"), ("n2", "west")];
@@ -48,7 +49,7 @@ impl Plane {
         Ok(plane)
     }
 
-    fn create(&self, case: &Case) -> Result<()> {
+    pub(super) fn create(&self, case: &Case) -> Result<()> {
         let (admin, services) = (self.plane.admin(), format!("/api/v1/namespaces/{SPACE}/services"));
         admin.create(&services, &case.service())?;
         if let Some(status) = case.status() {
@@ -74,11 +75,15 @@ impl Plane {
         &self.kubeconfig
     }
 
-    /// An object as the API server has it.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn get(&self, path: &str) -> Result<Value> {
-        self.plane.admin().get(path)
+    pub(super) fn remove(&self, case: &Case) -> Result<()> {
+        for slice in case.slices() {
+            let name = slice["metadata"]["name"].as_str().unwrap_or_default();
+            self.admin().delete(&format!("{SLICES}/{SPACE}/endpointslices/{name}"))?;
+        }
+        self.admin().delete(&format!("/api/v1/namespaces/{SPACE}/services/{}", case.name))
+    }
+
+    pub(super) fn admin(&self) -> &Admin {
+        self.plane.admin()
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Mode;
+use super::{Case, Mode};
 use crate::lab::plan::{CLUSTER_CIDR, Wiring};
 
 /// A configuration with a name.
@@ -10,6 +10,8 @@ use crate::lab::plan::{CLUSTER_CIDR, Wiring};
 pub enum Variant {
     /// Defaults, and pods told by their prefix.
     Plain,
+    /// The same, asked after objects have changed.
+    Changed,
     /// F4.
     MasqueradeAll,
     /// F8, C10: pods are not told from others.
@@ -45,6 +47,7 @@ impl Variant {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
+            Self::Changed => "changed",
             Self::MasqueradeAll => "masquerade_all",
             Self::NoDetector => "no_detector",
             Self::FourOnlyDetector => "four_only_detector",
@@ -58,7 +61,7 @@ impl Variant {
 
     /// Whether the case is asked under it.
     #[must_use]
-    pub fn concerns(self, case: &str) -> bool {
+    pub fn concerns(self, case: &Case) -> bool {
         let some = [
             "local",
             "both",
@@ -68,14 +71,18 @@ impl Variant {
             "remote-external-local",
             "both-all-local",
         ];
-        self == Self::Plain || some.contains(&case)
+        match self {
+            Self::Plain => true,
+            Self::Changed => case.change.is_some(),
+            _ => some.contains(&case.name.as_str()),
+        }
     }
 
     /// Fields of kube-proxy's configuration that differ from the plain ones.
     #[must_use]
     pub fn config(self, mode: Mode, wiring: Wiring) -> Value {
         match (self, wiring) {
-            (Self::Plain, _) => json!({}),
+            (Self::Plain | Self::Changed, _) => json!({}),
             (Self::MasqueradeAll, _) => json!({mode.to_string(): {"masqueradeAll": true}}),
             (Self::NoDetector, _) => json!({"clusterCIDR": ""}),
             (Self::FourOnlyDetector, _) => {

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     match Plane::start(&cases) {
         Ok(plane) => {
             for (round, cells) in rounds.iter().zip(selected).filter(|(_, cells)| !cells.is_empty()) {
-                round.run(&plane, cells, &mut report);
+                round.run(&plane, &cases, cells, &mut report);
             }
         }
         Err(error) => {
@@ -53,12 +53,14 @@ fn main() -> ExitCode {
 }
 
 fn rounds() -> Vec<Round> {
-    let plain = |mode| Wiring::BOTH.map(|wiring| Round { mode, wiring, variant: Variant::Plain });
+    let plain = |variant, mode| Wiring::BOTH.map(|wiring| Round { mode, wiring, variant });
+    let both_modes = |variant| Mode::BOTH.into_iter().flat_map(move |mode| plain(variant, mode));
     let special = |variant| {
         let pair = [(Mode::Nftables, Wiring::Routed), (Mode::Iptables, Wiring::Bridged)];
         pair.map(|(mode, wiring)| Round { mode, wiring, variant })
     };
-    Mode::BOTH.into_iter().flat_map(plain).chain(Variant::SPECIAL.into_iter().flat_map(special)).collect()
+    let special = Variant::SPECIAL.into_iter().flat_map(special);
+    both_modes(Variant::Plain).chain(both_modes(Variant::Changed)).chain(special).collect()
 }
 
 /// What the machine lacks.

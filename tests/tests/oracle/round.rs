@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use anyhow::Result;
+use sluice_tests::lab::Bed;
 use sluice_tests::lab::plan::Wiring;
 use sluice_tests::oracle::cell::Cell;
 use sluice_tests::oracle::declared::reconcile;
@@ -48,9 +50,9 @@ impl Round {
     }
 
     /// Builds the beds, asks, and tells what differs.
-    pub fn run(&self, plane: &Plane, cells: Vec<Cell<'_>>, report: &mut Report) {
+    pub fn run(&self, plane: &Plane, cases: &[Case], cells: Vec<Cell<'_>>, report: &mut Report) {
         let (start, count) = (Instant::now(), cells.len());
-        let bench = match Bench::build(plane, self.mode, self.wiring, self.variant) {
+        let bench = match self.prepare(plane, cases) {
             Ok(bench) => bench,
             Err(error) => {
                 println!("test {self} ... FAILED\nthe beds could not be set up: {error:#}");
@@ -65,8 +67,23 @@ impl Round {
         }
         report.failed += differing;
         report.passed += count - differing;
+        if self.variant == Variant::Changed
+            && let Err(error) = plane.restore(cases)
+        {
+            println!("test {self}::restore ... FAILED\nthe objects could not be changed back: {error:#}");
+            report.failed += 1;
+        }
         let seconds = start.elapsed().as_secs();
         println!("{self}: {count} cells, {differing} of them differ, {seconds} s");
+    }
+
+    fn prepare(&self, plane: &Plane, cases: &[Case]) -> Result<Bench> {
+        let bench = Bench::build(plane, self.mode, self.wiring, self.variant)?;
+        if self.variant == Variant::Changed {
+            plane.change(cases)?;
+            bench.settle()?;
+        }
+        Ok(bench)
     }
 
     fn ask<'a>(&self, bench: &Bench, cells: Vec<Cell<'a>>, report: &mut Report) -> Vec<Finding<'a>> {
@@ -112,9 +129,21 @@ impl Round {
             let name = format!("oracle/{}", cell.case.name);
             let installed = bench.ours.agent().and_then(|agent| agent.home.json(&["services", &name]));
             let installed = installed.map_or_else(|error| format!("{error:#}"), |list| list.to_string());
+            println!("    sluice explain: {}", explain(&bench.ours, cell));
             println!("    sluice services {name}: {installed}");
             println!("    kube-proxy's rules:\n{}", bench.kube_proxy.rules(&name));
         }
+    }
+}
+
+/// What the installed programs say about the cell's first packet.
+fn explain(bed: &Bed, cell: &Cell<'_>) -> String {
+    let from = cell.client.address(cell.family).to_string();
+    let to = cell.targets().first().map(ToString::to_string).unwrap_or_default();
+    let question = ["explain", "--from", &from, "--to", &to, "--protocol", &cell.transport.to_string()];
+    match bed.agent().and_then(|agent| agent.home.ask(&question)) {
+        Ok((_, said, complained)) => format!("{said}{complained}"),
+        Err(error) => format!("{error:#}"),
     }
 }
 
