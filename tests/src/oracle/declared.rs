@@ -2,9 +2,9 @@
 //!
 //! The same table is the page `deploy/differences.md`.
 
-use super::Mode;
 use super::cell::{Cell, Way};
 use super::observe::{Fate, Observation};
+use super::{Mode, Variant};
 use crate::lab::plan::{Family, Who, Wiring};
 use crate::wire::Transport;
 
@@ -26,6 +26,7 @@ pub struct Difference {
 pub struct Context<'a> {
     pub mode: Mode,
     pub wiring: Wiring,
+    pub variant: Variant,
     pub cell: &'a Cell<'a>,
     /// What Sluice did: where several outcomes are as good the one that came counts.
     pub ours: &'a Observation,
@@ -115,6 +116,21 @@ pub const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        row: "J12",
+        situation: "the node itself to a ClusterIP, where pods are not told from others (nothing is masqueraded)",
+        kube_proxy: "the backend sees the node's address towards the Service's address",
+        sluice: "the backend sees the node's address towards the backend",
+        reason: "a socket is translated before it gets its source address, so that answers come back by the same device",
+        switch: "`--sockets off`",
+        translate: |at, fate| {
+            let there = at.cell.way == Way::ClusterIp && at.cell.client == Who::Host;
+            let from = |fate: &Fate| fate.backend().map(str::to_owned);
+            let same: Vec<_> = at.ours.0.iter().filter(|ours| from(ours) == from(fate)).cloned().collect();
+            (at.variant.lacks_detector(at.cell.family) && there && from(fate).is_some() && !same.is_empty())
+                .then_some(same)
+        },
+    },
+    Difference {
         row: "B14",
         situation: "a port or protocol that the Service does not have, at its external IP or LoadBalancer address",
         kube_proxy: "the packet is routed on, to wherever the address leads",
@@ -197,12 +213,12 @@ fn routed_on(fate: &Fate) -> bool {
 /// The numbers of the declared differences by which the two observations agree; `None` if they do not.
 #[must_use]
 pub fn reconcile(
-    (mode, wiring): (Mode, Wiring),
+    (mode, wiring, variant): (Mode, Wiring, Variant),
     cell: &Cell<'_>,
     ours: &Observation,
     theirs: &Observation,
 ) -> Option<Vec<usize>> {
-    let at = Context { mode, wiring, cell, ours };
+    let at = Context { mode, wiring, variant, cell, ours };
     let (mut used, mut expected) = (Vec::new(), Observation::default());
     for fate in &theirs.0 {
         let declared = DIFFERENCES.iter().enumerate();

@@ -29,7 +29,9 @@ pub enum Fate {
 }
 
 impl Fate {
-    fn backend(&self) -> Option<&str> {
+    /// Who answered.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
         match self {
             Self::Answered { by, .. } => Some(by),
             _ => None,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Case, Mode};
-use crate::lab::plan::{CLUSTER_CIDR, Wiring};
+use crate::lab::plan::{CLUSTER_CIDR, Family, Wiring};
 
 /// A configuration with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,12 @@ impl Variant {
             Self::Changed => case.change.is_some(),
             _ => some.contains(&case.name.as_str()),
         }
+    }
+
+    /// Whether nothing tells pods of this family from others.
+    #[must_use]
+    pub const fn lacks_detector(self, family: Family) -> bool {
+        matches!((self, family), (Self::NoDetector, _) | (Self::FourOnlyDetector, Family::V6))
     }
 
     /// Fields of kube-proxy's configuration that differ from the plain ones.

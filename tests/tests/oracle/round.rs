@@ -112,11 +112,11 @@ impl Round {
     /// Looks at both; what seems to differ is looked at again, longer.
     fn compare<'a>(&self, bench: &Bench, cell: Cell<'a>) -> Result<Vec<usize>, Box<Finding<'a>>> {
         let (ours, theirs) = look(bench, &cell, GLANCE);
-        if let Some(used) = reconcile((self.mode, self.wiring), &cell, &ours, &theirs) {
+        if let Some(used) = reconcile((self.mode, self.wiring, self.variant), &cell, &ours, &theirs) {
             return Ok(used);
         }
         let (ours, theirs) = look(bench, &cell, STARE);
-        match reconcile((self.mode, self.wiring), &cell, &ours, &theirs) {
+        match reconcile((self.mode, self.wiring, self.variant), &cell, &ours, &theirs) {
             Some(used) => Ok(used),
             None => Err(Box::new(Finding { cell, ours, theirs })),
         }
