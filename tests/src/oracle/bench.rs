@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::case::merge;
+use super::cell::added_address;
 use super::change::sentinel;
 use super::{KubeProxy, Plane, Variant};
 use crate::api::{Uplink, until};
@@ -75,6 +76,19 @@ impl Bench {
         ours.start_agent()?;
         kube_proxy.ready()?;
         Ok(Self { mode, wiring, kube_proxy, ours, theirs, _uplinks: uplinks })
+    }
+
+    /// Gives both nodes another address.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn add_address(&self) -> Result<()> {
+        for (family, length) in [(Family::V4, "24"), (Family::V6, "64 nodad")] {
+            let line = format!("addr add {}/{length} dev eth0", added_address(family));
+            self.ours.ip("n1", &line)?;
+            self.theirs.ip("n1", &line)?;
+        }
+        Ok(())
     }
 
     /// Waits until both serve the sentinel in both families.

@@ -1,5 +1,7 @@
 //! A Service of the matrix, as the API has it.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::cell::Way;
@@ -95,6 +97,8 @@ pub struct Case {
     pub transports: &'static [Transport],
     /// `ipMode` of its LoadBalancer addresses.
     pub ip_mode: &'static str,
+    /// Its LoadBalancer's address.
+    pub balancer: fn(Family, u8) -> IpAddr,
     /// What clients dial.
     pub ways: Vec<Way>,
     pub clients: &'static [Who],
@@ -115,6 +119,7 @@ impl Case {
             slice_labels: json!({}),
             transports: &Transport::BOTH,
             ip_mode: "VIP",
+            balancer: load_balancer_ip,
             ways: Way::USUAL.to_vec(),
             clients: &super::matrix::CLIENTS,
             change: None,
@@ -170,9 +175,8 @@ impl Case {
     /// The Service as it is created.
     #[must_use]
     pub fn service(&self) -> Value {
-        let both = |f: fn(Family, u8) -> std::net::IpAddr| {
-            Family::BOTH.map(|family| f(family, self.number).to_string())
-        };
+        let both =
+            |f: fn(Family, u8) -> IpAddr| Family::BOTH.map(|family| f(family, self.number).to_string());
         let ports: Vec<_> = Transport::BOTH
             .iter()
             .map(|transport| {
@@ -203,7 +207,7 @@ impl Case {
     #[must_use]
     pub fn status(&self) -> Option<Value> {
         let ingress = Family::BOTH.map(
-            |family| json!({"ip": load_balancer_ip(family, self.number).to_string(), "ipMode": self.ip_mode}),
+            |family| json!({"ip": (self.balancer)(family, self.number).to_string(), "ipMode": self.ip_mode}),
         );
         let balanced = self.service()["spec"]["type"] == "LoadBalancer";
         balanced.then(|| json!({"status": {"loadBalancer": {"ingress": ingress}}}))

@@ -15,6 +15,8 @@ pub enum Way {
     NodePort,
     /// The one that a change moves it to.
     NodePortMoved,
+    /// On an address that n1 gets while proxies run.
+    NodePortAdded,
     /// On n1's second address.
     NodePortSecond,
     /// On n1's end of the pods' network.
@@ -26,6 +28,12 @@ pub enum Way {
     ClusterIpOtherPort,
     ExternalIpOtherPort,
     LoadBalancerOtherPort,
+    /// An external IP that two Services claim.
+    SharedIp,
+    /// A LoadBalancer's address that is n1's second one.
+    LoadBalancerOnNode,
+    /// Another port there: the node's own.
+    OtherPortOnNode,
     /// An address of the Services' range that nobody has.
     Unassigned,
     /// The ClusterIP, external IP, LoadBalancer address and NodePort in turn.
@@ -43,6 +51,7 @@ impl Way {
             Self::ClusterIp => "cluster_ip",
             Self::NodePort => "node_port",
             Self::NodePortMoved => "node_port_moved",
+            Self::NodePortAdded => "node_port_on_added_address",
             Self::NodePortSecond => "node_port_on_second_address",
             Self::NodePortGateway => "node_port_on_gateway",
             Self::NodePortLoopback => "node_port_on_loopback",
@@ -51,6 +60,9 @@ impl Way {
             Self::ClusterIpOtherPort => "other_port_of_cluster_ip",
             Self::ExternalIpOtherPort => "other_port_of_external_ip",
             Self::LoadBalancerOtherPort => "other_port_of_load_balancer",
+            Self::SharedIp => "shared_external_ip",
+            Self::LoadBalancerOnNode => "load_balancer_on_node",
+            Self::OtherPortOnNode => "other_port_on_node",
             Self::Unassigned => "unassigned_cluster_ip",
             Self::Alternately => "all_addresses_in_turn",
         }
@@ -62,6 +74,7 @@ impl Way {
             Self::ClusterIp => (cluster_ip(family, n), SERVICE_PORT),
             Self::NodePort => (Who::Host.address(family), case.node_port()),
             Self::NodePortMoved => (Who::Host.address(family), case.moved_node_port()),
+            Self::NodePortAdded => (added_address(family), case.node_port()),
             Self::NodePortSecond => (second_address(family), case.node_port()),
             Self::NodePortGateway => (gateway(family), case.node_port()),
             Self::NodePortLoopback => {
@@ -72,6 +85,9 @@ impl Way {
             Self::ClusterIpOtherPort => (cluster_ip(family, n), SERVICE_PORT + 1),
             Self::ExternalIpOtherPort => (external_ip(family, n), SERVICE_PORT + 1),
             Self::LoadBalancerOtherPort => (load_balancer_ip(family, n), SERVICE_PORT + 1),
+            Self::SharedIp => (external_ip(family, SHARED), SERVICE_PORT),
+            Self::LoadBalancerOnNode => (second_address(family), SERVICE_PORT),
+            Self::OtherPortOnNode => (second_address(family), SERVICE_PORT + 1),
             Self::Unassigned => (cluster_ip(family, 250), SERVICE_PORT),
             Self::Alternately => {
                 let each = [Self::ClusterIp, Self::ExternalIp, Self::LoadBalancer, Self::NodePort];
@@ -80,6 +96,15 @@ impl Way {
         };
         vec![(address, port).into()]
     }
+}
+
+/// Number of the external IP that two Services claim.
+pub const SHARED: u8 = 150;
+
+/// The address that n1 gets while proxies run.
+#[must_use]
+pub const fn added_address(family: Family) -> IpAddr {
+    family.pick(Ipv4Addr::new(192, 0, 2, 112), Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x112))
 }
 
 /// A client, the addresses that it dials in turn, and the Service that they belong to.

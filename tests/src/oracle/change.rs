@@ -25,7 +25,7 @@ pub fn sentinel() -> Case {
     case
 }
 
-/// A2, A3, A11, C1, C4, C6, D5, E9: cases that are asked again after their change. `first` is the number of the first.
+/// A2, A3, A11, C1, C4, C6, D5, E4, E9: cases that are asked again after their change. `first` is the number of the first.
 #[must_use]
 pub fn cases(first: u8) -> Vec<Case> {
     let service = |there: Value, back: Value| Change { service: Some([there, back]), ..Change::default() };
@@ -76,8 +76,11 @@ pub fn cases(first: u8) -> Vec<Case> {
             "ip-mode" => proxied(&case),
             _ => change,
         });
+        if name == "endpoint-gone" {
+            case.ways.push(Way::NodePortAdded);
+        }
         if name == "node-port" {
-            case.ways = vec![Way::NodePort, Way::NodePortMoved, Way::ClusterIp];
+            case.ways = vec![Way::NodePort, Way::NodePortMoved, Way::ClusterIp, Way::NodePortSecond];
         }
         case
     });

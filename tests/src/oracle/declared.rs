@@ -90,6 +90,18 @@ pub const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        row: "A17",
+        situation: "an external IP and port that two Services claim",
+        kube_proxy: "one of the two, in nftables mode not the same on each node and in each family",
+        sluice: "the older Service on every node; the other is named in the log",
+        reason: "nodes must agree, and whoever came later is to hear of it",
+        switch: "none",
+        translate: |at, fate| {
+            let shared = at.cell.way == Way::SharedIp && fate.backend().is_some();
+            shared.then(|| at.ours.0.iter().filter(|ours| ours.backend().is_some()).cloned().collect())
+        },
+    },
+    Difference {
         row: "C4",
         situation: "TCP from the node itself to a Service whose policy allows no endpoint or source",
         kube_proxy: "silence, until the client gives up",

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::case::{Case, Endpoint, State, both, ready};
-use super::cell::{Cell, Way};
+use super::cell::{Cell, SHARED, Way};
 use super::{Variant, change};
 use crate::lab::app::SERVICE_PORT;
-use crate::lab::plan::{Family, Who, Wiring};
+use crate::lab::plan::{Family, Who, Wiring, external_ip, second_address};
 use crate::wire::Transport;
 
 /// Who dials: a pod of the node, one that often is a backend itself, a pod of another node, the node, another node,
@@ -31,10 +31,10 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// C1 to C9, B7, B12, B17: every list of endpoints under every pair of policies.
+/// B1, B2, B7, B12, B17, C1, C2, C3, C4, C5, C6, C7, C8, C9, C18, E8, P-23, P-26, P-27, P-33: every list of endpoints under every pair of policies.
 fn policies() -> Vec<Case> {
-    use State::{Ending, NotReady, Ready, Terminating};
-    let layouts: [(&str, &[(Who, State)]); 12] = [
+    use State::{NotReady, Ready, Terminating};
+    let layouts: [(&str, &[(Who, State)]); 11] = [
         ("local", &[(Who::Pb, Ready)]),
         ("remote", &[(Who::Pd, Ready)]),
         ("both", &[(Who::Pb, Ready), (Who::Pd, Ready)]),
@@ -44,7 +44,6 @@ fn policies() -> Vec<Case> {
         ("remote_terminating", &[(Who::Pd, Terminating)]),
         ("local_terminating_remote_ready", &[(Who::Pb, Terminating), (Who::Pd, Ready)]),
         ("local_ready_remote_terminating", &[(Who::Pb, Ready), (Who::Pd, Terminating)]),
-        ("ending", &[(Who::Pb, Ending), (Who::Pd, Ending)]),
         ("node", &[(Who::Host, Ready)]),
         ("other_node", &[(Who::OtherHost, Ready)]),
     ];
@@ -63,7 +62,7 @@ fn policies() -> Vec<Case> {
     layouts.into_iter().flat_map(|layout| pairs.map(|pair| case(layout, pair))).collect()
 }
 
-/// A10, A11, B8, B9, B10, B13, B14, B15, E: kinds of Services and of addresses.
+/// A10, A11, A17, B8, B9, B10, B13, B14, B15, C1, E5, E7, P-24, P-32, P-36: kinds of Services and of addresses.
 fn kinds() -> Vec<Case> {
     let unlisted = [
         Way::ClusterIpOtherPort,
@@ -79,6 +78,18 @@ fn kinds() -> Vec<Case> {
     ]);
     let mut proxied = Case::new("load-balancer-proxied", both());
     proxied.ip_mode = "Proxy";
+    let shared = Family::BOTH.map(|family| external_ip(family, SHARED).to_string());
+    let shared = |name: &str, who| {
+        Case::new(name, [ready(who)])
+            .spec(json!({"externalIPs": shared}))
+            .ways(&[Way::SharedIp, Way::ClusterIp])
+    };
+    let mut on_node = Case::new("load-balancer-on-node", both()).ways(&[
+        Way::LoadBalancerOnNode,
+        Way::OtherPortOnNode,
+        Way::NodePortSecond,
+    ]);
+    on_node.balancer = |family, _| second_address(family);
     // Its port of a bridge sends nothing back.
     let mut own = Case::new("own-without-hairpin", [ready(Who::Pc)]);
     own.clients = &[Who::Pc];
@@ -97,13 +108,17 @@ fn kinds() -> Vec<Case> {
         Case::new("load-balancer-without-node-port", both())
             .spec(json!({"allocateLoadBalancerNodePorts": false, "ports": without_ports})),
         proxied,
+        Case::new("ending", [Who::Pb, Who::Pd].map(|who| Endpoint::new(who, State::Ending))),
         Case::new("outside-endpoint", [ready(Who::Client)]),
         own,
+        on_node,
+        shared("shared-first", Who::Pb),
+        shared("shared-second", Who::Pd),
         Case::new("three", [ready(Who::Pa), ready(Who::Pb), ready(Who::Pd)]),
     ]
 }
 
-/// C16, C17, A12.
+/// A12, C16, C17: who may come in by a LoadBalancer's address.
 fn source_ranges() -> Vec<Case> {
     let case = |name: &str, ranges: &[&str], endpoints: &[Endpoint]| {
         Case::new(format!("ranges-{name}"), endpoints.iter().copied())
@@ -123,7 +138,7 @@ fn source_ranges() -> Vec<Case> {
     ]
 }
 
-/// C11 to C14.
+/// C11, C12, C13, C14: topology hints; no annotation says that they are meant.
 fn hints() -> Vec<Case> {
     let zoned = |who: Who, zones: &'static [&'static str]| Endpoint { zones, ..ready(who) };
     let noded = |who: Who, nodes: &'static [&'static str]| Endpoint { nodes, ..ready(who) };
@@ -157,7 +172,7 @@ fn hints() -> Vec<Case> {
     ]
 }
 
-/// D1, D9, B7.
+/// B7, D1, D3, D9, P-35: session affinity.
 fn affinity() -> Vec<Case> {
     let sticky = json!({"sessionAffinity": "ClientIP"});
     let three = [ready(Who::Pa), ready(Who::Pb), ready(Who::Pd)];
@@ -174,7 +189,7 @@ fn affinity() -> Vec<Case> {
     ]
 }
 
-/// A3, A15, B4.
+/// A3, A15, B4, P-25, P-38: what is read and what is left out.
 fn intake() -> Vec<Case> {
     let labelled = |name: &str, key: &str| {
         let mut case = Case::new(name, both());
@@ -206,6 +221,9 @@ pub fn cells(cases: &[Case], wiring: Wiring, variant: Variant) -> Vec<Cell<'_>> 
         for (column, way) in case.ways.iter().enumerate() {
             for (position, client) in case.clients.iter().enumerate() {
                 if *way == Way::NodePortLoopback && *client != Who::Host {
+                    continue;
+                }
+                if *way == Way::NodePortAdded && variant != Variant::Changed {
                     continue;
                 }
                 for (side, family) in Family::BOTH.into_iter().enumerate() {

@@ -74,8 +74,8 @@ pub struct Effort {
 
 /// The first look.
 pub const GLANCE: Effort = Effort { attempts: 6, silences: 2, patience: Duration::from_millis(1_800) };
-/// The second look, at what seemed to differ: chance has then no part in it, and a busy machine little.
-pub const STARE: Effort = Effort { attempts: 40, silences: 8, patience: Duration::from_secs(3) };
+/// Further looks, at what seemed to differ.
+pub const STARE: Effort = Effort { attempts: 12, silences: 3, patience: Duration::from_secs(3) };
 
 /// Kernels answer at once or at TCP's second attempt, after a second.
 const SLOW: Duration = Duration::from_millis(600);

@@ -22,7 +22,7 @@ pub enum Variant {
     NodeCidr,
     /// F7: by the bridge, or by the name of the device.
     Device,
-    /// E3: one address of one family; all of the other.
+    /// E3, P-34: one address of one family; all of the other.
     NodePortPrefix,
     /// E2: what is nftables mode's default, said in iptables mode.
     NodePortPrimary,

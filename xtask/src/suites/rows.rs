@@ -19,6 +19,8 @@ const SHOWN: usize = 3;
 struct Row<'a> {
     id: &'a str,
     title: &'a str,
+    /// Other rows about the same behaviour: their tests are its tests.
+    same: Vec<&'a str>,
     /// Why no test names it.
     reason: Option<&'a str>,
 }
@@ -40,19 +42,20 @@ pub fn report(workspace: &Workspace) -> Result<Tally> {
     let mut tally = Tally::default();
     let (mut tested, mut reasoned) = (0, 0);
     for row in rows(&table) {
-        let Row { id, title, reason } = match row {
+        let Row { id, title, same, reason } = match row {
             Ok(row) => row,
             Err(heading) => {
                 println!("\n{heading}");
                 continue;
             }
         };
-        let tests = named.get(id);
-        println!("{id:5} {title}: {}", told(tests, reason));
-        match (tests, reason) {
-            (Some(_), _) => tested += 1,
-            (None, Some(_)) => reasoned += 1,
-            (None, None) => {
+        let tests: BTreeSet<_> =
+            [id].iter().chain(&same).filter_map(|id| named.get(*id)).flatten().cloned().collect();
+        println!("{id:5} {title}: {}", told(&tests, reason));
+        match (tests.is_empty(), reason) {
+            (false, _) => tested += 1,
+            (true, Some(_)) => reasoned += 1,
+            (true, None) => {
                 tally.fail(format!("coverage: {id} ({title}): no test names it, and no reason why"))
             }
         }
@@ -61,10 +64,10 @@ pub fn report(workspace: &Workspace) -> Result<Tally> {
     Ok(tally)
 }
 
-fn told(tests: Option<&BTreeSet<String>>, reason: Option<&str>) -> String {
-    let Some(tests) = tests else {
+fn told(tests: &BTreeSet<String>, reason: Option<&str>) -> String {
+    if tests.is_empty() {
         return format!("NO TEST: {}", reason.unwrap_or("no reason given"));
-    };
+    }
     let mut text = tests.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if tests.len() > SHOWN {
         text.push_str(&format!(" and {} more", tests.len() - SHOWN));
@@ -84,7 +87,8 @@ fn rows(table: &str) -> impl Iterator<Item = Result<Row<'_>, &str>> {
         let (id, rest) = line.split_once(' ').filter(|_| !line.starts_with('#'))?;
         let (title, reason) =
             rest.split_once(" | ").map_or((rest, None), |(title, why)| (title, Some(why.trim())));
-        Some(Ok(Row { id, title: title.trim(), reason }))
+        let (title, same) = title.split_once(" = ").unwrap_or((title, ""));
+        Some(Ok(Row { id, title: title.trim(), same: same.split_whitespace().collect(), reason }))
     })
 }
 
@@ -103,6 +107,8 @@ fn mentions(file: &Path, text: &str, ids: &BTreeSet<&str>) -> Vec<(String, Strin
         let here: Vec<String> = ids_in(line, ids);
         if let Some(function) = function(line) {
             current = format!("::{function}");
+            // Functions are named in small letters.
+            waiting.extend(ids_in(&function.to_uppercase(), ids));
             found.extend(waiting.drain(..).chain(here).map(|id| (id, label(&current))));
         } else if line.starts_with("//") || line.starts_with("#[") {
             // Above a function it speaks of that function; elsewhere of the one that it stands in.
@@ -166,11 +172,11 @@ mod tests {
 
     #[test]
     fn rows_of_the_table() {
-        let table = "# note\n\n## Packets\nB11 replies\nP-60 one port | nobody looked\n";
+        let table = "# note\n\n## Packets\nB11 replies = P-30 B1\nP-60 one port | nobody looked\n";
         let expected = [
             Err("Packets"),
-            Ok(Row { id: "B11", title: "replies", reason: None }),
-            Ok(Row { id: "P-60", title: "one port", reason: Some("nobody looked") }),
+            Ok(Row { id: "B11", title: "replies", same: vec!["P-30", "B1"], reason: None }),
+            Ok(Row { id: "P-60", title: "one port", same: vec![], reason: Some("nobody looked") }),
         ];
         assert_eq!(rows(table).collect::<Vec<_>>(), expected);
     }
@@ -213,8 +219,10 @@ mod tests {
     #[test]
     fn every_row_of_the_table_is_told_once() {
         let table = include_str!("../../../tests/rows.txt");
+        let ids: BTreeSet<_> = rows(table).filter_map(Result::ok).map(|row| row.id).collect();
         let mut seen = BTreeSet::new();
         for row in rows(table).filter_map(Result::ok) {
+            assert!(row.same.iter().all(|id| ids.contains(id)), "{}: same as {:?}", row.id, row.same);
             assert!(seen.insert(row.id), "{} stands there twice", row.id);
             assert!(!row.title.is_empty() && row.reason != Some(""), "{}", row.id);
         }
