@@ -160,6 +160,7 @@ fn device_numbers(bed: &Bed) -> Result<BTreeSet<String>> {
     Ok(named.filter(|name| !matches!(name.as_str(), "lo" | "cni0")).collect())
 }
 
+/// J18: no agent is told of a pod; it sees the device.
 fn appears(bed: &mut Bed) -> Result<()> {
     bed.apply(&app(&[PC]))?;
     for round in 0..5 {

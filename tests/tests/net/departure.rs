@@ -103,6 +103,7 @@ fn waiting(bed: &mut Bed, family: Family) -> Result<()> {
     })
 }
 
+/// G4: done better than kube-proxy, which leaves them.
 fn last_one(bed: &mut Bed, family: Family) -> Result<()> {
     let to = app(&[]).address(Via::ClusterIp, family);
     for deleted in [false, true] {
@@ -174,6 +175,7 @@ fn while_dead(bed: &mut Bed, family: Family) -> Result<()> {
     })
 }
 
+/// S-10.
 fn mapped(bed: &mut Bed) -> Result<()> {
     bed.apply(&app(&[PB]))?;
     let to = app(&[]).address(Via::ClusterIp, Family::V4);

@@ -37,7 +37,8 @@ fn apps() -> Apps {
     }
 }
 
-/// Sluice in both wirings with every oracle, and once with offloads on and without bpffs.
+/// Sluice in both wirings with every oracle, under strict reverse-path filters (P-70) and with netfilter dropping what it
+/// calls invalid (P-49, G8); and once with offloads on and without bpffs.
 pub fn groups() -> Vec<Group> {
     let strict = |wiring| BedConfig { invalid_drop: true, ..BedConfig::new(wiring) };
     let mut groups: Vec<_> = Wiring::BOTH
@@ -125,7 +126,7 @@ fn reaches(bed: &mut Bed, client: Who, via: Via, family: Family, transport: Tran
         let backend = app.backends[0];
         ensure!(answer.backend == backend.id(), "{}: answered by {}", told(), answer.backend);
         let peer = connection.peer()?;
-        ensure!(peer == to, "{}: the socket says that it talks to {peer} (S rows: getpeername)", told());
+        ensure!(peer == to, "{}: the socket says that it talks to {peer} (S-07: getpeername)", told());
         let allowed = sources(bed, client, via, family, backend.who)?;
         ensure!(allowed.contains(&answer.seen.ip()), "{}: seen as {}, not {allowed:?}", told(), answer.seen);
     }

@@ -66,6 +66,7 @@ fn kill(bed: &mut Bed) -> Result<()> {
     bed.agent.take().context("no agent runs")?.kill().map(drop)
 }
 
+/// B6, P-55: connections and datagram flows go on, and new ones are made, while no agent runs.
 fn killed(bed: &mut Bed) -> Result<()> {
     let before = bed.agent()?.home.services()?;
     let load = Load::start(streams(bed, &app(&[])))?;
