@@ -22,13 +22,25 @@ const HEADERS: u32 = 14 + 40 + 64 + 20;
 /// A socket buffer at a tc hook.
 pub struct Skb {
     ctx: TcContext,
+    caught: bool,
 }
 
 impl Skb {
     /// Takes over the context, and makes the headers linear when the device left them in fragments (P-07).
     #[inline(always)]
     pub fn new(ctx: TcContext) -> Self {
-        let skb = Self { ctx };
+        Self::at_hook(ctx, false)
+    }
+
+    /// The same at the catch-all device.
+    #[inline(always)]
+    pub fn caught(ctx: TcContext) -> Self {
+        Self::at_hook(ctx, true)
+    }
+
+    #[inline(always)]
+    fn at_hook(ctx: TcContext, caught: bool) -> Self {
+        let skb = Self { ctx, caught };
         let want = if skb.len() < HEADERS { skb.len() } else { HEADERS };
         let (data, end) = skb.bounds();
         if data.wrapping_add(want as usize) > end {
@@ -159,6 +171,11 @@ impl Packet for Skb {
         // SAFETY: eight bytes of the context, valid whatever they hold. Devices that hand a packet to another namespace
         // take its socket away.
         !unsafe { socket.sk }.is_null()
+    }
+
+    #[inline(always)]
+    fn is_caught(&self) -> bool {
+        self.caught
     }
 }
 

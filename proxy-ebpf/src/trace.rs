@@ -34,21 +34,18 @@ pub fn is_on<const N: usize>() -> bool {
     TRACED_WORDS.load() == N as u32
 }
 
-/// To be called before a packet is parsed: headers without this mark have been.
-#[inline(always)]
-pub const fn prepare<const N: usize>(room: &mut Headers<N>) {
-    room.l4 = 0;
-}
-
-/// Tells what became of the packet whose headers were `before`, if the address has to do with it.
+/// Tells what became of the packet whose headers were written down last, if the address has to do with it. `verdict`
+/// is a [`proxy_common::path::Verdict::code`].
 ///
 /// A subprogram of its own: its frame must not add to those of the decision.
 #[inline(never)]
-pub fn tell<const N: usize, F: Family<N>>(skb: &Skb, before: &Headers<N>, verdict: u32) {
-    if before.l4 == 0 {
+pub fn tell<const N: usize, F: Family<N>>(skb: &Skb, verdict: u32) {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(before) = F::headers().and_then(|room| unsafe { room.as_ref() }) else { return };
+    if !before.is_parsed() {
         return;
     }
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    // SAFETY: as above.
     let Some(record) = TRACE_RECORD.get_ptr_mut(0).and_then(|record| unsafe { record.as_mut() }) else {
         return;
     };

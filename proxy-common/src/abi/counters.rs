@@ -32,11 +32,13 @@ pub enum Reason {
     Rewrite = 12,
     /// Dropped: an IP protocol that Services do not have, to a Service address (P-91).
     Protocol = 13,
+    /// Dropped: it came to the catch-all device and is nothing that can be translated there (L-08).
+    CatchAll = 14,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FlowCreated,
         Self::NoEndpoint,
         Self::Unlisted,
@@ -51,6 +53,7 @@ impl Reason {
         Self::ChallengeAck,
         Self::Rewrite,
         Self::Protocol,
+        Self::CatchAll,
     ];
 
     /// Number of counters.
@@ -74,6 +77,7 @@ impl Reason {
             Self::ChallengeAck => "challenge_ack",
             Self::Rewrite => "rewrite_failed",
             Self::Protocol => "protocol",
+            Self::CatchAll => "catch_all",
         }
     }
 

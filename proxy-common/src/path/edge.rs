@@ -3,7 +3,7 @@
 use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::traits::{Packet, Tables, Verdict};
-use super::{frontend, icmp, masquerade, pair, reject, translate};
+use super::{catch_all, frontend, icmp, masquerade, pair, reject, translate};
 use crate::abi::{AddressClass, Hook, Reason};
 use crate::wire::{Headers, Transport, parse};
 
@@ -13,6 +13,17 @@ use crate::wire::{Headers, Transport, parse};
 /// holds before does not matter.
 #[inline(always)]
 pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    room: &mut Headers<N>,
+    l3: u32,
+) -> Verdict {
+    let verdict = enters(packet, tables, room, l3);
+    if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
+}
+
+#[inline(always)]
+fn enters<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     room: &mut Headers<N>,

@@ -123,6 +123,11 @@ fn rewritten<const N: usize, P: Packet>(
 #[inline(always)]
 fn renamed<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flow: &Flow<N>) -> Option<Diff> {
     let outer = &headers.key;
+    // The catch-all device's own address is known nowhere else: there both ends change.
+    if packet.is_caught() {
+        rewrite::store_addresses(packet, headers.l3, &flow.src, &flow.dst)?;
+        return Some(Diff::address(&outer.src, &flow.src).and(Diff::address(&outer.dst, &flow.dst)));
+    }
     if outer.hook == Hook::Ingress as u8 {
         rewrite::store_addresses(packet, headers.l3, &outer.src, &flow.dst)?;
         Some(Diff::address(&outer.dst, &flow.dst))

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! edge.rs        ingress and egress of an edge: which of the stories below a packet belongs to
+//! catch_all.rs   ingress of the device that serves the node's own packets where no socket hook does
 //! frontend.rs    who is dialled, for packets and sockets alike
 //! established.rs a packet of a known flow: TCP state, stale entries, the rewrite
 //! translate.rs   the first packet to a frontend: choice of a backend, the pair translate/restore
@@ -14,6 +15,7 @@
 //! socket.rs      connect, sendmsg, recvmsg, getpeername
 //! ```
 
+mod catch_all;
 mod edge;
 mod established;
 mod frontend;

@@ -108,6 +108,11 @@ pub trait Packet {
 
     /// Whether a socket on this side of the device has written it, as opposed to a packet that is passed on.
     fn is_own(&self) -> bool;
+
+    /// Whether that is the catch-all device.
+    fn is_caught(&self) -> bool {
+        false
+    }
 }
 
 /// Result of inserting a flow entry that must not exist yet.

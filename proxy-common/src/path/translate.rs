@@ -2,7 +2,7 @@
 
 use super::frontend::{self, Client};
 use super::traits::{Entry, Packet, Returned, Tables, Verdict};
-use super::{pair, reject, rewrite};
+use super::{catch_all, pair, reject, rewrite};
 use crate::abi::{Addr, AddressClass, Backend, Flow, Frontend, Kind, Reason, Run, service_flags, state};
 use crate::wire::Headers;
 
@@ -46,19 +46,25 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
         };
     };
     // kube-proxy's masquerade matrix: hairpin always (B7), external frontends under policy Cluster (C5).
-    let marked = headers.key.src.same(&backend.address)
+    let caught = packet.is_caught();
+    let marked = caught
+        || headers.key.src.same(&backend.address)
         || if external {
             client == Client::Node || service.flags & service_flags::MASQUERADE_EXTERNAL != 0
         } else {
             is_masqueraded(tables, packet.ifindex(), &headers.key.src)
         };
-    let keep_port = !(marked && has_edge(tables, &backend.address));
+    // Nothing but the catch-all device has its source: no direct connection can be in the way.
+    let keep_port = caught || !(marked && has_edge(tables, &backend.address));
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
         pair::start(&mut scratch.flow, &key.src, &backend.address, backend.port, Kind::Translate, ifindex);
         scratch.flow.service = dialled.service;
         scratch.flow.endpoint = backend.id;
         scratch.flow.generation = backend.generation;
+        if caught {
+            scratch.flow.src = catch_all::source(packet, tables, headers)?;
+        }
         if marked {
             scratch.flow.state |= state::MARK;
             packet.set_mark(packet.mark() | tables.masquerade_mark());

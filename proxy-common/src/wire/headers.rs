@@ -47,7 +47,7 @@ pub struct Headers<const N: usize> {
     pub key: FlowKey<N>,
     /// Start of the network header.
     pub l3: u32,
-    /// Start of the transport header.
+    /// Start of the transport header; 0: the packet could not be parsed.
     pub l4: u32,
     /// End of the packet according to the network header.
     pub end: u32,
@@ -62,6 +62,13 @@ impl<const N: usize> Headers<N> {
     pub const fn is_bare_syn(&self) -> bool {
         use tcp_flags::{ACK, FIN, RST, SYN};
         matches!(self.transport, Transport::Tcp(flags) if flags & (SYN | ACK | RST | FIN) == SYN)
+    }
+
+    /// Whether these are a packet's headers: after a failed [`parse`] they are not.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_parsed(&self) -> bool {
+        self.l4 != 0
     }
 
     /// A packet that may open a flow.
@@ -148,6 +155,7 @@ const fn set_ports<const N: usize>(headers: &mut Headers<N>, [a, b, c, d]: [u8; 
 #[inline(always)]
 fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
     headers.l3 = l3;
+    headers.l4 = 0;
     headers.key.sport = Port(0);
     headers.key.dport = Port(0);
     headers.key.pad = 0;

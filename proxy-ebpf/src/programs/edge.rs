@@ -14,6 +14,8 @@ use proxy_common::path::{self, Packet, Verdict};
 
 const ETHERNET: u32 = 14;
 const NO_ETHERNET: u32 = 0;
+/// [`Verdict::code`] of a packet that is left alone.
+const PASS: u32 = Verdict::Pass.code();
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
@@ -26,7 +28,7 @@ pub fn sluice_ingress(ctx: TcContext) -> i32 {
 /// Egress of a device with Ethernet headers.
 #[classifier]
 pub fn sluice_egress(ctx: TcContext) -> i32 {
-    egress(ctx, ETHERNET)
+    egress(Skb::new(ctx), ETHERNET)
 }
 
 /// Ingress of a device without link layer header (P-06).
@@ -35,10 +37,28 @@ pub fn sluice_ingr_l3(ctx: TcContext) -> i32 {
     ingress(ctx, NO_ETHERNET)
 }
 
+/// Ingress of the catch-all device: what is not translated ends here.
+#[classifier]
+pub fn sluice_in_catch(ctx: TcContext) -> i32 {
+    let mut skb = Skb::caught(ctx);
+    match skb.protocol() {
+        _ if skb.is_tagged() => TC_ACT_SHOT,
+        ETH_P_IP => enters::<1, V4>(&mut skb, ETHERNET),
+        ETH_P_IPV6 => enters::<4, V6>(&mut skb, ETHERNET),
+        _ => TC_ACT_SHOT,
+    }
+}
+
+/// Egress of the catch-all device: answers.
+#[classifier]
+pub fn sluice_eg_catch(ctx: TcContext) -> i32 {
+    egress(Skb::caught(ctx), ETHERNET)
+}
+
 /// Egress of a device without link layer header.
 #[classifier]
 pub fn sluice_egr_l3(ctx: TcContext) -> i32 {
-    egress(ctx, NO_ETHERNET)
+    egress(Skb::new(ctx), NO_ETHERNET)
 }
 
 #[inline(always)]
@@ -47,65 +67,61 @@ fn ingress(ctx: TcContext, l3: u32) -> i32 {
     match skb.protocol() {
         // A tagged frame is its VLAN device's to serve (P-04).
         _ if skb.is_tagged() => TC_ACT_UNSPEC,
-        ETH_P_IP => ingress_of::<1, V4>(&mut skb, l3),
-        ETH_P_IPV6 => ingress_of::<4, V6>(&mut skb, l3),
+        ETH_P_IP => enters::<1, V4>(&mut skb, l3),
+        ETH_P_IPV6 => enters::<4, V6>(&mut skb, l3),
         _ => TC_ACT_UNSPEC,
     }
 }
 
 #[inline(always)]
-fn egress(ctx: TcContext, l3: u32) -> i32 {
-    let mut skb = Skb::new(ctx);
+fn egress(mut skb: Skb, l3: u32) -> i32 {
     match skb.protocol() {
         _ if skb.is_tagged() => TC_ACT_UNSPEC,
-        ETH_P_IP => egress_of::<1, V4>(&mut skb, l3),
-        ETH_P_IPV6 => egress_of::<4, V6>(&mut skb, l3),
+        ETH_P_IP => leaves::<1, V4>(&mut skb, l3),
+        ETH_P_IPV6 => leaves::<4, V6>(&mut skb, l3),
         _ => TC_ACT_UNSPEC,
     }
 }
 
-// One subprogram per hook and family: in one frame the two families would not fit the stack.
-
-#[inline(never)]
-fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else {
-        return TC_ACT_UNSPEC;
-    };
-    let maps = Maps::<F>::new(skb.as_ptr());
-    let tracing = trace::is_on::<N>();
-    if tracing {
-        trace::prepare(room);
-    }
-    let verdict = path::ingress(skb, &maps, room, l3);
-    if tracing {
-        trace::tell::<N, F>(skb, room, verdict.code());
-    }
-    action(skb, verdict)
-}
-
-#[inline(never)]
-fn egress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
-    // SAFETY: as in `ingress_of`.
-    let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else {
-        return TC_ACT_UNSPEC;
-    };
-    let maps = Maps::<F>::new(skb.as_ptr());
-    let tracing = trace::is_on::<N>();
-    if tracing {
-        trace::prepare(room);
-    }
-    let verdict = path::egress(skb, &maps, room, l3);
-    if tracing {
-        trace::tell::<N, F>(skb, room, verdict.code());
-    }
-    action(skb, verdict)
-}
-
-/// The hook's number for a verdict: "unspecified" lets programs behind ours run (L-10).
 #[inline(always)]
-fn action(skb: &Skb, verdict: Verdict) -> i32 {
-    match verdict {
+fn enters<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
+    let verdict = ingress_of::<N, F>(skb, l3);
+    finish::<N, F>(skb, verdict)
+}
+
+#[inline(always)]
+fn leaves<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
+    let verdict = egress_of::<N, F>(skb, l3);
+    finish::<N, F>(skb, verdict)
+}
+
+// One subprogram per hook and family: in one frame the two families would not fit the stack. They return
+// `Verdict::code`.
+
+#[inline(never)]
+fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else { return PASS };
+    let maps = Maps::<F>::new(skb.as_ptr());
+    path::ingress(skb, &maps, room, l3).code()
+}
+
+#[inline(never)]
+fn egress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
+    // SAFETY: as in `ingress_of`.
+    let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else { return PASS };
+    let maps = Maps::<F>::new(skb.as_ptr());
+    path::egress(skb, &maps, room, l3).code()
+}
+
+/// The hook's number for a verdict: "unspecified" lets programs behind ours run (L-10). Traces on the way, from here
+/// and not from where the decision is made: the stack has no room for both.
+#[inline(always)]
+fn finish<const N: usize, F: Family<N>>(skb: &Skb, verdict: u32) -> i32 {
+    if trace::is_on::<N>() {
+        trace::tell::<N, F>(skb, verdict);
+    }
+    match Verdict::from_code(verdict) {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: takes numbers only.

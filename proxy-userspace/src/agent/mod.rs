@@ -1,6 +1,7 @@
 //! The agent's loop: what the source tells goes into the model, what follows from it to the data plane, and
 //! questions are answered in between.
 
+mod catch_all;
 mod edges;
 mod facts;
 mod pace;

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 
 use proxy_common::abi::{AddressClass, protocol};
 
-use super::edges;
+use super::edges::{self, Served};
 use super::plane::PlaneReport;
 use super::start::ASKED_OFF;
 use super::worker::Worker;
 use crate::control::{FlowFilter, service_view};
 use crate::datapath::{DatapathError, FlowInfo};
-use crate::status::{FlowView, ServiceView, Trouble, Usage, story};
+use crate::node::EdgeKind;
+use crate::status::{Edge, FlowView, ServiceView, Trouble, Usage, story};
 use crate::sync::Store;
 
 impl Worker {
@@ -47,6 +48,7 @@ impl Worker {
             degraded.push(Trouble::new("sockets of the node's own processes", &self.sockets.why, next));
         }
         degraded.extend(self.sweep_trouble.clone());
+        degraded.extend(self.catch_all.troubles());
         let (flows, drops) = (self.usage(), self.drops());
         let unread = [flows.as_ref().err(), drops.as_ref().err()].into_iter().flatten();
         degraded.extend(unread.map(unreadable));
@@ -56,7 +58,7 @@ impl Worker {
         addresses.dedup();
         PlaneReport {
             addresses,
-            edges: self.edges.values().map(edges::view).collect(),
+            edges: self.edges.values().map(|served| self.edge_view(served)).collect(),
             sockets: self.sockets.clone(),
             flows: flows.unwrap_or_default(),
             drops: drops.unwrap_or_default(),
@@ -64,6 +66,14 @@ impl Worker {
             degraded,
             last_error: self.last_error.clone(),
         }
+    }
+
+    fn edge_view(&self, served: &Served) -> Edge {
+        let mut view = edges::view(served);
+        if served.edge.kind == EdgeKind::CatchAll && view.why.is_empty() {
+            view.why = self.catch_all_note();
+        }
+        view
     }
 
     /// Read back from the maps.

@@ -15,7 +15,8 @@ use crate::metrics::Metrics;
 use crate::node::{Node, NodeError};
 use crate::status::{Mode, Trouble};
 
-const OFF: &str = "off";
+/// Nobody's sockets are translated.
+pub const OFF: &str = "off";
 /// Why sockets are off without anything being wrong.
 pub const ASKED_OFF: &str = "asked for";
 

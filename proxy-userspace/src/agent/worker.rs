@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::{debug, error, info, warn};
 
+use super::catch_all::CatchAll;
 use super::edges::{Edges, Served, State};
 use super::plane::{Installed, Order};
 use super::sockets::Sweeps;
@@ -19,7 +20,7 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::http::Clock;
 use crate::metrics::Metrics;
 use crate::model::{PortChange, node_port_addresses};
-use crate::node::{Address, Edge, Facts, NodeEvent};
+use crate::node::{Address, Edge, EdgeKind, Facts, NodeEvent};
 use crate::status::{Mode, Trouble, story};
 use crate::sync::{NodeAddresses, Report, Settings, Syncer};
 
@@ -29,6 +30,7 @@ pub struct Worker {
     pub(super) clock: Clock,
     pub(super) runtime: Handle,
     pub(super) trace: Option<Trace>,
+    pub(super) catch_all: CatchAll,
     node_ports: NodePorts,
     pub(super) sockets: Mode,
     pub(super) metrics: Arc<Metrics>,
@@ -55,6 +57,7 @@ impl Worker {
             clock: Clock::start(),
             runtime,
             trace: None,
+            catch_all: CatchAll::default(),
             datapath,
             node_ports: config.node_ports.clone(),
             sockets,
@@ -82,6 +85,7 @@ impl Worker {
             self.attach(edge, None);
         }
         self.attach_sockets();
+        self.settle_catch_all();
         let served: Vec<_> = self.edges.keys().copied().collect();
         match self.datapath.retire(&served) {
             Ok(retired) => {
@@ -160,6 +164,7 @@ impl Worker {
 
     /// Remembers and returns the last failure.
     fn note(&mut self, report: &Report) -> Option<String> {
+        self.follow_catch_all(report.addresses.iter().copied());
         let failed = report.failed.last()?;
         let told = format!("writing {}: {}", failed.what, story(&*failed.error));
         self.last_error = Some(told.clone());
@@ -186,7 +191,11 @@ impl Worker {
     }
 
     /// `heard`: when the device was reported; `None` for one that was there at start.
-    fn attach(&mut self, edge: Edge, heard: Option<Instant>) {
+    pub(super) fn attach(&mut self, edge: Edge, heard: Option<Instant>) {
+        // An earlier agent's, until it turns out to be needed.
+        if edge.kind == EdgeKind::CatchAll && !self.catch_all.is_there() {
+            return;
+        }
         let known = self.edges.get(&edge.ifindex).and_then(|served| served.took);
         let state = match self.datapath.attach_edge(&edge) {
             Ok(attached) => State::from(&attached),
@@ -265,6 +274,7 @@ impl Worker {
             }
         }
         self.attach_sockets();
+        self.settle_catch_all();
     }
 
     fn failed(&mut self, what: &str, error: &DatapathError) {

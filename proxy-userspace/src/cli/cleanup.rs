@@ -10,6 +10,7 @@ use super::{CleanupArgs, Outcome, run};
 use crate::agent::Places;
 use crate::control::{ClientError, Lock, LockError, Request, RunDir, ask};
 use crate::datapath::{self, Cleaned, Options};
+use crate::node::remove_catch_all;
 
 /// Longest wait for a running agent to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,18 +27,29 @@ pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>) -> Ou
     let lock = take_over(&dir)?;
     let Places { bpffs, cgroup } = Places::choose(cgroup, bpffs);
     let cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() })?;
+    let device = catch_all()?;
     dir.remove(lock)?;
-    writeln!(std::io::stdout(), "{}", told(&cleaned))?;
+    writeln!(std::io::stdout(), "{}", told(&cleaned, device))?;
     Ok(())
 }
 
-fn told(cleaned: &Cleaned) -> String {
-    if *cleaned == Cleaned::default() {
+/// Whether there was a catch-all device.
+fn catch_all() -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(remove_catch_all())?)
+}
+
+fn told(cleaned: &Cleaned, device: bool) -> String {
+    if *cleaned == Cleaned::default() && !device {
         return "nothing of sluice was here".to_owned();
     }
     let devices =
         if cleaned.devices.is_empty() { "no device".to_owned() } else { cleaned.devices.join(", ") };
-    format!("removed: programs from {devices}; {} socket programs; {} pins", cleaned.sockets, cleaned.pins)
+    let device = if device { "; the catch-all device" } else { "" };
+    format!(
+        "removed: programs from {devices}; {} socket programs; {} pins{device}",
+        cleaned.sockets, cleaned.pins
+    )
 }
 
 /// The lock, from a running agent if need be. It is asked by its socket, not signalled by its number, which may be

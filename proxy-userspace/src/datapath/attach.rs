@@ -8,10 +8,10 @@ use proxy_common::abi::{Addr, Device, device_flags};
 
 use super::error::DatapathError;
 use super::hooks::{self, Found, Hook, SOCKETS, TC_EGRESS, TC_INGRESS, attach_error};
-use super::loader::{self, ETHERNET, PLAIN};
+use super::loader::{self, CAUGHT, ETHERNET, PLAIN};
 use super::sys::{self, Target, attach_flags};
 use super::{Datapath, pins};
-use crate::node::Edge;
+use crate::node::{Edge, EdgeKind};
 
 /// What attaching did at one hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,15 @@ pub struct Retired {
 /// A race with somebody who attaches at the same time is lost this often before it is an error.
 const ATTEMPTS: usize = 8;
 
+/// The edge's programs, ingress first.
+const fn names(edge: &Edge) -> [&'static str; 2] {
+    match edge.kind {
+        EdgeKind::CatchAll => CAUGHT,
+        _ if edge.ethernet => ETHERNET,
+        _ => PLAIN,
+    }
+}
+
 impl Datapath {
     /// Puts both programs on `edge`, exactly one copy each: the first at ingress, the last at egress, so that other
     /// programs see the same pair of addresses both ways (L-10). Does nothing where they are already there, and
@@ -76,7 +85,7 @@ impl Datapath {
     pub fn attach_edge(&self, edge: &Edge) -> Result<Attached, DatapathError> {
         let started = Instant::now();
         self.set_device(edge)?;
-        let [ingress, egress] = if edge.ethernet { ETHERNET } else { PLAIN };
+        let [ingress, egress] = names(edge);
         let target = Target::Device(edge.ifindex);
         let place = |hook, name, flags| self.place(target, hook, name, flags);
         let ingress = place(TC_INGRESS, ingress, attach_flags::BEFORE);
@@ -117,7 +126,7 @@ impl Datapath {
     /// # Errors
     /// As for [`Datapath::attach_edge`].
     pub fn inspect_edge(&self, edge: &Edge) -> Result<[HookState; 2], DatapathError> {
-        let names = if edge.ethernet { ETHERNET } else { PLAIN };
+        let names = names(edge);
         let target = Target::Device(edge.ifindex);
         let state = |hook, name| {
             let found = self.look(target, hook)?;

@@ -41,6 +41,9 @@ pub struct Recipe {
     test_mode: bool,
 }
 
+/// Programs of the catch-all device, loaded when there is one.
+pub const CAUGHT: [&str; 2] = ["sluice_in_catch", "sluice_eg_catch"];
+
 /// The result of loading, before it is dressed as a [`super::Datapath`].
 pub struct Loaded {
     pub ebpf: Ebpf,
@@ -239,12 +242,17 @@ fn permission(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Erro
 
 /// Hands the programs of devices to the kernel.
 pub fn load_edges(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    for name in ETHERNET.into_iter().chain(PLAIN) {
-        let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
-        let program: &mut SchedClassifier = program.try_into().map_err(|error| refused(name, error))?;
-        program.load().map_err(|error| refused(name, error))?;
+    ETHERNET.into_iter().chain(PLAIN).try_for_each(|name| load_edge(ebpf, name))
+}
+
+/// Hands a program of devices to the kernel, if it has not been.
+pub fn load_edge(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
+    let program: &mut SchedClassifier = program.try_into().map_err(|error| refused(name, error))?;
+    match program.load() {
+        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => Err(refused(name, error)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn load_sockets(ebpf: &mut Ebpf) -> Result<(), DatapathError> {

@@ -102,6 +102,15 @@ impl Datapath {
         Ok(datapath)
     }
 
+    /// Loads the programs of the catch-all device: most nodes have none.
+    ///
+    /// # Errors
+    /// The kernel refuses them.
+    pub fn prepare_catch_all(&mut self) -> Result<(), DatapathError> {
+        loader::CAUGHT.into_iter().try_for_each(|name| loader::load_edge(&mut self.ebpf, name))?;
+        self.pin_programs()
+    }
+
     fn pin_programs(&mut self) -> Result<(), DatapathError> {
         keep(&self.ebpf, &self.pins, &mut self.known).map(drop)
     }

@@ -12,7 +12,7 @@ use proxy_common::abi::TraceRecord;
 
 use super::error::DatapathError;
 use super::{Datapath, keep, loader, pins};
-use crate::node::Edge;
+use crate::node::{Edge, EdgeKind};
 
 /// The programs that trace.
 #[derive(Debug)]
@@ -90,6 +90,9 @@ impl Datapath {
         self.end_trace(edges)?;
         let mut ebpf = loader::load_object(&self.pins, &self.recipe, Some(address))?;
         loader::load_edges(&mut ebpf)?;
+        if edges.iter().any(|edge| edge.kind == EdgeKind::CatchAll) {
+            loader::CAUGHT.into_iter().try_for_each(|name| loader::load_edge(&mut ebpf, name))?;
+        }
         let log = TraceLog::new(&mut ebpf)?;
         let kept = keep(&ebpf, &self.pins, &mut self.known)?;
         self.tracing = Some(Tracing { ebpf, kept });

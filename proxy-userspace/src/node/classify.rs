@@ -1,5 +1,6 @@
 //! Which devices are edges. A pure function over what netlink says of a device.
 
+use super::catch_all::{INNER, OUTER};
 use crate::config::{EdgePattern, Edges};
 
 /// What kind of device netlink says this is (`IFLA_INFO_KIND` and the header's type), as far as it matters here.
@@ -55,6 +56,8 @@ pub enum EdgeKind {
     Tun,
     Netkit,
     SubInterface,
+    /// The end of our own pair of devices that serves the node's own processes.
+    CatchAll,
     /// Named by the operator although it would not be chosen.
     Named,
 }
@@ -73,6 +76,7 @@ impl EdgeKind {
             Self::Tun => "tun",
             Self::Netkit => "netkit",
             Self::SubInterface => "sub-interface",
+            Self::CatchAll => "catch-all",
             Self::Named => "named",
         }
     }
@@ -104,6 +108,10 @@ pub fn classify(link: &Link, master: Option<LinkType>) -> Option<EdgeKind> {
 /// the loopback device; one not named is none.
 #[must_use]
 pub fn selected(link: &Link, master: Option<LinkType>, edges: &Edges) -> Option<EdgeKind> {
+    // Our own pair: not for the operator to choose.
+    if link.kind == LinkType::Veth && (link.name == INNER || link.name == OUTER) {
+        return (link.up && link.name == INNER).then_some(EdgeKind::CatchAll);
+    }
     let Edges::Names(patterns) = edges else { return classify(link, master) };
     let named = patterns.iter().any(|pattern| match pattern {
         EdgePattern::Name(name) => link.name == *name,
@@ -167,6 +175,8 @@ mod tests {
             ("an exact name is no prefix", link("eth01", LinkType::Nic), None),
             ("prefix", link("cali12", LinkType::Veth), Some(EdgeKind::Veth)),
             ("not named", link("eth1", LinkType::Nic), None),
+            ("our own pair, where the program is", link(INNER, LinkType::Veth), Some(EdgeKind::CatchAll)),
+            ("our own pair, the other end", link(OUTER, LinkType::Veth), None),
             (
                 "named, of a kind that auto leaves out",
                 link("cali0", LinkType::Virtual),

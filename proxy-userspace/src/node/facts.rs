@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::catch_all::{SOURCE_V4, SOURCE_V6};
 use super::classify::{EdgeKind, Link, LinkType, selected};
 use super::{Edge, NodeEvent};
 use crate::config::Edges;
@@ -76,13 +77,17 @@ impl Inventory {
                 Some(bridge) if bridge.kind == LinkType::Bridge => bridge.ifindex,
                 _ => link.ifindex,
             };
+            let (masquerade_v4, masquerade_v6) = match kind {
+                EdgeKind::CatchAll => (Some(SOURCE_V4), Some(SOURCE_V6)),
+                _ => (own.v4(leaves_by), own.v6(leaves_by)),
+            };
             Some(Edge {
                 name: link.name.clone(),
                 ifindex: link.ifindex,
                 kind,
                 ethernet: link.ethernet,
-                masquerade_v4: own.v4(leaves_by),
-                masquerade_v6: own.v6(leaves_by),
+                masquerade_v4,
+                masquerade_v6,
                 mtu: link.mtu,
                 pod: matches!(kind, EdgeKind::Veth | EdgeKind::Netkit) && link.peer_elsewhere,
             })

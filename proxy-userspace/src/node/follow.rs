@@ -153,7 +153,7 @@ fn is_device(link: &LinkMessage) -> bool {
     link.header.interface_family == netlink_packet_route::AddressFamily::Unspec
 }
 
-fn read_link(message: &LinkMessage) -> Link {
+pub(super) fn read_link(message: &LinkMessage) -> Link {
     let header = &message.header;
     let mut link = Link {
         ifindex: header.index,

@@ -1,11 +1,13 @@
 //! What the agent knows of its node from netlink: devices, addresses, which devices are edges; and its UDP sockets.
 
+mod catch_all;
 mod classify;
 mod diag;
 mod facts;
 mod follow;
 mod sockets;
 
+pub use catch_all::{CatchAll, CatchAllError, INNER, OUTER, SOURCE_V4, SOURCE_V6, remove_catch_all};
 pub use classify::{EdgeKind, Link, LinkType, classify, selected};
 pub use diag::SocketId;
 pub use facts::{Address, Facts, Inventory};

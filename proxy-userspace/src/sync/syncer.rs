@@ -12,7 +12,7 @@ use super::classes::Classes;
 use super::ids::{Generations, Ids};
 use super::port::{self, Found, InstalledPort, List, Port};
 use super::runs::Runs;
-use super::store::{Dialled, EndpointId, Slot, Store};
+use super::store::{Dialled, EndpointId, Slot, Step, Store};
 use crate::model::{Family, PortChange, PortId, PortState};
 
 /// How a syncer works.
@@ -64,6 +64,8 @@ pub struct Report {
     pub failed: Vec<Failed>,
     /// Endpoints of a UDP port have gone: sockets may be connected to them (S-08).
     pub departed: bool,
+    /// Classes of addresses that were written, in order; 0: removed.
+    pub addresses: Vec<(IpAddr, u32)>,
 }
 
 impl Report {
@@ -338,6 +340,11 @@ impl Syncer {
                 return;
             }
             report.steps += 1;
+            match step {
+                Step::Addresses(list) => report.addresses.extend(list),
+                Step::RemoveAddresses(list) => report.addresses.extend(list.into_iter().map(|ip| (ip, 0))),
+                _ => {}
+            }
         }
     }
 
@@ -385,6 +392,7 @@ impl Syncer {
         report.refused.extend(outcome.refused);
         report.failed.extend(outcome.failed);
         report.departed |= outcome.departed;
+        report.addresses.extend(outcome.addresses);
         *self = again;
         self.stale.is_none()
     }

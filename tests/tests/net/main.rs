@@ -1,6 +1,7 @@
 //! The suite `net`: real traffic through the real agent, in beds of network namespaces.
 
 mod basics;
+mod catch_all;
 mod change;
 mod choice;
 mod departure;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     groups.extend(restart::groups());
     groups.extend(input::groups());
     groups.extend(operator::groups());
+    groups.extend(catch_all::groups());
     groups.extend(trace::groups());
     harness::main(groups)
 }

@@ -186,8 +186,8 @@ fn sockets_off(bed: &mut Bed) -> Result<()> {
     restart(bed, &["--sockets", "off"])?;
     let status = bed.agent()?.home.json(&["status"])?;
     ensure!(status["sockets"]["mode"] == "off", "{status}");
-    // Sent nowhere: what is not translated would leave by the default route.
-    bed.ip("n1", &format!("route add unreachable {}", service.ip()))?;
+    // In place of the catch-all device's route: what is translated at the socket does not ask for it.
+    bed.ip("n1", &format!("route replace unreachable {}", service.ip()))?;
     let outcome = Dial::new(bed.place(Who::Host), service, Transport::Tcp).probe();
     bed.ip("n1", &format!("route del unreachable {}", service.ip()))?;
     ensure!(matches!(outcome, Outcome::Failed(_)), "the node's sockets are still translated: {outcome}");
