@@ -62,8 +62,11 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
         scratch.flow.service = dialled.service;
         scratch.flow.endpoint = backend.id;
         scratch.flow.generation = backend.generation;
-        if caught {
-            scratch.flow.src = catch_all::source(packet, tables, headers)?;
+        if caught
+            && let Verdict::Drop(reason) =
+                catch_all::take_source(packet, tables, headers, &mut scratch.flow).into()
+        {
+            return Err(reason);
         }
         if marked {
             scratch.flow.state |= state::MARK;
