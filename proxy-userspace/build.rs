@@ -24,7 +24,9 @@ fn main() {
 
 fn build(root: &Path, out: &Path) -> Result<(), String> {
     let target_dir = out.join("bpf");
-    let mut flags = vec!["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf"];
+    // Headers lie at odd places: without the feature every word of a packet is read and written byte by byte.
+    let misaligned = "-Clink-arg=--cpu-features=+allows-misaligned-mem-access";
+    let mut flags = vec!["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf", misaligned];
     let mut cargo = match Toolchain::find()? {
         Toolchain::Debian => {
             let mut cargo = Command::new("/usr/bin/cargo");
