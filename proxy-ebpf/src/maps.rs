@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use proxy_common::abi::{
     Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
-    RingHead, Service, SocketPairs,
+    RingHead, SIEVE_WORDS, Service, SocketPairs,
 };
 use proxy_common::{path::Scratch, wire::Headers};
 
@@ -17,6 +17,14 @@ const MMAPABLE: u32 = 1 << 10;
 
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
+
+/// What the clock showed during a jiffy: the coarse clock moves no faster, and jiffies cost a load.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Clock {
+    pub jiffies: u64,
+    pub tick: u64,
+}
 
 /// One chunk of slots.
 pub type Slots<const N: usize> = BtfArray<Backend<N>, { CHUNK as usize }>;
@@ -35,6 +43,8 @@ pub static SLOTS_V6: ArrayOfMaps<Slots<4>, CHUNKS> = ArrayOfMaps::new();
 pub static ADDRESSES_V4: HashMap<Addr<1>, AddressClass> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static ADDRESSES_V6: HashMap<Addr<4>, AddressClass> = HashMap::with_max_entries(1024, 0);
+#[map]
+pub static SIEVE: Array<u64> = Array::with_max_entries(SIEVE_WORDS, MMAPABLE);
 #[map]
 pub static ENDPOINTS: Array<u32> = Array::with_max_entries(1024, 0);
 #[map]
@@ -55,6 +65,9 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 #[map]
 pub static DRAWS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// The clock as last read.
+#[map]
+pub static CLOCKS: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
 /// Room for a flow in the making, per family.
 #[map]
 pub static SCRATCH_V4: PerCpuArray<Scratch<1>> = PerCpuArray::with_max_entries(1, 0);

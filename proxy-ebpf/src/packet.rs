@@ -9,7 +9,7 @@ use aya_ebpf::{
 use core::ptr::read_volatile;
 use proxy_common::{
     path::Packet,
-    wire::{Diff, MAX_OFFSET},
+    wire::{Diff, MAX_OFFSET, apply, same_sum},
 };
 
 /// `BPF_F_IPV6` (kernel 6.16): with it the helper keeps CHECKSUM_COMPLETE right for IPv6, whose address change the
@@ -110,27 +110,40 @@ impl Packet for Skb {
         Some(())
     }
 
+    /// One call of the helper, which dominates what a rewrite costs. Only the kernel knows whether the checksum is
+    /// partial, and the helper tells by what it does with the addresses: a partial one is a sum and grows by them, a
+    /// finished one is a complement and shrinks. A finished one covers the ports as well, and they are added here.
     #[inline(always)]
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()> {
         let skb = self.ctx.skb.skb;
         let kind = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let family = if v6 { BPF_F_IPV6 } else { 0 };
-        if addresses != Diff::NONE {
-            let flags = u64::from(BPF_F_PSEUDO_HDR) | kind | family;
+        if addresses.is_none() {
+            if ports.is_none() {
+                return Some(());
+            }
             // SAFETY: the helper checks the offset itself.
-            let failed = unsafe { bpf_l4_csum_replace(skb, at, 0, u64::from(addresses.0), flags) };
-            if failed != 0 {
-                return None;
-            }
-        }
-        if ports != Diff::NONE {
-            // SAFETY: as above.
             let failed = unsafe { bpf_l4_csum_replace(skb, at, 0, u64::from(ports.0), kind) };
-            if failed != 0 {
-                return None;
-            }
+            return if failed == 0 { Some(()) } else { None };
         }
-        Some(())
+        let before = u16::from_ne_bytes(self.load(at)?);
+        if udp && before == 0 {
+            return Some(());
+        }
+        let flags = u64::from(BPF_F_PSEUDO_HDR) | kind | if v6 { BPF_F_IPV6 } else { 0 };
+        // SAFETY: as above.
+        let failed = unsafe { bpf_l4_csum_replace(skb, at, 0, u64::from(addresses.0), flags) };
+        if failed != 0 {
+            return None;
+        }
+        let after = u16::from_ne_bytes(self.load(at)?);
+        if ports.is_none() || !same_sum(after, apply(before, addresses)) {
+            return Some(());
+        }
+        let finished = match apply(after, ports) {
+            0 if udp => 0xffff,
+            finished => finished,
+        };
+        self.store(at, finished.to_ne_bytes())
     }
 
     #[inline(always)]

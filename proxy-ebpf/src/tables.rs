@@ -8,7 +8,9 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_get_prandom_u32, bpf_get_smp_processor_id,
-        generated::{bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+        generated::{
+            bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        },
     },
     maps::HashMap,
 };
@@ -215,6 +217,12 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
     type Entry = Element<N>;
 
     #[inline(always)]
+    fn is_stranger(&self, address: &Addr<N>) -> bool {
+        let (word, bit) = address.sieve();
+        SIEVE.get(word).is_some_and(|word| *word & bit == 0)
+    }
+
+    #[inline(always)]
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         // SAFETY: one word is read at once.
         unsafe { F::addresses().get(address) }.copied().unwrap_or(AddressClass { bits: 0 })
@@ -359,8 +367,7 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
         if TEST_MODE.load() != 0 {
             return Self::config().map_or(0, |config| config.test_clock);
         }
-        // SAFETY: takes nothing, cannot fail. The coarse clock costs a tenth of the exact one.
-        (unsafe { bpf_ktime_get_coarse_ns() } >> 30) as u32
+        tick()
     }
 
     #[inline(always)]
@@ -389,6 +396,25 @@ impl<F> Maps<F> {
         let cpu = unsafe { bpf_get_smp_processor_id() };
         cpu.wrapping_mul(size).wrapping_add(position & size.wrapping_sub(1))
     }
+}
+
+/// Monotonic time in ticks of 2^30 ns. The clock itself is asked once a jiffy: the verifier turns `bpf_jiffies64` into a
+/// load, while the clock costs as much as a look-up where returns are protected.
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    let jiffies = unsafe { bpf_jiffies64() };
+    let Some(clock) = CLOCKS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's element; programs of other hooks may interrupt, and write the same.
+    let last = unsafe { *clock };
+    if last.jiffies == jiffies {
+        return last.tick as u32;
+    }
+    // SAFETY: takes nothing, cannot fail. The coarse clock costs a tenth of the exact one.
+    let tick = unsafe { bpf_ktime_get_coarse_ns() } >> 30;
+    // SAFETY: as above.
+    unsafe { *clock = Clock { jiffies, tick } };
+    tick as u32
 }
 
 /// Draw number n of a run: the host's tests compute the same.

@@ -14,7 +14,7 @@ mod service;
 mod socket;
 mod trace;
 
-pub use address::{Addr, AddressClass, Port, protocol};
+pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
 pub use config::{Cidr, Config, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};

@@ -9,7 +9,7 @@ use crate::wire::{Headers, Transport, parse};
 
 /// A packet enters the node's stack. `l3` is where its network header starts: 14 behind Ethernet, else 0.
 ///
-/// A packet to an address that is nothing to us costs one look-up. `room` is where the headers are written down; what it
+/// A packet to an address that has never been anything to us costs no look-up, one of a known flow one. `room` is where the headers are written down; what it
 /// holds before does not matter.
 #[inline(always)]
 pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
@@ -33,6 +33,15 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     let headers = &*room;
+    if tables.is_stranger(&headers.key.dst) {
+        return Verdict::Pass;
+    }
+    // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
+    if let Transport::Tcp(_) | Transport::Udp = headers.transport
+        && let Some(verdict) = known(packet, tables, headers)
+    {
+        return verdict;
+    }
     let class = tables.address_class(&headers.key.dst);
     if class.bits == 0 {
         return Verdict::Pass;
@@ -48,9 +57,6 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         Transport::Fragment => return unserved(tables, class, Reason::Fragment),
         Transport::Malformed => return unserved(tables, class, Reason::Malformed),
         Transport::Other => return unserved(tables, class, Reason::Protocol),
-    }
-    if let Some(verdict) = known(packet, tables, headers) {
-        return verdict;
     }
     let key = &headers.key;
     let verdict = match frontend::find(tables, class, &key.dst, key.dport, key.protocol) {
@@ -81,10 +87,15 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
         }
         Transport::Fragment | Transport::Malformed | Transport::Other => return Verdict::Pass,
     }
+    let marked = packet.mark() & tables.masquerade_mark() != 0;
+    // Restored flows come from an endpoint, masqueraded ones go to one.
+    if !marked && tables.is_stranger(&headers.key.src) && tables.is_stranger(&headers.key.dst) {
+        return Verdict::Pass;
+    }
     if let Some(verdict) = known(packet, tables, headers) {
         return verdict;
     }
-    let own = if packet.mark() & tables.masquerade_mark() != 0 || masquerade::shadowed(tables, headers) {
+    let own = if marked || masquerade::shadowed(tables, headers) {
         false
     } else if masquerade::resembles_frontend(packet, tables, headers) {
         true

@@ -164,6 +164,11 @@ pub trait Tables<const N: usize> {
     /// Handle of a flow entry.
     type Entry: Entry<N>;
 
+    /// Whether an address has certainly never been anything to this node: true for most that have not, false for all
+    /// that have.
+    fn is_stranger(&self, _address: &Addr<N>) -> bool {
+        false
+    }
     /// What an address is to this node; no bits for a stranger.
     fn address_class(&self, address: &Addr<N>) -> AddressClass;
     /// Who is dialled.

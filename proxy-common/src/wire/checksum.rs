@@ -37,6 +37,13 @@ pub const fn pseudo_header<const N: usize>(a: &Addr<N>, b: &Addr<N>, protocol: u
     sum
 }
 
+/// Whether two checksums stand for the same sum: ones' complement has two zeros.
+#[must_use]
+#[inline(always)]
+pub const fn same_sum(a: u16, b: u16) -> bool {
+    a == b || (a ^ b == 0xffff && (a == 0 || b == 0))
+}
+
 /// What a change of some bytes adds to the ones' complement sum over them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Diff(pub u32);
@@ -48,6 +55,13 @@ impl Diff {
     const fn of(sum: u64) -> Self {
         let sum = (sum & 0xffff_ffff) + (sum >> 32);
         Self(((sum & 0xffff_ffff) + (sum >> 32)) as u32)
+    }
+
+    /// Whether nothing changes: a sum of nothing, or ones' complement's other zero.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        matches!(fold(self.0 as u64), 0 | 0xffff)
     }
 
     /// Both changes.

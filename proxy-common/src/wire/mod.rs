@@ -6,5 +6,5 @@
 mod checksum;
 mod headers;
 
-pub use checksum::{Diff, apply, fold, pseudo_header};
+pub use checksum::{Diff, apply, fold, pseudo_header, same_sum};
 pub use headers::{Headers, MAX_OFFSET, Transport, parse, parse_quoted, tcp_flags};

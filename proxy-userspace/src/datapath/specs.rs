@@ -94,6 +94,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<u32, u32>("SLOTS_V6", kind::ARRAY_OF_MAPS, 0, None),
         spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, 0, Some(sizes.addresses)),
         spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, 0, Some(sizes.addresses)),
+        spec::<u32, u64>("SIEVE", kind::ARRAY, MMAPABLE, None),
         spec::<u32, u32>("ENDPOINTS", kind::ARRAY, 0, Some(sizes.endpoints)),
         spec::<u32, Device>("DEVICES", kind::HASH, 0, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),

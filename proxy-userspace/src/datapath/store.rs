@@ -13,7 +13,7 @@ use super::Datapath;
 use super::error::DatapathError;
 use super::pins::Pins;
 use super::specs::{self, CHUNKS};
-use super::sys::{self, Table};
+use super::sys::{self, Shared, Table};
 use super::tables::{FamilyTables, SERVICE_WORDS};
 use crate::model::{Family, Protocol};
 use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
@@ -151,7 +151,9 @@ where
         remove_all(&self.frontends, &list.iter().filter_map(key).collect::<Vec<_>>())
     }
 
-    fn set_addresses(&self, list: &[(IpAddr, u32)]) -> io::Result<()> {
+    /// The sieve first: what it does not let through is not looked up.
+    fn set_addresses(&self, list: &[(IpAddr, u32)], sieve: &Shared) -> io::Result<()> {
+        list.iter().filter_map(|(ip, _)| Net::wire(*ip)).for_each(|address| let_through(sieve, &address));
         let (keys, values): (Vec<_>, Vec<_>) = list
             .iter()
             .filter_map(|(ip, bits)| Some((Net::wire(*ip)?, AddressClass { bits: *bits })))
@@ -161,6 +163,14 @@ where
 
     fn remove_addresses(&self, list: &[IpAddr]) -> io::Result<()> {
         remove_all(&self.addresses, &list.iter().filter_map(|ip| Net::wire(*ip)).collect::<Vec<_>>())
+    }
+}
+
+/// Sets the address's bit, and so for good.
+fn let_through<const N: usize>(sieve: &Shared, address: &Addr<N>) {
+    let (word, bit) = address.sieve();
+    if let Some(word) = sieve.words().get(word as usize) {
+        word.fetch_or(bit, Ordering::Release);
     }
 }
 
@@ -205,6 +215,16 @@ fn read_settings(word: u64) -> (u32, u32) {
 }
 
 impl Datapath {
+    /// Addresses that a version without sieve has written.
+    pub(super) fn sieve_addresses(&self) -> Result<(), DatapathError> {
+        let (v4, v6, sieve) = (&self.tables.v4, &self.tables.v6, &self.tables.sieve);
+        let found = v4.addresses.dump().map_err(failed("read", "ADDRESSES_V4"))?;
+        found.iter().for_each(|(address, _)| let_through(sieve, address));
+        let found = v6.addresses.dump().map_err(failed("read", "ADDRESSES_V6"))?;
+        found.iter().for_each(|(address, _)| let_through(sieve, address));
+        Ok(())
+    }
+
     fn store_word(&self, index: u32, word: Word) -> Result<(), DatapathError> {
         let (at, value) = match word {
             Word::External(run) => (0, run.0),
@@ -275,7 +295,7 @@ impl Store for Datapath {
     }
 
     fn write(&mut self, step: &Step) -> Result<(), DatapathError> {
-        let (v4, v6) = (&self.tables.v4, &self.tables.v6);
+        let (v4, v6, sieve) = (&self.tables.v4, &self.tables.v6, &self.tables.sieve);
         match step {
             Step::Chunks(Family::V4, numbers) => self.tables.v4.add_chunks(&self.pins, Family::V4, numbers),
             Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
@@ -297,8 +317,8 @@ impl Store for Datapath {
                 v6.remove_frontends(list).map_err(failed("remove from", "FRONTENDS_V6"))
             }
             Step::Addresses(list) => {
-                v4.set_addresses(list).map_err(failed("write", "ADDRESSES_V4"))?;
-                v6.set_addresses(list).map_err(failed("write", "ADDRESSES_V6"))
+                v4.set_addresses(list, sieve).map_err(failed("write", "ADDRESSES_V4"))?;
+                v6.set_addresses(list, sieve).map_err(failed("write", "ADDRESSES_V6"))
             }
             Step::RemoveAddresses(list) => {
                 v4.remove_addresses(list).map_err(failed("remove from", "ADDRESSES_V4"))?;

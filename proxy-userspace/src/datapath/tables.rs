@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Service,
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, SIEVE_WORDS, Service,
 };
 
 use super::error::DatapathError;
@@ -33,6 +33,8 @@ pub struct Tables {
     /// Storage of sockets: read through sock_diag, not by key.
     pub sockets: OwnedFd,
     pub services: Shared,
+    /// See [`Addr::sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
+    pub sieve: Shared,
     pub service_count: u32,
 }
 
@@ -44,6 +46,8 @@ impl Tables {
     pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
         let services = take::<u32, Service>(maps, "SERVICES")?;
         let failed = |source| DatapathError::Map { operation: "share memory of", map: "SERVICES", source };
+        let sieve = take::<u32, u64>(maps, "SIEVE")?;
+        let unshared = |source| DatapathError::Map { operation: "share memory of", map: "SIEVE", source };
         let words = services.max_entries() as usize * SERVICE_WORDS;
         Ok(Self {
             v4: FamilyTables {
@@ -66,6 +70,7 @@ impl Tables {
             counters: take(maps, "COUNTERS")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services: Shared::map(services.fd(), words).map_err(failed)?,
+            sieve: Shared::map(sieve.fd(), SIEVE_WORDS as usize).map_err(unshared)?,
             service_count: services.max_entries(),
         })
     }

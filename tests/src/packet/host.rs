@@ -1,7 +1,7 @@
 //! The path on the host.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use proxy_common::abi::{
@@ -44,7 +44,7 @@ impl Packet for Frame {
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, _v6: bool) -> Option<()> {
         for diff in [addresses, ports] {
             let old = u16::from_ne_bytes(self.load(at)?);
-            if diff == Diff::NONE || (udp && old == 0) {
+            if diff.is_none() || (udp && old == 0) {
                 continue;
             }
             let new = match apply(old, diff) {
@@ -123,6 +123,7 @@ impl<const N: usize> Entry<N> for Held<N> {
 /// The maps of one family, and what both families share.
 pub struct Maps<const N: usize> {
     addresses: HashMap<Addr<N>, AddressClass>,
+    sieve: HashSet<(u32, u64)>,
     frontends: HashMap<FrontendKey<N>, Frontend>,
     services: HashMap<u32, Service>,
     backends: HashMap<u32, Backend<N>>,
@@ -140,6 +141,7 @@ impl<const N: usize> Maps<N> {
     fn new() -> Self {
         let mut maps = Self {
             addresses: HashMap::new(),
+            sieve: HashSet::new(),
             frontends: HashMap::new(),
             services: HashMap::new(),
             backends: HashMap::new(),
@@ -159,6 +161,7 @@ impl<const N: usize> Maps<N> {
 
 impl<const N: usize> Writer<N> for Maps<N> {
     fn address(&mut self, address: Addr<N>, class: u32) {
+        self.sieve.insert(address.sieve());
         self.addresses.insert(address, AddressClass { bits: class });
     }
     fn frontend(&mut self, key: FrontendKey<N>, frontend: Frontend) {
@@ -181,6 +184,9 @@ impl<const N: usize> Writer<N> for Maps<N> {
 impl<const N: usize> Tables<N> for Maps<N> {
     type Entry = Held<N>;
 
+    fn is_stranger(&self, address: &Addr<N>) -> bool {
+        !self.sieve.contains(&address.sieve())
+    }
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         self.addresses.get(address).copied().unwrap_or(AddressClass { bits: 0 })
     }

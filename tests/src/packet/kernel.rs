@@ -158,6 +158,12 @@ impl Maps<'_> {
         self.keep(result);
     }
 
+    fn sieve(&mut self, (word, bit): (u32, u64)) -> Result<()> {
+        let mut map: Array<_, u64> = self.kernel.map("SIEVE")?.try_into()?;
+        let before = map.get(&word, 0)?;
+        Ok(map.set(word, before | bit, 0)?)
+    }
+
     fn chunk<const N: usize>(&mut self, slots: &[Backend<N>]) -> Result<()> {
         let name = format!("SLOTS_{}", self.family);
         let mut outer: ArrayOfMaps<_, Array<MapData, Wire<Backend<N>>>> =
@@ -172,6 +178,8 @@ impl Maps<'_> {
 
 impl<const N: usize> Writer<N> for Maps<'_> {
     fn address(&mut self, address: Addr<N>, class: u32) {
+        let result = self.sieve(address.sieve());
+        self.keep(result);
         self.hash(&format!("ADDRESSES_{}", self.family), address, AddressClass { bits: class });
     }
     fn frontend(&mut self, key: FrontendKey<N>, frontend: Frontend) {
