@@ -1,6 +1,8 @@
 //! Sluice's laboratory: nodes, pods and clients as network namespaces, real traffic, and oracles that judge it.
 
 pub mod api;
+pub mod bench;
+pub mod bpf;
 pub mod demo;
 pub mod harness;
 pub mod lab;

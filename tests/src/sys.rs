@@ -1,6 +1,8 @@
 //! What the laboratory needs from the kernel that has no safe wrapper. The only `unsafe` of this crate.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ffi::c_long;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Takes a descriptor that was just received in a control message.
 ///
@@ -11,6 +13,13 @@ pub fn adopt(received: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(received) }
 }
 
+/// Sets the calling process's nice value.
+pub fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: setpriority(2) takes numbers only.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A map key or value on its way through aya.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -18,3 +27,149 @@ pub struct Wire<T>(pub T);
 
 // SAFETY: `Abi` types are integers without padding; the wrapper is transparent.
 unsafe impl<T: proxy_common::abi::Abi> aya::Pod for Wire<T> {}
+
+/// Commands of bpf(2) (include/uapi/linux/bpf.h).
+mod command {
+    pub const MAP_CREATE: i64 = 0;
+    pub const MAP_UPDATE_ELEM: i64 = 2;
+    pub const PROG_LOAD: i64 = 5;
+    pub const PROG_TEST_RUN: i64 = 10;
+}
+
+fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<c_long> {
+    let size = size_of::<T>();
+    // SAFETY: `attributes` is a repr(C) prefix of `union bpf_attr`, readable and writable for `size` bytes; the
+    // pointers in it are made by this module from borrows that outlast the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(result: c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(result).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok(adopt(fd))
+}
+
+fn length(bytes: usize) -> io::Result<u32> {
+    u32::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+}
+
+/// Makes a map.
+pub fn create_map(kind: u32, key_size: u32, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+    let mut attributes = MapCreate { kind, key_size, value_size, max_entries, flags: 0 };
+    bpf(command::MAP_CREATE, &mut attributes).and_then(owned)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapUpdate {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Writes an element of a map that [`create_map`] has made with keys and values of these sizes.
+pub fn update_map(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attributes = MapUpdate {
+        map: map.as_raw_fd().cast_unsigned(),
+        key: key.as_ptr().expose_provenance() as u64,
+        value: value.as_ptr().expose_provenance() as u64,
+        ..Default::default()
+    };
+    bpf(command::MAP_UPDATE_ELEM, &mut attributes).map(drop)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoad {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// Loads a program. The error has the verifier's log.
+pub fn load_program(kind: u32, instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
+    let mut log = vec![0_u8; 1 << 16];
+    let mut attributes = ProgramLoad {
+        kind,
+        count: length(instructions.len())?,
+        instructions: instructions.as_ptr().expose_provenance() as u64,
+        license: c"GPL".as_ptr().expose_provenance() as u64,
+        log_level: 1,
+        log_size: length(log.len())?,
+        log: log.as_mut_ptr().expose_provenance() as u64,
+        ..Default::default()
+    };
+    for (to, from) in attributes.name.iter_mut().zip(name.bytes().take(15)) {
+        *to = from;
+    }
+    bpf(command::PROG_LOAD, &mut attributes).and_then(owned).map_err(|error| {
+        let said: Vec<u8> = log.into_iter().take_while(|byte| *byte != 0).collect();
+        io::Error::new(error.kind(), format!("{error}: {}", String::from_utf8_lossy(&said).trim_end()))
+    })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// What a test run is given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Run<'a> {
+    pub packet: &'a [u8],
+    pub context: &'a [u8],
+    pub repeat: u32,
+}
+
+/// Runs a program; returns what it returned last and how long a run took on average, in nanoseconds. `out`, if it is
+/// long enough for it, receives the packet as the last run left it.
+pub fn test_run(program: BorrowedFd<'_>, run: &Run<'_>, out: &mut [u8]) -> io::Result<(u32, u32)> {
+    let mut attributes = TestRun {
+        program: program.as_raw_fd().cast_unsigned(),
+        data_size_in: length(run.packet.len())?,
+        data_in: run.packet.as_ptr().expose_provenance() as u64,
+        data_size_out: length(out.len())?,
+        data_out: if out.is_empty() { 0 } else { out.as_mut_ptr().expose_provenance() as u64 },
+        repeat: run.repeat,
+        context_size_in: length(run.context.len())?,
+        context_in: if run.context.is_empty() { 0 } else { run.context.as_ptr().expose_provenance() as u64 },
+        ..Default::default()
+    };
+    bpf(command::PROG_TEST_RUN, &mut attributes)?;
+    Ok((attributes.result, attributes.duration))
+}

@@ -1,0 +1,87 @@
+//! The bench: what packets, connections, changes and starts cost, each beside what it is to be compared with.
+//!
+//! ```text
+//! stats.rs, report.rs  figures and tables; pure
+//! place.rs             namespaces of the bench's own
+//! program/             the programs alone
+//! ```
+
+pub mod place;
+pub mod program;
+pub mod report;
+pub mod stats;
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use report::{Report, Table};
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Effort {
+    pub quick: bool,
+}
+
+impl Effort {
+    /// The one of two numbers.
+    #[must_use]
+    pub const fn rounds(self, quick: u64, full: u64) -> u64 {
+        if self.quick { quick } else { full }
+    }
+}
+
+type Scenario = fn(Effort) -> Result<Table>;
+
+/// Every scenario, by its name.
+const SCENARIOS: [(&str, Scenario); 1] = [("program", program::run)];
+
+/// Names of all scenarios, in the order in which they run.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SCENARIOS.iter().map(|(name, _)| *name)
+}
+
+/// Runs scenarios (none: all), prints their tables, and writes JSON where asked.
+///
+/// # Errors
+/// The first scenario that cannot be measured.
+pub fn run(names: &[String], effort: Effort, json: Option<&Path>) -> Result<()> {
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        machine: machine(),
+        quick: effort.quick,
+        scenarios: vec![],
+    };
+    if let Some(unknown) = names.iter().find(|name| !self::names().any(|known| known == *name)) {
+        bail!("{unknown}: no such scenario; there are: {}", self::names().collect::<Vec<_>>().join(", "));
+    }
+    println!("{}\n", report.machine);
+    for (name, scenario) in
+        SCENARIOS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name))
+    {
+        let started = Instant::now();
+        let table = scenario(effort).with_context(|| format!("scenario {name}"))?;
+        println!("{}  took {:.0} s\n", table.text(), started.elapsed().as_secs_f64());
+        report.scenarios.push(table);
+    }
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Processor, cores, kernel and load: figures of two machines are not comparable.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let load = read("/proc/loadavg");
+    format!(
+        "{}, {cores} cores, Linux {}, load {} when started",
+        model.trim_start_matches([' ', '\t', ':']),
+        read("/proc/sys/kernel/osrelease").trim(),
+        load.split(' ').next().unwrap_or("unknown")
+    )
+}

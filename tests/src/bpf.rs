@@ -1,0 +1,170 @@
+//! Small BPF programs of the laboratory's own, written as instructions: drivers and sinks of the bench.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::sys;
+
+/// Program types (include/uapi/linux/bpf.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Type {
+    Classifier = 3,
+    Xdp = 6,
+}
+
+/// Map types.
+const ARRAY: u32 = 2;
+const PROG_ARRAY: u32 = 3;
+
+/// Registers.
+pub const R0: u8 = 0;
+pub const R1: u8 = 1;
+pub const R2: u8 = 2;
+pub const R3: u8 = 3;
+pub const R4: u8 = 4;
+pub const R6: u8 = 6;
+pub const R7: u8 = 7;
+pub const R8: u8 = 8;
+
+/// Sizes of loads and stores.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Width {
+    Word = 0x00,
+    Half = 0x08,
+    Byte = 0x10,
+    Double = 0x18,
+}
+
+/// Operations on registers (64 bits).
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Alu {
+    Add = 0x00,
+    Or = 0x40,
+    And = 0x50,
+    Lsh = 0x60,
+    Rsh = 0x70,
+    Mov = 0xb0,
+}
+
+/// A program in the making.
+#[derive(Clone, Debug, Default)]
+pub struct Asm(Vec<u64>);
+
+impl Asm {
+    fn push(&mut self, code: u8, dst: u8, src: u8, offset: i16, imm: i32) -> &mut Self {
+        let [a, b] = offset.to_le_bytes();
+        let [c, d, e, f] = imm.to_le_bytes();
+        self.0.push(u64::from_le_bytes([code, dst | src << 4, a, b, c, d, e, f]));
+        self
+    }
+
+    /// `dst = dst op imm`.
+    pub fn imm(&mut self, op: Alu, dst: u8, imm: i32) -> &mut Self {
+        self.push(0x07 | op as u8, dst, 0, 0, imm)
+    }
+
+    /// `dst = dst op src`.
+    pub fn reg(&mut self, op: Alu, dst: u8, src: u8) -> &mut Self {
+        self.push(0x0f | op as u8, dst, src, 0, 0)
+    }
+
+    /// The lowest `bits` (16, 32) of `dst` in network order.
+    pub fn wire(&mut self, dst: u8, bits: i32) -> &mut Self {
+        self.push(0xdc, dst, 0, 0, bits)
+    }
+
+    /// `dst = *(src + offset)`.
+    pub fn load(&mut self, width: Width, dst: u8, src: u8, offset: i16) -> &mut Self {
+        self.push(0x61 | width as u8, dst, src, offset, 0)
+    }
+
+    /// `*(dst + offset) = src`.
+    pub fn store(&mut self, width: Width, dst: u8, offset: i16, src: u8) -> &mut Self {
+        self.push(0x63 | width as u8, dst, src, offset, 0)
+    }
+
+    /// `*(dst + offset) = imm`.
+    pub fn store_imm(&mut self, width: Width, dst: u8, offset: i16, imm: i32) -> &mut Self {
+        self.push(0x62 | width as u8, dst, 0, offset, imm)
+    }
+
+    /// Skips `instructions` if `a <= b`.
+    pub fn skip_if_at_most(&mut self, a: u8, b: u8, instructions: i16) -> &mut Self {
+        self.push(0xbd, a, b, instructions, 0)
+    }
+
+    /// `dst` = a map.
+    pub fn map(&mut self, dst: u8, map: BorrowedFd<'_>) -> &mut Self {
+        self.push(0x18, dst, 1, 0, map.as_raw_fd()).push(0, 0, 0, 0, 0)
+    }
+
+    /// `dst` = address of an array map's value.
+    pub fn value(&mut self, dst: u8, map: BorrowedFd<'_>) -> &mut Self {
+        self.push(0x18, dst, 2, 0, map.as_raw_fd()).push(0, 0, 0, 0, 0)
+    }
+
+    /// Calls a helper by its number.
+    pub fn call(&mut self, helper: i32) -> &mut Self {
+        self.push(0x85, 0, 0, 0, helper)
+    }
+
+    /// Returns `value`.
+    pub fn exit(&mut self, value: i32) -> &mut Self {
+        self.imm(Alu::Mov, R0, value).push(0x95, 0, 0, 0, 0)
+    }
+
+    /// Loads it.
+    ///
+    /// # Errors
+    /// What the verifier refuses, with its log.
+    pub fn load_as(&self, kind: Type, name: &str) -> io::Result<OwnedFd> {
+        sys::load_program(kind as u32, &self.0, name)
+    }
+}
+
+/// An array of values, of 8 bytes each, that a program and we share.
+#[derive(Debug)]
+pub struct Words(OwnedFd);
+
+impl Words {
+    /// # Errors
+    /// As the kernel says.
+    pub fn new(count: u32) -> io::Result<Self> {
+        sys::create_map(ARRAY, 4, 8, count).map(Self)
+    }
+
+    /// # Errors
+    /// As the kernel says.
+    pub fn set(&self, index: u32, value: u64) -> io::Result<()> {
+        sys::update_map(self.0.as_fd(), &index.to_ne_bytes(), &value.to_ne_bytes())
+    }
+}
+
+impl AsFd for Words {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Where a driver goes when it has prepared the packet.
+#[derive(Debug)]
+pub struct Target(OwnedFd);
+
+impl Target {
+    /// # Errors
+    /// As the kernel says.
+    pub fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
+        let map = sys::create_map(PROG_ARRAY, 4, 4, 1)?;
+        sys::update_map(map.as_fd(), &0_u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes())?;
+        Ok(Self(map))
+    }
+}
+
+impl AsFd for Target {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
