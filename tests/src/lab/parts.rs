@@ -34,8 +34,9 @@ pub(super) fn prepare(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<
         .sysctls(&[("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/default/rp_filter", "1")])
 }
 
-/// The node's own ICMPv6 redirects are let through: the stack sends one before conntrack has confirmed the packet it is
-/// about, and calls it invalid for that reason alone.
+/// The node's own ICMPv6 redirects are let through: conntrack looks for the packet they quote only where no other option
+/// stands before it, so it calls those that name the neighbour's hardware address invalid, whoever translates. That none
+/// about a translated flow reaches a pod is told by stories of its own (E3).
 const INVALID_DROP: &str = "table inet lab {
   chain input { type filter hook input priority 0; ct state invalid counter drop; }
   chain forward { type filter hook forward priority 0; ct state invalid counter drop; }

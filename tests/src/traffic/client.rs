@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -251,6 +251,16 @@ impl Connection {
             same(&pattern, &echoed)
         });
         moved.map_err(|error| Outcome::from_io(&error))
+    }
+
+    /// Ends a TCP connection and waits until the far end has ended it too: nothing is on its way any more.
+    ///
+    /// # Errors
+    /// The far end does not.
+    pub fn close(self) -> io::Result<()> {
+        let Stream::Tcp(mut stream) = self.stream else { return Ok(()) };
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_to_end(&mut Vec::new()).map(drop)
     }
 
     /// The socket's own end.

@@ -177,7 +177,9 @@ fn renumbered(bed: &mut Bed, family: Family, transport: Transport) -> Result<()>
         let mut opened = open(bed.place(Who::Client), first().address(Via::NodePort, family), transport, 0)?;
         let seen = opened.answer.seen.ip();
         ensure!(seen == bed.route_source(pod)?, "the backend sees {seen}: not masqueraded");
-        opened.ask(b"again").ok().map(drop)
+        opened.ask(b"again").ok()?;
+        // What came after the rules have gone would come under the wrong name.
+        Ok(opened.close()?)
     })();
     bed.nft("delete table inet old")?;
     result
@@ -222,7 +224,8 @@ fn beside_another_masquerade(bed: &mut Bed, family: Family, transport: Transport
         );
         ensure!(seen != taken, "both are seen as {seen}");
         ours.ask(b"ours").ok().context("the Service's flow")?;
-        theirs.ask(b"theirs").ok().context("the pod's flow").map(drop)
+        theirs.ask(b"theirs").ok().context("the pod's flow")?;
+        Ok(theirs.close()?)
     })();
     bed.nft("delete table inet cni")?;
     result
