@@ -2,15 +2,19 @@
 
 use aya_ebpf::{
     Global,
+    bindings::bpf_spin_lock,
     btf_maps::{Array as BtfArray, ArrayOfMaps, SkStorage},
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, Queue},
 };
 use proxy_common::abi::{
     Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
-    RingHead, SIEVE_WORDS, Service, SocketPairs,
+    SIEVE_WORDS, Service, SocketPairs, Turn,
 };
-use proxy_common::{path::Scratch, wire::Headers};
+use proxy_common::{
+    path::{Looked, Scratch},
+    wire::Headers,
+};
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the agent switches runs by a 64-bit store.
 const MMAPABLE: u32 = 1 << 10;
@@ -24,6 +28,13 @@ const CHUNKS: usize = 1024;
 pub struct Clock {
     pub jiffies: u64,
     pub tick: u64,
+}
+
+/// How many turns a ring holds: queues do not tell. A lock, since Rust has no atomic addition for BPF.
+#[repr(C)]
+pub struct RingUsed {
+    pub lock: bpf_spin_lock,
+    pub turns: u32,
 }
 
 /// One chunk of slots.
@@ -54,11 +65,12 @@ pub static FLOWS_V4: HashMap<FlowKey<1>, Flow<1>> = HashMap::with_max_entries(10
 #[map]
 pub static FLOWS_V6: HashMap<FlowKey<4>, Flow<4>> = HashMap::with_max_entries(1024, 0);
 #[map]
-pub static RINGS_V4: Array<FlowKey<1>> = Array::with_max_entries(1024, 0);
+pub static RING_V4: Queue<Turn<1>> = Queue::with_max_entries(1024, 0);
 #[map]
-pub static RINGS_V6: Array<FlowKey<4>> = Array::with_max_entries(1024, 0);
-#[map]
-pub static RING_HEADS: PerCpuArray<RingHead> = PerCpuArray::with_max_entries(2, 0);
+pub static RING_V6: Queue<Turn<4>> = Queue::with_max_entries(1024, 0);
+/// Of IPv4, of IPv6.
+#[btf_map]
+pub static RING_USED: BtfArray<RingUsed, 2> = BtfArray::new();
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
@@ -78,10 +90,15 @@ pub static SCRATCH_V6: PerCpuArray<Scratch<4>> = PerCpuArray::with_max_entries(1
 pub static HEADERS_V4: PerCpuArray<Headers<1>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static HEADERS_V6: PerCpuArray<Headers<4>> = PerCpuArray::with_max_entries(1, 0);
+/// Room for the turn that is being looked at, per family.
+#[map]
+pub static LOOKED_V4: PerCpuArray<Looked<1>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static LOOKED_V6: PerCpuArray<Looked<4>> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketPairs> = SkStorage::new();
 
-/// Keys each CPU's ring holds, a power of two.
+/// Pairs that a family's flow table has room for.
 #[unsafe(no_mangle)]
 pub static RING_SIZE: Global<u32> = Global::new(64);
 /// Not zero: time comes from [`Config::test_clock`] and draws from a counter, so that a run can be repeated.

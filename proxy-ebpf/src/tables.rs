@@ -5,23 +5,25 @@ use aya_ebpf::{
     bindings::{
         BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+        bpf_spin_lock,
     },
     helpers::{
-        bpf_get_prandom_u32, bpf_get_smp_processor_id,
+        bpf_get_prandom_u32,
         generated::{
-            bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+            self, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release,
+            bpf_skc_lookup_tcp,
         },
     },
-    maps::HashMap,
+    maps::{HashMap, Queue},
 };
 use core::ffi::c_void;
 use core::marker::PhantomData;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port,
-        Reason, RingHead, Service, config_flags, device_flags, protocol,
+        Reason, Service, Turn, config_flags, device_flags, protocol,
     },
-    path::{Entry, Insert, Scratch, Tables},
+    path::{self, Entry, Insert, Scratch, Tables},
     wire::Headers,
 };
 
@@ -30,14 +32,15 @@ const FULL: [i32; 2] = [-7, -12];
 
 /// The maps of one family.
 pub trait Family<const N: usize> {
-    /// Index into RING_HEADS.
+    /// Index into RING_USED.
     const RING: u32;
     fn frontends() -> &'static HashMap<FrontendKey<N>, Frontend>;
     fn addresses() -> &'static HashMap<Addr<N>, AddressClass>;
     fn flows() -> &'static HashMap<FlowKey<N>, Flow<N>>;
-    fn ring(index: u32) -> Option<*mut FlowKey<N>>;
+    fn ring() -> &'static Queue<Turn<N>>;
     fn slot(slot: u32) -> Option<Backend<N>>;
     fn scratch() -> Option<*mut Scratch<N>>;
+    fn make_room() -> u32;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
@@ -48,7 +51,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $rings:ident, $slots:ident, $scratch:ident, $headers:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -65,8 +68,8 @@ macro_rules! family {
                 &$flows
             }
             #[inline(always)]
-            fn ring(index: u32) -> Option<*mut FlowKey<$n>> {
-                $rings.get_ptr_mut(index)
+            fn ring() -> &'static Queue<Turn<$n>> {
+                &$turns
             }
             #[inline(always)]
             fn slot(slot: u32) -> Option<Backend<$n>> {
@@ -75,6 +78,10 @@ macro_rules! family {
             #[inline(always)]
             fn scratch() -> Option<*mut Scratch<$n>> {
                 $scratch.get_ptr_mut(0)
+            }
+            #[inline(always)]
+            fn make_room() -> u32 {
+                $make_room()
             }
             #[inline(always)]
             fn headers() -> Option<*mut Headers<$n>> {
@@ -106,10 +113,11 @@ family!(
     FRONTENDS_V4,
     ADDRESSES_V4,
     FLOWS_V4,
-    RINGS_V4,
+    RING_V4,
     SLOTS_V4,
     SCRATCH_V4,
     HEADERS_V4,
+    make_room_v4,
     masquerade_v4,
     DETECT_V4,
     cluster_v4,
@@ -130,10 +138,11 @@ family!(
     FRONTENDS_V6,
     ADDRESSES_V6,
     FLOWS_V6,
-    RINGS_V6,
+    RING_V6,
     SLOTS_V6,
     SCRATCH_V6,
     HEADERS_V6,
+    make_room_v6,
     masquerade_v6,
     DETECT_V6,
     cluster_v6,
@@ -147,6 +156,28 @@ family!(
         (bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>())
     }
 );
+
+// Global functions: the verifier looks at them once, not once for each way that leads to them.
+
+/// [`path::make_room`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room_v4() -> u32 {
+    let Some(room) = LOOKED_V4.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let room = unsafe { &mut *room };
+    path::make_room(&Maps::<V4>::new(core::ptr::null_mut()), room).into()
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room_v6() -> u32 {
+    let Some(room) = LOOKED_V6.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as above.
+    let room = unsafe { &mut *room };
+    path::make_room(&Maps::<V6>::new(core::ptr::null_mut()), room).into()
+}
 
 /// The maps of family `F`, for a program whose context is `ctx`.
 pub struct Maps<F> {
@@ -183,9 +214,21 @@ impl<const N: usize> Entry<N> for Element<N> {
     }
 
     #[inline(always)]
+    fn serial(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).serial }
+    }
+
+    #[inline(always)]
     fn seen(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0).seen }
+    }
+
+    #[inline(always)]
+    fn created(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).created }
     }
 
     #[inline(always)]
@@ -304,36 +347,48 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
     }
 
     #[inline(always)]
+    fn make_room(&self) -> bool {
+        F::make_room() != 0
+    }
+
+    #[inline(always)]
     fn ring_size(&self) -> u32 {
         RING_SIZE.load()
     }
 
     #[inline(always)]
-    fn ring_head(&self) -> RingHead {
-        RING_HEADS.get(F::RING).copied().unwrap_or(RingHead { head: 0, tail: 0 })
+    fn ring_used(&self) -> u32 {
+        RING_USED.get(F::RING).map_or(u32::MAX, |ring| ring.turns)
     }
 
     #[inline(always)]
-    fn set_ring_head(&self, head: RingHead) {
-        if let Some(own) = RING_HEADS.get_ptr_mut(F::RING) {
-            // SAFETY: this CPU's element, and tc programs do not interrupt each other.
-            unsafe { *own = head };
-        }
-    }
-
-    #[inline(always)]
-    fn ring_key(&self, position: u32) -> Option<FlowKey<N>> {
-        let key = F::ring(self.ring_index(position))?;
+    fn ring_add(&self, change: u32) {
+        let Some(ring) = RING_USED.get_ptr_mut(F::RING) else { return };
         // SAFETY: array elements stay where they are.
-        Some(unsafe { *key })
+        let turns = unsafe { &raw mut (*ring).turns };
+        // The first field.
+        let lock = ring.cast::<bpf_spin_lock>();
+        // SAFETY: given back below.
+        unsafe { generated::bpf_spin_lock(lock) };
+        // SAFETY: nobody else writes while the lock is held; volatile, so that this stays inside.
+        let held = unsafe { turns.read_volatile() };
+        // SAFETY: as above.
+        unsafe { turns.write_volatile(held.wrapping_add(change)) };
+        // SAFETY: taken above.
+        unsafe { generated::bpf_spin_unlock(lock) };
     }
 
     #[inline(always)]
-    fn set_ring_key(&self, position: u32, key: &FlowKey<N>) {
-        if let Some(place) = F::ring(self.ring_index(position)) {
-            // SAFETY: this CPU's part of the array.
-            unsafe { *place = *key };
-        }
+    fn ring_push(&self, turn: &Turn<N>) -> bool {
+        F::ring().push(turn, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn ring_pop(&self, turn: &mut Turn<N>) -> bool {
+        let queue: *const Queue<Turn<N>> = F::ring();
+        // SAFETY: a map's static is what the helper wants, and its values are of this type. `Queue::pop` would return
+        // the value by way of the stack.
+        unsafe { generated::bpf_map_pop_elem(queue.cast_mut().cast(), (&raw mut *turn).cast()) == 0 }
     }
 
     #[inline(always)]
@@ -388,16 +443,6 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
     }
 }
 
-impl<F> Maps<F> {
-    #[inline(always)]
-    fn ring_index(&self, position: u32) -> u32 {
-        let size = RING_SIZE.load();
-        // SAFETY: takes nothing, cannot fail.
-        let cpu = unsafe { bpf_get_smp_processor_id() };
-        cpu.wrapping_mul(size).wrapping_add(position & size.wrapping_sub(1))
-    }
-}
-
 /// Monotonic time in ticks of 2^30 ns. The clock itself is asked once a jiffy: the verifier turns `bpf_jiffies64` into a
 /// load, while the clock costs as much as a look-up where returns are protected.
 #[inline(always)]
@@ -425,5 +470,5 @@ fn repeatable_draw(seed: u32) -> u32 {
     let n = unsafe { *draws };
     // SAFETY: as above.
     unsafe { *draws = n.wrapping_add(1) };
-    proxy_common::path::repeatable_draw(seed, n)
+    path::repeatable_draw(seed, n)
 }

@@ -101,6 +101,8 @@ abi! {
         pub endpoint: u32,
         /// Device the first packet was seen on.
         pub ifindex: u32,
+        /// [`Turn::serial`] of the pair's turn in the ring.
+        pub serial: u32,
         /// Generation of `endpoint` when the flow was made.
         pub generation: u16,
         /// A [`Kind`].
@@ -137,7 +139,8 @@ pub mod state {
     pub const RST: u8 = 4;
     /// Packets of this flow are to be masqueraded at the far edge: set the mark.
     pub const MARK: u8 = 8;
-    /// The handshake is complete (TCP) or was never needed.
+    /// This direction has gone on after its SYN or SYN-ACK. A client that does so after an answer has completed the
+    /// handshake: whoever only pretends to be there cannot.
     pub const ESTABLISHED: u8 = 16;
 }
 
@@ -175,12 +178,11 @@ impl<const N: usize> Flow<N> {
 }
 
 abi! {
-    /// One per CPU and family: the part of the `rings` array that holds this CPU's flow keys in order of insertion.
-    /// CPU `c` owns indices `c * size .. (c + 1) * size`; positions run freely and are taken modulo `size`.
-    pub struct RingHead {
-        /// Where the next key goes.
-        pub head: u32,
-        /// The oldest key.
-        pub tail: u32,
+    /// Element of the `RING` queues: a pair of flow entries that waits to be looked at, in order of insertion.
+    pub struct Turn<const N: usize> {
+        /// Key of the pair's forward entry.
+        pub key: FlowKey<N>,
+        /// [`Flow::serial`] of the pair that this turn is for. A later pair with the same key has a turn of its own.
+        pub serial: u32,
     }
 }

@@ -18,7 +18,7 @@ pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
 pub use config::{Cidr, Config, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};
-pub use flow::{Flow, FlowKey, Hook, Kind, RingHead, state};
+pub use flow::{Flow, FlowKey, Hook, Kind, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use service::{Backend, CHUNK, Run, Service, service_flags};
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs, SocketRecord};
@@ -26,7 +26,7 @@ pub use trace::TraceRecord;
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// A type that may lie in a map: no padding, every bit pattern valid, safe to copy bytewise.
 ///
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     /// Sizes are part of the contract with pinned maps of older agents, and of the memory goals (64 bytes for a
-    /// v4 flow with its key, once the kernel has rounded the value up to 8).
+    /// v4 flow with its key).
     #[test]
     fn sizes_are_fixed() {
         const {
@@ -78,12 +78,16 @@ mod tests {
             let () = FlowKey::<4>::CHECKED;
             let () = Flow::<1>::CHECKED;
             let () = Flow::<4>::CHECKED;
+            let () = Turn::<1>::CHECKED;
+            let () = Turn::<4>::CHECKED;
         }
         let sizes = [
             ("flow key v4", size_of::<FlowKey<1>>(), 16),
             ("flow key v6", size_of::<FlowKey<4>>(), 40),
-            ("flow v4", size_of::<Flow<1>>(), 44),
-            ("flow v6", size_of::<Flow<4>>(), 68),
+            ("flow v4", size_of::<Flow<1>>(), 48),
+            ("flow v6", size_of::<Flow<4>>(), 72),
+            ("turn v4", size_of::<Turn<1>>(), 20),
+            ("turn v6", size_of::<Turn<4>>(), 44),
             ("frontend key v4", size_of::<FrontendKey<1>>(), 8),
             ("frontend key v6", size_of::<FrontendKey<4>>(), 20),
             ("backend v4", size_of::<Backend<1>>(), 12),

@@ -88,6 +88,9 @@ fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &
         if flags & tcp_flags::FIN != 0 {
             seen |= state::FIN;
         }
+        if flags & tcp_flags::SYN == 0 {
+            seen |= state::ESTABLISHED;
+        }
         // Data after a reset shows that the reset was not believed (P-43).
         seen = if flags & tcp_flags::RST != 0 { seen | state::RST } else { seen & !state::RST };
     }

@@ -30,7 +30,7 @@ mod traits;
 mod translate;
 
 pub use edge::{egress, ingress};
-pub use reclaim::idle_limit;
+pub use reclaim::{Looked, Worth, make_room, worth};
 pub use traits::{Entry, Insert, Packet, Scratch, Tables, Verdict};
 
 /// Draw number `n` of a run that must be repeatable, in the kernel and on the host alike.

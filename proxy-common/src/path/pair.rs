@@ -97,13 +97,13 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     let flow = &mut scratch.flow;
     flow.created = now;
     flow.seen = now;
+    flow.serial = tables.random();
     flow.tag = key.tag();
     flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
-    if !reclaim::turn(tables, key, now) {
+    if !tables.make_room() {
         return Err(Reason::FlowTableFull);
     }
     let secret = tables.seed() ^ scratch.flow.tag;
-    let mut full = false;
     for attempt in 0..PORT_TRIES {
         let port = if keep_port && attempt == 0 { key.sport } else { candidate(secret, attempt) };
         if !free(port) {
@@ -111,17 +111,19 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
         }
         scratch.flow.sport = port;
         match insert_halves(tables, key, scratch) {
-            Insert::Done => {
+            Insert::Done if reclaim::queue(tables, key, scratch) => {
                 tables.count(Reason::FlowCreated);
                 return Ok(());
             }
+            Insert::Done => {
+                remove(tables, key, &scratch.reply_key);
+                return Err(Reason::FlowTableFull);
+            }
             Insert::Exists => {}
-            // Another CPU may have given an element back meanwhile: one more try, then it is full.
-            Insert::Full if full => return Err(Reason::FlowTableFull),
-            Insert::Full => full = true,
+            Insert::Full => return Err(Reason::FlowTableFull),
         }
     }
-    Err(if full { Reason::FlowTableFull } else { Reason::PortsExhausted })
+    Err(Reason::PortsExhausted)
 }
 
 /// The reply's half first: without it an answer would reach the client unrestored.
@@ -144,6 +146,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.service = flow.service;
     reply.endpoint = flow.endpoint;
     reply.ifindex = flow.ifindex;
+    reply.serial = flow.serial;
     reply.generation = flow.generation;
     reply.kind = flow.kind + 1;
     reply.state = 0;

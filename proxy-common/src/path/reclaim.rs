@@ -1,73 +1,210 @@
-//! Second chance: each insert pushes its key into this CPU's ring and looks at the two oldest. What is closed, idle or
-//! never answered goes, in pairs; what lives gets another turn. So the table lives without the agent.
+//! Second chance: every pair has a turn in one ring, in order of insertion. Each insert looks at the oldest turns: what is
+//! over goes, in pairs, what lives gets another turn. So the table lives without the agent.
+//!
+//! The ring is shared by all CPUs, since the table is: one that takes all the traffic has the whole table, and what
+//! another CPU has left behind is found. It has as many turns as the table has room for pairs, so the table is never
+//! full before the ring is.
 
 use super::pair;
-use super::traits::{Entry, Tables};
-use crate::abi::{FlowKey, RingHead, protocol, state};
+use super::traits::{Entry, Scratch, Tables};
+use crate::abi::{FlowKey, Turn, protocol, state};
 
-/// Old keys looked at per insert: more than one, so that the ring shrinks when it can.
-const LOOKS: u32 = 2;
+/// Turns looked at per insert at most.
+const MOST_LOOKS: u32 = 8;
+/// Ticks in which data would show that a reset was not believed (P-43), or that datagrams go on.
+const DOUBT: u32 = 2;
 
-/// Ticks (about 1.07 s) a pair may be idle before it is forgotten; `a` and `b` are the states of its directions.
-/// Never shorter than what kube-proxy and the kernel's defaults give (J10, P-45).
-#[must_use]
-pub const fn idle_limit(protocol: u8, a: u8, b: u8) -> u32 {
-    let answered = a & state::SEEN != 0 && b & state::SEEN != 0;
-    if protocol == protocol::TCP {
-        match (pair::closed(a, b), answered) {
-            (true, _) => 112,
-            (false, false) => 56,
-            (false, true) => 80_466,
-        }
-    } else if answered {
-        112
-    } else {
-        28
-    }
+/// What would be lost with a pair, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Worth {
+    /// Idle for longer than its kind may be.
+    Expired = 0,
+    /// Both sides have sent FIN, or a reset has stood. Kept for what is sent again: a FIN whose last ACK was lost (P-44).
+    Closed = 1,
+    /// Nobody has shown that somebody is there: a handshake that is not complete, datagrams without an answer or for less
+    /// than two seconds, a reset that may be forged. A flood is made of these (P-65).
+    Embryonic = 2,
+    /// Never forgotten.
+    Live = 3,
 }
 
-/// Makes room and pushes `key`. False: every flow this CPU could forget is alive, and its ring is full.
-#[inline(never)]
-pub(super) fn turn<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, now: u32) -> bool {
-    let mut ring = tables.ring_head();
-    for _ in 0..LOOKS {
-        if ring.head == ring.tail {
+/// Judges a pair by the states of its directions; `idle` and `lasted` are ticks (about 1.07 s) since the last packet, and
+/// from the first to the last. Limits are never shorter than what kube-proxy and the kernel's defaults give (J10, P-45).
+#[must_use]
+pub const fn worth(protocol: u8, forth: u8, back: u8, idle: u32, lasted: u32) -> Worth {
+    let answered = forth & back & state::SEEN != 0;
+    let (limit, worth) = if protocol == protocol::TCP {
+        let reset = (forth | back) & state::RST != 0;
+        if pair::closed(forth, back) {
+            (112, if reset && idle < DOUBT { Worth::Embryonic } else { Worth::Closed })
+        } else if answered && forth & state::ESTABLISHED != 0 {
+            (80_466, Worth::Live)
+        } else {
+            (56, Worth::Embryonic)
+        }
+    } else {
+        let worth = if answered && lasted >= DOUBT { Worth::Live } else { Worth::Embryonic };
+        (if answered { 112 } else { 28 }, worth)
+    };
+    if idle >= limit { Worth::Expired } else { worth }
+}
+
+/// How hard an insert works for room.
+struct Effort {
+    /// Turns looked at, at most.
+    looks: u32,
+    /// Pairs forgotten, at most.
+    enough: u32,
+    /// Worth up to which pairs are forgotten.
+    forgets: Worth,
+}
+
+/// The effort, by how full the ring is.
+///
+/// While half of the room is free nothing is forgotten before its time. Below that closed pairs go, below an eighth
+/// embryonic ones too. Each band is so wide that the hand goes once round the ring before the band is used up: embryonic
+/// pairs go when there was no closed one left, and a new flow is refused only when a whole round met nothing but live ones.
+const fn effort(size: u32, used: u32) -> Effort {
+    let spare = size.saturating_sub(used);
+    let (edge, looks, forgets) = if spare > size / 2 {
+        return Effort { looks: 1, enough: 1, forgets: Worth::Expired };
+    } else if spare > size / 8 {
+        (size / 2, 3, Worth::Closed)
+    } else {
+        (size / 8, MOST_LOOKS, Worth::Embryonic)
+    };
+    // One to stay at the edge, two to come back to it.
+    Effort { looks, enough: if spare < edge { 2 } else { 1 }, forgets }
+}
+
+/// A turn that is being looked at.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Looked<const N: usize> {
+    /// The turn.
+    pub turn: Turn<N>,
+    /// Key of the pair's other entry.
+    pub partner: FlowKey<N>,
+}
+
+/// Looks at the oldest turns. False: nothing can be forgotten, and there is no room for another pair.
+///
+/// `room` is where a turn is looked at; what it holds before does not matter.
+#[inline(always)]
+pub fn make_room<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>) -> bool {
+    let (size, used) = (tables.ring_size(), tables.ring_used());
+    let effort = effort(size, used);
+    let (now, mut gone) = (tables.now(), 0);
+    for look in 0..MOST_LOOKS {
+        if look >= effort.looks || gone >= effort.enough || !tables.ring_pop(&mut room.turn) {
             break;
         }
-        let Some(oldest) = tables.ring_key(ring.tail) else { break };
-        ring.tail = ring.tail.wrapping_add(1);
-        if is_alive(tables, &oldest, now) {
-            push(tables, &mut ring, &oldest);
+        // A failure to queue it again loses the turn, not the flow. It does not happen: the ring has slack.
+        if is_over(tables, room, now, effort.forgets as u32) || !tables.ring_push(&room.turn) {
+            gone += 1;
         }
     }
-    let room = ring.head.wrapping_sub(ring.tail) < tables.ring_size();
-    if room {
-        push(tables, &mut ring, key);
+    if gone > 0 {
+        tables.ring_add(gone.wrapping_neg());
     }
-    tables.set_ring_head(ring);
-    room
+    used.wrapping_sub(gone) < size
 }
 
+/// Gives a pair that has just been inserted its turn. Not before: a turn without a pair is over.
 #[inline(always)]
-fn push<const N: usize, T: Tables<N>>(tables: &T, ring: &mut RingHead, key: &FlowKey<N>) {
-    tables.set_ring_key(ring.head, key);
-    ring.head = ring.head.wrapping_add(1);
+pub(super) fn queue<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    scratch: &mut Scratch<N>,
+) -> bool {
+    scratch.turn.key = *key;
+    scratch.turn.serial = scratch.flow.serial;
+    let queued = tables.ring_push(&scratch.turn);
+    if queued {
+        tables.ring_add(1);
+    }
+    queued
 }
 
-/// Whether the pair lives; removes it when it does not.
+/// Ticks from `then` to `now`. Another CPU may have written `then` after `now` was read: that is no time at all.
+const fn since(then: u32, now: u32) -> u32 {
+    let ticks = now.wrapping_sub(then);
+    if ticks > u32::MAX / 2 { 0 } else { ticks }
+}
+
+/// Whether the turn needs no other; removes a pair that is worth no more than `forgets`.
 #[inline(always)]
-fn is_alive<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, now: u32) -> bool {
-    let Some(entry) = tables.flow(key) else { return false };
-    if entry.tag() != key.tag() {
-        return false;
-    }
-    let partner = entry.partner(key);
-    let (answer, answered) =
-        tables.flow(&partner).map_or((state::RST, entry.seen()), |entry| (entry.state(), entry.seen()));
-    let idle = now.wrapping_sub(entry.seen()).min(now.wrapping_sub(answered));
-    if idle < idle_limit(key.protocol, entry.state(), answer) {
+fn is_over<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now: u32, forgets: u32) -> bool {
+    let (turn, partner) = (&room.turn, &mut room.partner);
+    let Some(entry) = tables.flow(&turn.key) else { return true };
+    if entry.serial() != turn.serial {
         return true;
     }
-    pair::remove(tables, key, &partner);
-    false
+    let (seen, forth, created) = (entry.seen(), entry.state(), entry.created());
+    *partner = entry.partner(&turn.key);
+    let (answered, back) = tables.flow(partner).map_or((seen, state::RST), |e| (e.seen(), e.state()));
+    let idle = since(seen, now).min(since(answered, now));
+    let lasted = since(created, now).saturating_sub(idle);
+    if worth(turn.key.protocol, forth, back, idle, lasted) as u32 > forgets {
+        return false;
+    }
+    pair::remove(tables, &turn.key, partner);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::protocol::{TCP, UDP};
+    use state::{ESTABLISHED, FIN, RST, SEEN};
+
+    const GOES_ON: u8 = SEEN | ESTABLISHED;
+
+    #[test]
+    fn a_pair_is_worth_what_it_has_shown() {
+        use Worth::{Closed, Embryonic, Expired, Live};
+        let cases = [
+            ("TCP: a SYN", TCP, SEEN, 0, 0, 0, Embryonic),
+            ("TCP: a SYN that was answered, by a flood's victim too", TCP, SEEN, SEEN, 3, 0, Embryonic),
+            ("TCP: a SYN, for a minute", TCP, SEEN, SEEN, 56, 0, Expired),
+            ("TCP: a client that goes on unanswered", TCP, GOES_ON, 0, 0, 9, Embryonic),
+            ("TCP: shaken hands", TCP, GOES_ON, SEEN, 0, 0, Live),
+            ("TCP: silent for 23 hours (P-45)", TCP, GOES_ON, GOES_ON, 80_465, 1, Live),
+            ("TCP: silent for 24 hours (J10)", TCP, GOES_ON, GOES_ON, 80_466, 1, Expired),
+            ("TCP: half closed (P-44)", TCP, GOES_ON | FIN, GOES_ON, 900, 1, Live),
+            ("TCP: closed", TCP, GOES_ON | FIN, GOES_ON | FIN, 0, 1, Closed),
+            ("TCP: closed, for two minutes", TCP, GOES_ON | FIN, GOES_ON | FIN, 112, 1, Expired),
+            ("TCP: a reset that data may contradict (P-43)", TCP, GOES_ON, GOES_ON | RST, 1, 9, Embryonic),
+            ("TCP: a reset that stands", TCP, GOES_ON | RST, GOES_ON, 2, 9, Closed),
+            ("TCP: a refused SYN", TCP, SEEN, SEEN | RST, 2, 0, Closed),
+            ("UDP: unanswered", UDP, SEEN, 0, 0, 500, Embryonic),
+            ("UDP: unanswered and silent", UDP, SEEN, 0, 28, 500, Expired),
+            ("UDP: one question and its answer", UDP, SEEN, SEEN, 5, 0, Embryonic),
+            ("UDP: both ways for longer", UDP, SEEN, SEEN, 111, 2, Live),
+            ("UDP: both ways, then silent", UDP, SEEN, SEEN, 112, 2, Expired),
+        ];
+        for (what, protocol, forth, back, idle, lasted, want) in cases {
+            assert_eq!(worth(protocol, forth, back, idle, lasted), want, "{what}");
+        }
+    }
+
+    /// What [`effort`] promises, for a hand that moves `looks` a pair that is inserted: it goes once round within each band.
+    #[test]
+    fn each_band_lets_the_hand_go_once_round() {
+        for size in [64, 2_048, 65_536, 1 << 20] {
+            for worst in [Worth::Closed, Worth::Embryonic] {
+                let band = (0..=size).map(|used| effort(size, used)).filter(|effort| effort.forgets == worst);
+                let looks: u64 = band.map(|effort| u64::from(effort.looks)).sum();
+                assert!(looks >= u64::from(size), "{worst:?}: {looks} looks in a ring of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn time_does_not_run_backwards_p66() {
+        for (then, now, want) in [(5, 9, 4), (9, 9, 0), (10, 9, 0), (u32::MAX, 1, 2)] {
+            assert_eq!(since(then, now), want, "from {then} to {now}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
 use crate::abi::{
-    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, RingHead, Service,
+    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service, Turn,
 };
 use crate::wire::{Diff, Headers};
 
@@ -132,8 +132,12 @@ pub trait Entry<const N: usize> {
     fn read(&self) -> Flow<N>;
     /// [`Flow::tag`].
     fn tag(&self) -> u32;
+    /// [`Flow::serial`].
+    fn serial(&self) -> u32;
     /// [`Flow::seen`].
     fn seen(&self) -> u32;
+    /// [`Flow::created`].
+    fn created(&self) -> u32;
     /// [`Flow::state`].
     fn state(&self) -> u8;
     /// [`Flow::partner`] of the value in place.
@@ -155,6 +159,8 @@ pub struct Scratch<const N: usize> {
     pub reply_key: FlowKey<N>,
     /// The reply's half.
     pub reply: Flow<N>,
+    /// The turn to be queued.
+    pub turn: Turn<N>,
     /// The packet that an ICMP error quotes.
     pub quoted: Headers<N>,
 }
@@ -194,16 +200,18 @@ pub trait Tables<const N: usize> {
     /// Removes a flow entry.
     fn remove_flow(&self, key: &FlowKey<N>);
 
-    /// Keys this CPU's ring can hold, a power of two.
+    /// Calls [`super::make_room`] with a room of its own.
+    fn make_room(&self) -> bool;
+    /// Pairs that the flow table has room for.
     fn ring_size(&self) -> u32;
-    /// This CPU's ring positions.
-    fn ring_head(&self) -> RingHead;
-    /// Moves this CPU's ring positions.
-    fn set_ring_head(&self, head: RingHead);
-    /// The key at a position of this CPU's ring.
-    fn ring_key(&self, position: u32) -> Option<FlowKey<N>>;
-    /// Writes the key at a position of this CPU's ring.
-    fn set_ring_key(&self, position: u32, key: &FlowKey<N>);
+    /// Turns in the ring. Other CPUs change it meanwhile.
+    fn ring_used(&self) -> u32;
+    /// Adds to [`Tables::ring_used`], wrapping, as one step.
+    fn ring_add(&self, change: u32);
+    /// Queues a turn. False: the ring holds more than [`Tables::ring_size`].
+    fn ring_push(&self, turn: &Turn<N>) -> bool;
+    /// Takes the oldest turn. False: there is none.
+    fn ring_pop(&self, turn: &mut Turn<N>) -> bool;
 
     /// Whether a packet from `source` that came in by `ifindex` counts as a pod's; `None` without a local-traffic detector
     /// (F5 … F8).

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind, Port, Reason, RingHead,
-    Run, Service, service_flags,
+    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind, Port, Reason, Run,
+    Service, Turn, service_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
@@ -73,8 +73,14 @@ impl<const N: usize> Entry<N> for Element<N> {
     fn tag(&self) -> u32 {
         self.read().tag
     }
+    fn serial(&self) -> u32 {
+        self.read().serial
+    }
     fn seen(&self) -> u32 {
         self.read().seen
+    }
+    fn created(&self) -> u32 {
+        self.read().created
     }
     fn state(&self) -> u8 {
         self.read().state
@@ -171,12 +177,14 @@ impl<const N: usize> Tables<N> for Node<N> {
             service: 0,
             endpoint: 0,
             ifindex: 0,
+            serial: 0,
             generation: 0,
             kind: 0,
             state: 0,
             tag: 0,
         };
-        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, quoted: Headers::EMPTY }))
+        let turn = Turn { key, serial: 0 };
+        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }))
     }
     fn flow(&self, key: &FlowKey<N>) -> Option<Element<N>> {
         let flows = self.flows.borrow();
@@ -192,17 +200,22 @@ impl<const N: usize> Tables<N> for Node<N> {
     fn remove_flow(&self, key: &FlowKey<N>) {
         self.flows.borrow_mut().retain(|(own, _)| own != key);
     }
+    fn make_room(&self) -> bool {
+        true
+    }
     fn ring_size(&self) -> u32 {
         64
     }
-    fn ring_head(&self) -> RingHead {
-        RingHead { head: 0, tail: 0 }
+    fn ring_used(&self) -> u32 {
+        0
     }
-    fn set_ring_head(&self, _head: RingHead) {}
-    fn ring_key(&self, _position: u32) -> Option<FlowKey<N>> {
-        None
+    fn ring_add(&self, _change: u32) {}
+    fn ring_push(&self, _turn: &Turn<N>) -> bool {
+        true
     }
-    fn set_ring_key(&self, _position: u32, _key: &FlowKey<N>) {}
+    fn ring_pop(&self, _turn: &mut Turn<N>) -> bool {
+        false
+    }
     fn is_pod(&self, _ifindex: u32, _source: &Addr<N>) -> Option<bool> {
         None
     }

@@ -201,6 +201,7 @@ mod tests {
             service,
             endpoint: 0,
             ifindex: 2,
+            serial: 0,
             generation: 1,
             kind: kind as u8,
             state: state::SEEN,

@@ -70,9 +70,7 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
         }
     };
     let (found, notices) = check_pins(&pins, &wanted)?;
-    let ring_size = found
-        .get("RINGS_V4")
-        .map_or_else(|| specs::ring_size(options.sizes.flows, cpus), |entries| entries / cpus.max(1));
+    let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows));
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode };
     let mut ebpf = load_object(&pins, &recipe, None)?;
     load_edges(&mut ebpf)?;

@@ -1,8 +1,8 @@
 //! Which maps outlive the agent, and what each must look like to be taken over.
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, RingHead,
-    Service, SocketPairs,
+    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Service,
+    SocketPairs, Turn,
 };
 
 use super::sys::MapInfo;
@@ -13,6 +13,7 @@ pub mod kind {
     pub const ARRAY: u32 = 2;
     pub const PERCPU_ARRAY: u32 = 6;
     pub const ARRAY_OF_MAPS: u32 = 12;
+    pub const QUEUE: u32 = 22;
     pub const SK_STORAGE: u32 = 24;
 }
 
@@ -55,6 +56,13 @@ fn default_flows() -> u32 {
     u32::try_from(cores).unwrap_or(512).saturating_mul(32_768).max(131_072)
 }
 
+/// What the programs count turns with: a lock of theirs and a number.
+type RingUsed = [u32; 2];
+
+/// Turns a ring holds beyond [`pairs`], for each CPU: one that looks at a turn must be able to queue it again, and CPUs that
+/// look at the number of turns at the same time may each add one.
+const SLACK: u32 = 4;
+
 /// A map as this layout has it.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
@@ -85,7 +93,7 @@ const fn spec<K, V>(name: &'static str, kind: u32, flags: u32, entries: Option<u
 
 /// Every map that is pinned and adopted. Working memory of the programs is not among them.
 pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
-    let rings = ring_size(sizes.flows, cpus) * cpus;
+    let turns = pairs(sizes.flows) + SLACK * cpus;
     vec![
         spec::<FrontendKey<1>, Frontend>("FRONTENDS_V4", kind::HASH, 0, Some(sizes.frontends)),
         spec::<FrontendKey<4>, Frontend>("FRONTENDS_V6", kind::HASH, 0, Some(sizes.frontends)),
@@ -99,9 +107,9 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<u32, Device>("DEVICES", kind::HASH, 0, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),
         spec::<FlowKey<4>, Flow<4>>("FLOWS_V6", kind::HASH, 0, Some(sizes.flows)),
-        spec::<u32, FlowKey<1>>("RINGS_V4", kind::ARRAY, 0, Some(rings)),
-        spec::<u32, FlowKey<4>>("RINGS_V6", kind::ARRAY, 0, Some(rings)),
-        spec::<u32, RingHead>("RING_HEADS", kind::PERCPU_ARRAY, 0, None),
+        spec::<(), Turn<1>>("RING_V4", kind::QUEUE, 0, Some(turns)),
+        spec::<(), Turn<4>>("RING_V6", kind::QUEUE, 0, Some(turns)),
+        spec::<u32, RingUsed>("RING_USED", kind::ARRAY, 0, None),
         spec::<u32, Config>("CONFIG", kind::ARRAY, 0, None),
         spec::<u32, u64>("COUNTERS", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, SocketPairs>("SOCKETS", kind::SK_STORAGE, NO_PREALLOC, None),
@@ -113,11 +121,9 @@ pub const fn chunk<const N: usize>() -> Spec {
     spec::<u32, Backend<N>>("a chunk of slots", kind::ARRAY, 0, Some(CHUNK))
 }
 
-/// Keys each CPU's ring holds, a power of two. A pair of flow entries takes one key, so all rings together hold
-/// twice the keys that a full table needs: connections are not spread evenly over CPUs.
-pub const fn ring_size(flows: u32, cpus: u32) -> u32 {
-    let even = flows.div_ceil(if cpus == 0 { 1 } else { cpus });
-    if even < 64 { 64 } else { even.next_power_of_two() }
+/// Pairs that a flow table of `flows` entries has room for: as many turns does its ring hold.
+pub const fn pairs(flows: u32) -> u32 {
+    flows / 2
 }
 
 #[cfg(test)]
@@ -151,11 +157,11 @@ mod tests {
     }
 
     #[test]
-    fn ring_sizes_are_powers_of_two_and_hold_every_pair() {
-        for (flows, cpus, want) in [(131_072, 2, 65_536), (131_072, 3, 65_536), (1024, 64, 64), (100, 1, 128)]
-        {
-            assert_eq!(ring_size(flows, cpus), want, "{flows} flows on {cpus} CPUs");
-            assert!(ring_size(flows, cpus) * cpus >= flows / 2);
-        }
+    fn a_ring_holds_a_turn_for_every_pair_and_what_cpus_have_in_hand() {
+        let sizes = Sizes { flows: 4_096, ..Sizes::default() };
+        let of =
+            |name: &str| persistent(&sizes, 64).into_iter().find(|spec| spec.name == name).unwrap().entries;
+        assert_eq!((of("FLOWS_V6"), pairs(4_096)), (Some(4_096), 2_048));
+        assert_eq!(of("RING_V6"), Some(2_048 + 64 * 4));
     }
 }

@@ -1,23 +1,21 @@
 //! The path on the host.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason,
-    RingHead, Service, config_flags, device_flags,
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service,
+    Turn, config_flags, device_flags,
 };
-use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict, repeatable_draw};
+use proxy_common::path::{self, Entry, Insert, Looked, Packet, Scratch, Tables, Verdict, repeatable_draw};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::story::{At, Flows, Node, Outcome};
 use super::world::{self, IFINDEX, Writer};
 
-/// Flows the table can hold.
-const FLOWS: usize = 512;
-/// Keys a ring can hold.
-pub const RING: u32 = 64;
+/// Pairs the flow table has room for.
+pub const PAIRS: u32 = 64;
 
 /// A frame in a vector.
 pub struct Frame {
@@ -103,8 +101,14 @@ impl<const N: usize> Entry<N> for Held<N> {
     fn tag(&self) -> u32 {
         self.0.get().tag
     }
+    fn serial(&self) -> u32 {
+        self.0.get().serial
+    }
     fn seen(&self) -> u32 {
         self.0.get().seen
+    }
+    fn created(&self) -> u32 {
+        self.0.get().created
     }
     fn state(&self) -> u8 {
         self.0.get().state
@@ -130,8 +134,7 @@ pub struct Maps<const N: usize> {
     endpoints: RefCell<HashMap<u32, u32>>,
     devices: HashMap<u32, Device>,
     flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
-    ring: RefCell<HashMap<u32, FlowKey<N>>>,
-    ring_head: Cell<RingHead>,
+    ring: RefCell<VecDeque<Turn<N>>>,
     config: Cell<Config>,
     draws: Cell<u32>,
     counters: RefCell<HashMap<Reason, u64>>,
@@ -149,7 +152,6 @@ impl<const N: usize> Maps<N> {
             devices: HashMap::new(),
             flows: RefCell::default(),
             ring: RefCell::default(),
-            ring_head: Cell::new(RingHead { head: 0, tail: 0 }),
             config: Cell::new(world::config()),
             draws: Cell::new(0),
             counters: RefCell::default(),
@@ -225,12 +227,14 @@ impl<const N: usize> Tables<N> for Maps<N> {
             service: 0,
             endpoint: 0,
             ifindex: 0,
+            serial: 0,
             generation: 0,
             kind: 0,
             state: 0,
             tag: 0,
         };
-        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, quoted: Headers::EMPTY }))
+        let turn = Turn { key, serial: 0 };
+        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }))
     }
     fn flow(&self, key: &FlowKey<N>) -> Option<Held<N>> {
         self.flows.borrow().get(key).cloned().map(Held)
@@ -240,7 +244,7 @@ impl<const N: usize> Tables<N> for Maps<N> {
         if flows.contains_key(key) {
             return Insert::Exists;
         }
-        if flows.len() >= FLOWS {
+        if flows.len() as u32 >= 2 * PAIRS {
             return Insert::Full;
         }
         flows.insert(*key, Rc::new(Cell::new(*flow)));
@@ -249,20 +253,24 @@ impl<const N: usize> Tables<N> for Maps<N> {
     fn remove_flow(&self, key: &FlowKey<N>) {
         self.flows.borrow_mut().remove(key);
     }
+    fn make_room(&self) -> bool {
+        let key = Headers::<N>::EMPTY.key;
+        path::make_room(self, &mut Looked { turn: Turn { key, serial: 0 }, partner: key })
+    }
     fn ring_size(&self) -> u32 {
-        RING
+        PAIRS
     }
-    fn ring_head(&self) -> RingHead {
-        self.ring_head.get()
+    fn ring_used(&self) -> u32 {
+        self.ring.borrow().len() as u32
     }
-    fn set_ring_head(&self, head: RingHead) {
-        self.ring_head.set(head);
+    fn ring_add(&self, _change: u32) {}
+    fn ring_push(&self, turn: &Turn<N>) -> bool {
+        self.ring.borrow_mut().push_back(*turn);
+        true
     }
-    fn ring_key(&self, position: u32) -> Option<FlowKey<N>> {
-        self.ring.borrow().get(&(position % RING)).copied()
-    }
-    fn set_ring_key(&self, position: u32, key: &FlowKey<N>) {
-        self.ring.borrow_mut().insert(position % RING, *key);
+    fn ring_pop(&self, turn: &mut Turn<N>) -> bool {
+        let oldest = self.ring.borrow_mut().pop_front();
+        oldest.map(|oldest| *turn = oldest).is_some()
     }
     fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
         let config = self.config.get();

@@ -1,16 +1,16 @@
 //! The real programs, by BPF_PROG_TEST_RUN.
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
-    RingHead, Service,
+    Service, Turn,
 };
 
-use super::host::RING;
+use super::host::PAIRS;
 use super::story::{Action, At, Flows, Node, Outcome};
 use super::world::{self, IFINDEX, Writer};
 use crate::sys::Wire;
@@ -43,17 +43,16 @@ pub struct Kernel {
 impl Kernel {
     /// Loads programs and maps in test mode and writes the world.
     pub fn load() -> Result<Self> {
-        let cpus = std::thread::available_parallelism()?.get() as u32;
-        let ring = RING;
         let test_mode = 1u32;
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global("RING_SIZE", &ring, true).override_global(
+        loader.btf(None).override_global("RING_SIZE", &PAIRS, true).override_global(
             "TEST_MODE",
             &test_mode,
             true,
         );
-        for rings in ["RINGS_V4", "RINGS_V6"] {
-            loader.map_max_entries(rings, RING * cpus.max(64));
+        for (flows, ring) in [("FLOWS_V4", "RING_V4"), ("FLOWS_V6", "RING_V6")] {
+            // A turn that is being looked at can be queued again.
+            loader.map_max_entries(flows, 2 * PAIRS).map_max_entries(ring, PAIRS + 1);
         }
         let mut ebpf = loader.load(proxy_userspace::OBJECT).context("cannot load the BPF object")?;
         for name in PROGRAMS {
@@ -84,10 +83,11 @@ impl Kernel {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
         self.clear::<1>("FLOWS_V4")?;
         self.clear::<4>("FLOWS_V6")?;
-        let mut heads: PerCpuArray<_, Wire<RingHead>> = self.writable("RING_HEADS")?;
+        self.drain::<1>("RING_V4")?;
+        self.drain::<4>("RING_V6")?;
+        let mut used: Array<_, Wire<[u32; 2]>> = self.writable("RING_USED")?;
         for family in 0..2 {
-            let none = vec![Wire(RingHead { head: 0, tail: 0 }); cpus];
-            heads.set(family, PerCpuValues::try_from(none)?, 0)?;
+            used.set(family, Wire([0; 2]), 0)?;
         }
         let mut draws: PerCpuArray<_, u32> = self.writable("DRAWS")?;
         draws.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
@@ -115,6 +115,17 @@ impl Kernel {
             map.remove(&Wire(key))?;
         }
         Ok(())
+    }
+
+    fn drain<const N: usize>(&mut self, name: &str) -> Result<()> {
+        let mut ring: Queue<_, Wire<Turn<N>>> = self.writable(name)?;
+        loop {
+            match ring.pop(0) {
+                Ok(_) => {}
+                Err(MapError::ElementNotFound) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {

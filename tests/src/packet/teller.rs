@@ -38,7 +38,7 @@ fn refuses(row: &Tale) -> bool {
     row.steps.iter().any(|step| matches!(step, Step::Hook { expect: Expect::Refused(_), .. }))
 }
 
-/// Stories that share loaded programs, which therefore run on one CPU: rings and draws are per CPU.
+/// Stories that share loaded programs, which therefore run on one CPU: draws are per CPU.
 #[must_use]
 pub fn group(name: &str, stories: Vec<Story<Both>>) -> Group<Both> {
     let bed = || {

@@ -1,61 +1,142 @@
 //! How the flow table forgets, and the draw of an endpoint.
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
-use proxy_common::abi::Reason::{FlowCreated, FlowTableFull};
+use proxy_common::abi::Reason::{FlowCreated, FlowTableFull, NoFlow};
 use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{SYN, packet, read};
-use sluice_tests::packet::host::RING;
+use sluice_tests::packet::host::PAIRS;
 use sluice_tests::packet::story::{At, Both, Node};
-use sluice_tests::packet::tale::{BACKEND, CLIENT, Party, Tale, VIP, Who, ack, syn, syn_ack, tale};
+use sluice_tests::packet::tale::{
+    BACKEND, CLIENT, Party, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
+};
 use sluice_tests::packet::teller::{family, slug, transport};
 use sluice_tests::packet::world::{MANY_PORT, MARK, PROTOCOLS, plan};
 
 pub fn rows() -> Vec<Tale> {
-    vec![forgets(), full(), reopened()]
+    [
+        vec![forgets(), shrinks(), closed_first(), over_and_over()],
+        vec![all_live("a table full of live flows drops a new one with a reason and keeps them J9 P-65")],
+        floods(),
+    ]
+    .concat()
 }
 
 const fn client(n: u32) -> Party {
-    (Who::Pod, 50_000 + n as u16)
+    (Who::Pod, 10_000 + n as u16)
+}
+
+/// Packets of the clients `who`, one each.
+fn each(tale: Tale, who: Range<u32>, kind: fn(Party, Party) -> Spec) -> Tale {
+    who.fold(tale, |tale, n| tale.enters(kind(client(n), VIP)).becomes(client(n), BACKEND))
+}
+
+/// Answers to the clients `who`, one each.
+fn answers(tale: Tale, who: Range<u32>, kind: fn(Party, Party) -> Spec) -> Tale {
+    who.fold(tale, |tale, n| tale.leaves(kind(BACKEND, client(n))).becomes(VIP, client(n)))
+}
+
+/// Flows that count as live: shaken hands, or datagrams both ways for more than two seconds.
+fn live(tale: Tale, who: Range<u32>) -> Tale {
+    let asked = each(tale, who.clone(), syn);
+    each(answers(asked, who.clone(), syn_ack).after(2), who, ack)
 }
 
 fn forgets() -> Tale {
-    let mut tale = tale("the ring forgets idle flows and keeps live ones E9")
-        .enters(syn(CLIENT, VIP))
-        .becomes(CLIENT, BACKEND)
-        .leaves(syn_ack(BACKEND, CLIENT))
-        .becomes(VIP, CLIENT);
+    let mut tale = live(tale("the ring forgets idle flows and keeps live ones E9"), 0..1);
     for round in 0..6 {
-        tale = tale.after(60).enters(ack(CLIENT, VIP)).becomes(CLIENT, BACKEND);
-        for n in 0..40 {
-            let client = client(64 * round + n);
-            tale = tale.enters(syn(client, VIP)).becomes(client, BACKEND);
-        }
+        tale = each(tale.after(60), 0..1, ack);
+        tale = each(tale, 64 * round + 10..64 * round + 50, syn);
     }
-    tale.enters(ack(CLIENT, VIP)).becomes(CLIENT, BACKEND).counted(FlowCreated, 241).counted(FlowTableFull, 0)
+    each(tale, 0..1, ack).counted(FlowCreated, 241).counted(FlowTableFull, 0)
 }
 
-fn full() -> Tale {
-    let mut tale = tale("with a ring full of live flows a new one is dropped with a reason J9 P-65");
-    for n in 0..RING {
-        tale = tale.enters(syn(client(n), VIP)).becomes(client(n), BACKEND);
+fn shrinks() -> Tale {
+    let idle = each(tale("what has been idle for too long makes room at once E9"), 0..40, syn).after(112);
+    each(idle, 100..140, syn).entries(80)
+}
+
+/// The number of pairs at which the first embryonic one goes.
+const SCARCE: u32 = PAIRS - PAIRS / 8;
+
+fn closed_first() -> Tale {
+    let closed = live(tale("closed flows go first, embryonic ones when none is left P-65").tcp(), 0..16);
+    let closed = answers(each(closed, 0..16, fin), 0..16, fin);
+    // Both FINs and the last ACKs: they stay while half of the room is free (P-44).
+    let mut tale = each(each(closed, 0..16, ack), 16..31, syn).entries(62);
+    tale = each(each(tale, 0..16, ack), 100..100 + SCARCE - 15, syn).entries(2 * SCARCE as usize);
+    tale = (0..16).fold(tale, |tale, n| tale.enters(ack(client(n), VIP)).refused(NoFlow));
+    // None of the others was made anew.
+    let made = u64::from(31 + SCARCE - 15);
+    tale = each(tale, 16..31, syn).counted(FlowCreated, made);
+    // Now the oldest of them make room, and nobody is refused.
+    each(tale, 200..260, syn).counted(FlowCreated, made + 60).counted(FlowTableFull, 0)
+}
+
+/// Clients that open and reset have one place each in the ring, however often they do so.
+fn over_and_over() -> Tale {
+    let mut tale = tale("clients that come again and again take one place each P-65").tcp();
+    for _ in 0..PAIRS / 2 {
+        tale = each(each(tale, 0..8, syn), 0..8, rst);
     }
-    tale.enters(syn((Who::Pod, 51_000), VIP))
+    all_live_beside(tale)
+}
+
+fn all_live(title: &str) -> Tale {
+    all_live_beside(tale(title))
+}
+
+/// Fills the whole room with live flows, of client 0 among others.
+fn all_live_beside(tale: Tale) -> Tale {
+    let mut tale = live(tale, 0..SCARCE);
+    for n in SCARCE..PAIRS {
+        tale = live(tale, n..n + 1);
+    }
+    let full = tale
+        .counted(FlowTableFull, 0)
+        .entries(2 * PAIRS as usize)
+        .enters(syn(CLIENT, VIP))
         .dropped(FlowTableFull)
-        .enters(ack(client(0), VIP))
-        .becomes(client(0), BACKEND)
-        .entries(2 * RING as usize)
+        .entries(2 * PAIRS as usize);
+    let still = answers(each(full, 0..PAIRS, ack), 0..PAIRS, ack);
+    still.enters(syn(CLIENT, VIP)).dropped(FlowTableFull)
 }
 
-fn reopened() -> Tale {
-    let mut tale = tale("what was idle for long makes room at once E9");
-    for n in 0..RING {
-        tale = tale.enters(syn(client(n), VIP)).becomes(client(n), BACKEND);
+/// P-65: floods from all over while some flows live, and what is possible after them.
+fn floods() -> Vec<Tale> {
+    let mut rows = Vec::new();
+    for lives in [1, 48] {
+        let beside = |name: &str| {
+            live(
+                tale(format!("{name} beside {lives} live flows: none is lost, all others get in P-65")),
+                0..lives,
+            )
+        };
+        let unanswered = |n: u32| n..n + 1;
+        let flood = (100..300).map(unanswered).fold(beside("a flood"), |tale, who| each(tale, who, syn));
+        rows.push(after(flood, lives));
+        let flood = (100..300).map(unanswered).fold(beside("a flood that is answered"), |tale, who| {
+            answers(each(tale, who.clone(), syn), who, syn_ack)
+        });
+        rows.push(after(flood, lives));
+        let short = (100..300).map(unanswered).fold(beside("short connections").tcp(), |tale, who| {
+            let open = each(answers(each(tale, who.clone(), syn), who.clone(), syn_ack), who.clone(), ack);
+            each(answers(each(open, who.clone(), fin), who.clone(), fin), who, ack)
+        });
+        rows.push(after(short, lives));
     }
-    tale = tale.after(100);
-    for n in 0..RING {
-        tale = tale.enters(syn(client(100 + n), VIP)).becomes(client(100 + n), BACKEND);
-    }
-    tale.counted(FlowTableFull, 0).entries(2 * RING as usize)
+    rows
+}
+
+/// The live ones are as they were, and a new one is served at once and stays.
+fn after(flood: Tale, lives: u32) -> Tale {
+    let made = u64::from(lives) + 200;
+    let still = each(answers(flood, 0..lives, ack), 0..lives, ack);
+    let still = still.counted(FlowTableFull, 0).counted(FlowCreated, made);
+    let newcomer = live(still, 600..601);
+    let later = each(newcomer, 700..720, syn);
+    each(answers(later, 600..601, ack), 600..601, ack).counted(FlowCreated, made + 21)
 }
 
 /// Stories about chance and about ports that are chosen.

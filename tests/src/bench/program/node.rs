@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, Queue};
 use aya::programs::SchedClassifier;
-use proxy_common::abi::{Addr, Cidr, Config, Flow, FlowKey, FrontendKind, LAYOUT, Reason, RingHead};
+use proxy_common::abi::{Addr, Cidr, Config, Flow, FlowKey, FrontendKind, LAYOUT, Reason, Turn};
 use proxy_userspace::datapath::{Datapath, Options, Sizes};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use proxy_userspace::node::{Edge, EdgeKind};
@@ -121,21 +121,33 @@ impl Node {
         if ingress { self.ingress.as_fd() } else { self.egress.as_fd() }
     }
 
-    /// Takes every flow out, and the rings' memory of them.
+    /// Takes every flow out, and its turn in the ring.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn forget_flows(&self) -> Result<()> {
         self.forget::<1>("FLOWS_V4")?;
         self.forget::<4>("FLOWS_V6")?;
-        let map = MapData::from_pin(self.pins.join("RING_HEADS"))?;
-        let mut heads: PerCpuArray<_, Wire<RingHead>> = Map::PerCpuArray(map).try_into()?;
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        self.drain::<1>("RING_V4")?;
+        self.drain::<4>("RING_V6")?;
+        let map = MapData::from_pin(self.pins.join("RING_USED"))?;
+        let mut used: Array<_, Wire<[u32; 2]>> = Map::Array(map).try_into()?;
         for family in 0..2 {
-            let empty = vec![Wire(RingHead { head: 0, tail: 0 }); cpus];
-            heads.set(family, PerCpuValues::try_from(empty)?, 0)?;
+            used.set(family, Wire([0; 2]), 0)?;
         }
         Ok(())
+    }
+
+    fn drain<const N: usize>(&self, name: &str) -> Result<()> {
+        let map = MapData::from_pin(self.pins.join(name))?;
+        let mut ring: Queue<_, Wire<Turn<N>>> = Map::Queue(map).try_into()?;
+        loop {
+            match ring.pop(0) {
+                Ok(_) => {}
+                Err(MapError::ElementNotFound) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn forget<const N: usize>(&self, name: &str) -> Result<()> {
