@@ -1,10 +1,12 @@
 //! The agent dies, comes back, and goes; the data plane stays, is adopted, and is taken away.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use sluice_tests::lab::agent::Agent;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
-use sluice_tests::traffic::{Dial, Load, Outcome};
+use sluice_tests::traffic::{Dial, Load, Outcome, flood};
 use sluice_tests::wire::Transport;
 
 use crate::change::streams;
@@ -12,6 +14,8 @@ use crate::harness::{Group, Story};
 
 const PB: Backend = Backend::new(Who::Pb, 8_080);
 const PC: Backend = Backend::new(Who::Pc, 8_080);
+/// Of the programs' clock: 2^30 ns.
+const TICK: Duration = Duration::from_nanos(1 << 30);
 
 /// With pins and without, since the agent finds its maps in two ways; one wiring each.
 pub fn groups() -> Vec<Group> {
@@ -23,7 +27,10 @@ pub fn groups() -> Vec<Group> {
             bed.home().flags.extend(["--flows", "4096"].map(String::from));
             setup(bed)
         }),
-        stories: vec![Story::new("E9_the_flow_table_lives_without_the_agent", full_table)],
+        stories: vec![
+            Story::new("P65_floods_beside_live_flows", flooded),
+            Story::new("E9_the_flow_table_lives_without_the_agent", full_table),
+        ],
     });
     groups
 }
@@ -108,6 +115,47 @@ fn catches_up(bed: &mut Bed) -> Result<()> {
         ensure!(backend == PC.id(), "{backend} answers although it has left");
     }
     bed.apply(&app(&[PB, PC]))
+}
+
+/// P-65: each flood makes three times as many flows as the table has room for, and its SYNs and datagrams are answered.
+/// What lives goes on, what comes next is served, and nobody is told that the table is full.
+fn flooded(bed: &mut Bed) -> Result<()> {
+    for family in Family::BOTH {
+        let service = app(&[]).address(Via::NodePort, family);
+        let mut living = Vec::new();
+        for transport in Transport::BOTH {
+            for _ in 0..100 {
+                let opened = Dial::new(bed.place(Who::Client), service, transport).open();
+                living.push(opened.or_else(|outcome| anyhow::bail!("{outcome}"))?);
+            }
+        }
+        // Datagrams count as a live flow once they have gone both ways for two ticks of the programs' clock.
+        let since = Instant::now();
+        while since.elapsed() < 3 * TICK {
+            for connection in &mut living {
+                connection.ask(b"alive").ok()?;
+            }
+        }
+        for transport in Transport::BOTH {
+            flood(bed.namespace("cl"), Who::Client.address(family), service, transport, 6_000)?;
+            let new = Dial::new(bed.place(Who::Client), service, transport).probe();
+            new.ok().with_context(|| format!("{family}, after the {transport} flood"))?;
+            for (number, connection) in living.iter_mut().enumerate() {
+                let outcome = connection.ask(b"alive");
+                outcome.ok().with_context(|| format!("{family}, live flow {number}, {transport} flood"))?;
+            }
+        }
+    }
+    let status = bed.agent()?.home.json(&["status"])?;
+    // Nothing goes before its time while half of the room is free: fewer would mean that no flood has arrived.
+    let (used, room) = (status["flows"]["used"].as_u64(), status["flows"]["max"].as_u64());
+    ensure!(
+        used > room.map(|room| room / 2),
+        "{used:?} of {room:?} flow entries are used: that was no flood"
+    );
+    let drops = &status["drops"];
+    ensure!(drops.is_object() && drops["flow_table_full"].as_u64().unwrap_or(0) == 0, "{drops}");
+    Ok(())
 }
 
 /// Experiment 9: twice as many connections as the table holds, nobody sweeps it, and those that live stay.

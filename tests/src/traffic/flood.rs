@@ -1,0 +1,50 @@
+//! Packets of nobody: they open flows and are never heard of again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage};
+use nix::sys::socket::{sendto, socket};
+
+use crate::lab::namespace::Namespace;
+use crate::packet::frame::{ETHERNET, SYN, packet};
+use crate::wire::Transport;
+
+/// Sends `number` SYNs or datagrams to `to`, each from another port of one of 100 addresses beside `own`.
+///
+/// # Errors
+/// The kernel refuses to send.
+pub fn flood(from: &Namespace, own: IpAddr, to: SocketAddr, transport: Transport, number: u32) -> Result<()> {
+    let (family, protocol) = (
+        if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
+        if transport == Transport::Tcp { 6 } else { 17 },
+    );
+    // A port would be taken for a protocol number.
+    let target = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
+    from.within(|| {
+        let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
+        for n in 0..number {
+            let source = (beside(own, 100 + (n % 100) as u8), 1024 + (n / 100) as u16);
+            let frame = packet(protocol, SYN, source, (to.ip(), to.port()), b"flood");
+            sendto(socket.as_raw_fd(), &frame[ETHERNET..], &target, MsgFlags::empty())
+                .with_context(|| format!("packet {n} of a flood to {to}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// The address with another last byte.
+fn beside(address: IpAddr, last: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            [a, b, c, last].into()
+        }
+        IpAddr::V6(v6) => {
+            let mut octets = v6.octets();
+            octets[15] = last;
+            octets.into()
+        }
+    }
+}
