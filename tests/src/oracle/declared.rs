@@ -1,4 +1,5 @@
-//! The differences between kube-proxy and Sluice that are meant. Everything else that differs is a defect.
+//! The differences between kube-proxy and Sluice that are meant. Everything else that differs is a defect
+//! ([`super::reconcile`]).
 //!
 //! The same table is the page `deploy/differences.md`.
 
@@ -19,7 +20,7 @@ pub struct Difference {
     /// How to get kube-proxy's behaviour, if at all.
     pub switch: &'static str,
     /// What kube-proxy's fate comes to with Sluice; `None` where the difference does not apply.
-    translate: fn(&Context<'_>, &Fate) -> Option<Vec<Fate>>,
+    pub(super) translate: fn(&Context<'_>, &Fate) -> Option<Vec<Fate>>,
 }
 
 /// What a difference may depend on.
@@ -192,14 +193,14 @@ pub const DIFFERENCES: &[Difference] = &[
     },
 ];
 
-const NOT_PERMITTED: &str = "Operation not permitted (os error 1)";
+pub(super) const NOT_PERMITTED: &str = "Operation not permitted (os error 1)";
 const NO_ROUTE: &str = "No route to host (os error 113)";
 
-fn refused(slow: bool) -> Fate {
+pub(super) fn refused(slow: bool) -> Fate {
     Fate::Refused { how: "refused".into(), slow }
 }
 
-fn told(how: &str) -> Fate {
+pub(super) fn told(how: &str) -> Fate {
     Fate::Refused { how: how.into(), slow: false }
 }
 
@@ -220,32 +221,6 @@ fn is_unlisted(cell: &Cell<'_>, cluster_ip: bool) -> bool {
 /// In the laboratory the router sends it back: TCP learns that its time to live is over, UDP learns nothing.
 fn routed_on(fate: &Fate) -> bool {
     *fate == Fate::Silence || matches!(fate, Fate::Refused { how, .. } if how == NO_ROUTE)
-}
-
-/// The numbers of the declared differences by which the two observations agree; `None` if they do not.
-#[must_use]
-pub fn reconcile(
-    (mode, wiring, variant): (Mode, Wiring, Variant),
-    cell: &Cell<'_>,
-    ours: &Observation,
-    theirs: &Observation,
-) -> Option<Vec<usize>> {
-    let at = Context { mode, wiring, variant, cell, ours };
-    let (mut used, mut expected) = (Vec::new(), Observation::default());
-    for fate in &theirs.0 {
-        let declared = DIFFERENCES.iter().enumerate();
-        let found = declared
-            .filter(|_| !ours.0.contains(fate))
-            .find_map(|(number, difference)| Some((number, (difference.translate)(&at, fate)?)));
-        match found {
-            Some((number, fates)) => {
-                used.push(number);
-                expected.0.extend(fates);
-            }
-            None => _ = expected.0.insert(fate.clone()),
-        }
-    }
-    (expected == *ours).then_some(used)
 }
 
 /// The table as a page.

@@ -3,7 +3,7 @@
 //! A [`Plane`] is one API server with every [`Case`] of the matrix in it. A [`Bench`] is two beds under it: in one
 //! Sluice serves the node, in the other kube-proxy, both started with the same configuration file. A [`Cell`] is one
 //! client that dials one address; [`observe`] tells what becomes of it, [`declared`] holds the differences that are
-//! meant.
+//! meant, and [`reconcile`](reconcile::reconcile) looks for others.
 
 pub mod bench;
 pub mod case;
@@ -14,6 +14,7 @@ mod kube_proxy;
 pub mod matrix;
 pub mod observe;
 pub mod plane;
+pub mod reconcile;
 mod variant;
 
 pub use bench::{Bench, Mode};

@@ -8,8 +8,8 @@ use anyhow::Result;
 use sluice_tests::lab::Bed;
 use sluice_tests::lab::plan::Wiring;
 use sluice_tests::oracle::cell::Cell;
-use sluice_tests::oracle::declared::reconcile;
 use sluice_tests::oracle::observe::{Effort, GLANCE, Observation, STARE, observe};
+use sluice_tests::oracle::reconcile::reconcile;
 use sluice_tests::oracle::{Bench, Case, Mode, Plane, Variant, matrix};
 
 use super::report::Report;
