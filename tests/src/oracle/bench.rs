@@ -1,6 +1,7 @@
 //! Two identical beds under one configuration: Sluice in one, kube-proxy in the other.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -65,14 +66,19 @@ impl Bench {
     pub fn build(plane: &Plane, mode: Mode, wiring: Wiring, variant: Variant) -> Result<Self> {
         let (mut ours, theirs) = (bed(wiring)?, bed(wiring)?);
         let uplinks = [plane.connect(ours.namespace("n1"))?, plane.connect(theirs.namespace("n1"))?];
-        let mut config = plain(plane, mode);
-        merge(&mut config, &variant.config(mode, wiring));
-        let path = ours.directory().join("config.json");
-        std::fs::write(&path, config.to_string())
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let write = |directory: &Path, special: Value| {
+            let mut config = plain(plane, mode);
+            merge(&mut config, &special);
+            let path = directory.join("config.json");
+            std::fs::write(&path, config.to_string())
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            anyhow::Ok(path)
+        };
+        let own_config = write(ours.directory(), variant.own_config(mode, wiring))?;
+        let path = write(theirs.directory(), variant.config(mode, wiring))?;
         let log = theirs.directory().join("kube-proxy.log");
         let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &path, &log)?;
-        ours.home().flags = vec!["--config".into(), path.display().to_string()];
+        ours.home().flags = vec!["--config".into(), own_config.display().to_string()];
         ours.start_agent()?;
         kube_proxy.ready()?;
         Ok(Self { mode, wiring, kube_proxy, ours, theirs, _uplinks: uplinks })

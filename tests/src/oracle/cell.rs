@@ -36,6 +36,10 @@ pub enum Way {
     OtherPortOnNode,
     /// An address of the Services' range that nobody has.
     Unassigned,
+    /// The usual ones, with as much as a datagram holds.
+    ClusterIpLarge,
+    NodePortLarge,
+    LoadBalancerLarge,
     /// The ClusterIP, external IP, LoadBalancer address and NodePort in turn.
     Alternately,
 }
@@ -64,6 +68,9 @@ impl Way {
             Self::LoadBalancerOnNode => "load_balancer_on_node",
             Self::OtherPortOnNode => "other_port_on_node",
             Self::Unassigned => "unassigned_cluster_ip",
+            Self::ClusterIpLarge => "much_by_cluster_ip",
+            Self::NodePortLarge => "much_by_node_port",
+            Self::LoadBalancerLarge => "much_by_load_balancer",
             Self::Alternately => "all_addresses_in_turn",
         }
     }
@@ -71,8 +78,8 @@ impl Way {
     fn targets(self, case: &Case, family: Family) -> Vec<SocketAddr> {
         let n = case.number;
         let (address, port): (IpAddr, u16) = match self {
-            Self::ClusterIp => (cluster_ip(family, n), SERVICE_PORT),
-            Self::NodePort => (Who::Host.address(family), case.node_port()),
+            Self::ClusterIp | Self::ClusterIpLarge => (cluster_ip(family, n), SERVICE_PORT),
+            Self::NodePort | Self::NodePortLarge => (Who::Host.address(family), case.node_port()),
             Self::NodePortMoved => (Who::Host.address(family), case.moved_node_port()),
             Self::NodePortAdded => (added_address(family), case.node_port()),
             Self::NodePortSecond => (second_address(family), case.node_port()),
@@ -81,7 +88,7 @@ impl Way {
                 (family.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), case.node_port())
             }
             Self::ExternalIp => (external_ip(family, n), SERVICE_PORT),
-            Self::LoadBalancer => (load_balancer_ip(family, n), SERVICE_PORT),
+            Self::LoadBalancer | Self::LoadBalancerLarge => (load_balancer_ip(family, n), SERVICE_PORT),
             Self::ClusterIpOtherPort => (cluster_ip(family, n), SERVICE_PORT + 1),
             Self::ExternalIpOtherPort => (external_ip(family, n), SERVICE_PORT + 1),
             Self::LoadBalancerOtherPort => (load_balancer_ip(family, n), SERVICE_PORT + 1),
@@ -118,6 +125,15 @@ pub struct Cell<'a> {
 }
 
 impl Cell<'_> {
+    /// How much to send and to get back, beside a greeting. With the server's own line it fills a datagram.
+    #[must_use]
+    pub const fn payload(&self) -> usize {
+        match self.way {
+            Way::ClusterIpLarge | Way::NodePortLarge | Way::LoadBalancerLarge => 65_400,
+            _ => 0,
+        }
+    }
+
     /// What to dial, one after the other.
     #[must_use]
     pub fn targets(&self) -> Vec<SocketAddr> {

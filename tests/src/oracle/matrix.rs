@@ -62,8 +62,9 @@ fn policies() -> Vec<Case> {
     layouts.into_iter().flat_map(|layout| pairs.map(|pair| case(layout, pair))).collect()
 }
 
-/// A10, A11, A17, B8, B9, B10, B13, B14, B15, C1, E5, E7, P-24, P-32, P-36: kinds of Services and of addresses.
+/// A10, A11, A17, B8, B9, B10, B13, B14, B15, C1, E5, E7, P-09, P-24, P-32, P-36: kinds of Services and of addresses.
 fn kinds() -> Vec<Case> {
+    let large = [Way::ClusterIpLarge, Way::NodePortLarge, Way::LoadBalancerLarge];
     let unlisted = [
         Way::ClusterIpOtherPort,
         Way::ExternalIpOtherPort,
@@ -94,7 +95,7 @@ fn kinds() -> Vec<Case> {
     let mut own = Case::new("own-without-hairpin", [ready(Who::Pc)]);
     own.clients = &[Who::Pc];
     vec![
-        Case::new("addresses", both()).ways(&unlisted),
+        Case::new("addresses", both()).ways(&[&unlisted[..], &large].concat()),
         Case::new("addresses-empty", []).ways(&unlisted),
         Case::new("addresses-external-local", [ready(Who::Pd)])
             .spec(json!({"externalTrafficPolicy": "Local"}))

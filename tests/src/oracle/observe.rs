@@ -119,7 +119,12 @@ fn settle(mut fates: Vec<Fate>, sticky: bool) -> Observation {
 fn dial(bed: &Bed, cell: &Cell<'_>, target: std::net::SocketAddr, patience: Duration) -> Fate {
     let dial = Dial::new(bed.place(cell.client), target, cell.transport).patience(patience);
     let start = Instant::now();
-    let outcome = dial.probe();
+    let outcome = match cell.payload() {
+        0 => dial.probe(),
+        bytes => {
+            dial.open().map_or_else(|outcome| outcome, |mut connection| connection.ask(&vec![b'x'; bytes]))
+        }
+    };
     let slow = start.elapsed() > SLOW;
     match outcome {
         Outcome::Ok(answer) => {

@@ -60,7 +60,13 @@ fn rounds() -> Vec<Round> {
         pair.map(|(mode, wiring)| Round { mode, wiring, variant })
     };
     let special = Variant::SPECIAL.into_iter().flat_map(special);
-    both_modes(Variant::Plain).chain(both_modes(Variant::Changed)).chain(special).collect()
+    let trial = Round { mode: Mode::Nftables, wiring: Wiring::Routed, variant: Variant::Skewed };
+    [trial]
+        .into_iter()
+        .chain(both_modes(Variant::Plain))
+        .chain(both_modes(Variant::Changed))
+        .chain(special)
+        .collect()
 }
 
 /// What the machine lacks.
