@@ -125,11 +125,11 @@ pub struct Cell<'a> {
 }
 
 impl Cell<'_> {
-    /// How much to send and to get back, beside a greeting. With the server's own line it fills a datagram.
+    /// How much to send and to get back, beside a greeting. With the server's own line it fills its largest answer.
     #[must_use]
     pub const fn payload(&self) -> usize {
         match self.way {
-            Way::ClusterIpLarge | Way::NodePortLarge | Way::LoadBalancerLarge => 65_400,
+            Way::ClusterIpLarge | Way::NodePortLarge | Way::LoadBalancerLarge => 64_900,
             _ => 0,
         }
     }
