@@ -178,6 +178,20 @@ pub const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        row: "E3",
+        situation: "a NodePort at an address that `nodePortAddresses` leaves out, policy Local without local endpoints, iptables mode",
+        kube_proxy: "silence: this one rule looks at the port only",
+        sluice: "the node's own affair: here nobody listens, and the kernel refuses",
+        reason: "an address that is left out is left alone",
+        switch: "none",
+        translate: |at, fate| {
+            let there = matches!(at.cell.way, Way::NodePort | Way::NodePortSecond);
+            let left_out = matches!(at.variant, Variant::NodePortPrefix | Variant::NodePortPrimary);
+            (at.mode == Mode::Iptables && left_out && there && *fate == Fate::Silence)
+                .then(|| vec![refused(false)])
+        },
+    },
+    Difference {
         row: "E7",
         situation: "a NodePort at ::1, in iptables mode",
         kube_proxy: "refused, or silence; at 127.0.0.1 it is answered",
