@@ -73,7 +73,8 @@ pub const DIFFERENCES: &[Difference] = &[
             let hairpin = at.mode == Mode::Nftables
                 && client.node() == "n2"
                 && at.cell.case.endpoints.iter().any(|endpoint| endpoint.who == client);
-            let itself = |fate: &&Fate| matches!(fate, Fate::Answered { by, .. } if by == client.name());
+            // A client that sticks to itself is one of those that stick.
+            let itself = |fate: &&Fate| fate.backend() == Some(client.name()) || **fate == Fate::Sticky;
             let answers: Vec<_> = at.ours.0.iter().filter(itself).cloned().collect();
             (hairpin && *fate == Fate::Silence && !answers.is_empty()).then_some(answers)
         },
@@ -175,6 +176,21 @@ pub const DIFFERENCES: &[Difference] = &[
             let there = matches!(at.cell.way, Way::ExternalIp | Way::LoadBalancer);
             let corner = at.mode == Mode::Iptables && at.cell.client == Who::Host && there;
             (corner && routed_on(fate)).then(|| vec![refused(false)])
+        },
+    },
+    Difference {
+        row: "C16",
+        situation: "the node itself to a LoadBalancer address whose source ranges hold one of its several addresses",
+        kube_proxy: "silence or EPERM where the kernel sends from another one",
+        sluice: "answered",
+        reason: "a socket is translated before it gets its source address: the node as a whole is in the range or not",
+        switch: "`--sockets off`",
+        translate: |at, fate| {
+            let there = at.cell.way == Way::LoadBalancer && at.cell.client == Who::Host;
+            let one_of_several = there && at.cell.case.name == "ranges-node";
+            let answers: Vec<_> = at.ours.0.iter().filter(|ours| ours.backend().is_some()).cloned().collect();
+            let closed = *fate == Fate::Silence || *fate == told(NOT_PERMITTED);
+            (one_of_several && closed && !answers.is_empty()).then_some(answers)
         },
     },
     Difference {
