@@ -63,6 +63,14 @@ pub struct Retired {
     pub entries: usize,
 }
 
+/// The programs that these edges need.
+pub fn edge_programs(edges: &[Edge]) -> Vec<&'static str> {
+    let mut needed: Vec<_> = edges.iter().flat_map(names).collect();
+    needed.sort_unstable();
+    needed.dedup();
+    needed
+}
+
 /// A race with somebody who attaches at the same time is lost this often before it is an error.
 const ATTEMPTS: usize = 8;
 
@@ -82,8 +90,9 @@ impl Datapath {
     ///
     /// # Errors
     /// [`DatapathError::is_gone`] if the device went away meanwhile: not worth a message.
-    pub fn attach_edge(&self, edge: &Edge) -> Result<Attached, DatapathError> {
+    pub fn attach_edge(&mut self, edge: &Edge) -> Result<Attached, DatapathError> {
         let started = Instant::now();
+        self.require(edge)?;
         self.set_device(edge)?;
         let [ingress, egress] = names(edge);
         let target = Target::Device(edge.ifindex);
@@ -99,6 +108,17 @@ impl Datapath {
                 Err(error)
             }
         }
+    }
+
+    /// Loads the edge's programs if that has not been done.
+    fn require(&mut self, edge: &Edge) -> Result<(), DatapathError> {
+        let mut missing = edge_programs(std::slice::from_ref(edge));
+        missing.retain(|name| self.program(name).is_err());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        loader::load_programs(&mut self.ebpf, &missing)?;
+        self.pin_programs()
     }
 
     /// Takes our programs off a device that is there but is no edge any more.

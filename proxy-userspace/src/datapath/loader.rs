@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use proxy_common::abi::Addr;
@@ -30,7 +30,7 @@ pub struct Options {
 
 /// Programs of an Ethernet device.
 pub const ETHERNET: [&str; 2] = ["sluice_ingress", "sluice_egress"];
-/// Programs of a device without Ethernet header.
+/// Programs of a device without Ethernet header. Few nodes have one: they are loaded when it appears.
 pub const PLAIN: [&str; 2] = ["sluice_ingr_l3", "sluice_egr_l3"];
 
 /// What the object's globals are set to, and what its maps look like.
@@ -73,10 +73,8 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows));
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode };
     let mut ebpf = load_object(&pins, &recipe, None)?;
-    load_edges(&mut ebpf)?;
-    if cgroup.is_some() {
-        load_sockets(&mut ebpf)?;
-    }
+    let sockets = socket_programs().filter(|_| cgroup.is_some());
+    load_programs(&mut ebpf, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
     let mut maps = HashMap::new();
     for spec in &recipe.wanted {
         let missing = || DatapathError::NoProgram { program: spec.name };
@@ -238,28 +236,42 @@ fn permission(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Erro
     None
 }
 
-/// Hands the programs of devices to the kernel.
-pub fn load_edges(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    ETHERNET.into_iter().chain(PLAIN).try_for_each(|name| load_edge(ebpf, name))
+/// Programs of the node's own sockets.
+fn socket_programs() -> impl Iterator<Item = &'static str> {
+    hooks::SOCKETS.iter().map(|(_, name)| *name)
 }
 
-/// Hands a program of devices to the kernel, if it has not been.
-pub fn load_edge(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
-    let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
-    let program: &mut SchedClassifier = program.try_into().map_err(|error| refused(name, error))?;
-    match program.load() {
+/// Hands programs to the kernel, those that have not been, each in a thread: verifying them is most of what a start takes.
+pub fn load_programs(ebpf: &mut Ebpf, names: &[&'static str]) -> Result<(), DatapathError> {
+    for name in names {
+        ebpf.program(name).ok_or(DatapathError::NoProgram { program: name })?;
+    }
+    let mut programs: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(found, program)| Some((*names.iter().find(|name| **name == found)?, program)))
+        .collect();
+    std::thread::scope(|scope| {
+        let loading: Vec<_> = programs
+            .iter_mut()
+            .map(|(name, program)| scope.spawn(move || load_program(name, program)))
+            .collect();
+        let joined = loading
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect()
+    })
+}
+
+fn load_program(name: &'static str, program: &mut Program) -> Result<(), DatapathError> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(DatapathError::NoProgram { program: name }),
+    };
+    match loaded {
         Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => Err(refused(name, error)),
         _ => Ok(()),
     }
-}
-
-fn load_sockets(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
-    for (_, name) in hooks::SOCKETS {
-        let program = ebpf.program_mut(name).ok_or(DatapathError::NoProgram { program: name })?;
-        let program: &mut CgroupSockAddr = program.try_into().map_err(|error| refused(name, error))?;
-        program.load().map_err(|error| refused(name, error))?;
-    }
-    Ok(())
 }
 
 /// One line that says which program, which kernel, and the two ends of the verifier's log.

@@ -108,7 +108,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refuses them.
     pub fn prepare_catch_all(&mut self) -> Result<(), DatapathError> {
-        loader::CAUGHT.into_iter().try_for_each(|name| loader::load_edge(&mut self.ebpf, name))?;
+        loader::load_programs(&mut self.ebpf, &loader::CAUGHT)?;
         self.pin_programs()
     }
 

@@ -10,9 +10,10 @@ use aya::programs::Program;
 use aya_log::EbpfLogger;
 use proxy_common::abi::TraceRecord;
 
+use super::attach::edge_programs;
 use super::error::DatapathError;
 use super::{Datapath, keep, loader, pins};
-use crate::node::{Edge, EdgeKind};
+use crate::node::Edge;
 
 /// The programs that trace.
 #[derive(Debug)]
@@ -89,10 +90,7 @@ impl Datapath {
     pub fn trace(&mut self, address: IpAddr, edges: &[Edge]) -> Result<TraceLog, DatapathError> {
         self.end_trace(edges)?;
         let mut ebpf = loader::load_object(&self.pins, &self.recipe, Some(address))?;
-        loader::load_edges(&mut ebpf)?;
-        if edges.iter().any(|edge| edge.kind == EdgeKind::CatchAll) {
-            loader::CAUGHT.into_iter().try_for_each(|name| loader::load_edge(&mut ebpf, name))?;
-        }
+        loader::load_programs(&mut ebpf, &edge_programs(edges))?;
         let log = TraceLog::new(&mut ebpf)?;
         let kept = keep(&ebpf, &self.pins, &mut self.known)?;
         self.tracing = Some(Tracing { ebpf, kept });
@@ -121,7 +119,7 @@ impl Datapath {
     }
 
     /// Tries every edge; the first failure.
-    fn attach_all(&self, edges: &[Edge]) -> Result<(), DatapathError> {
+    fn attach_all(&mut self, edges: &[Edge]) -> Result<(), DatapathError> {
         let mut result = Ok(());
         for edge in edges {
             match self.attach_edge(edge) {

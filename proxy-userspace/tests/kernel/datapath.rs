@@ -24,7 +24,7 @@ fn marked(seed: u32) -> Config {
 fn restarts(options: &Options) {
     let edge = edge("edge0");
     for round in 0..3 {
-        let datapath = Datapath::load(options).unwrap();
+        let mut datapath = Datapath::load(options).unwrap();
         assert_eq!(datapath.adopted(), round > 0, "round {round}");
         if round == 0 {
             datapath.set_config(&marked(77)).unwrap();
@@ -71,7 +71,7 @@ fn cleanup_takes_everything_away_and_nothing_else() {
         std::fs::create_dir(bpffs.path().join("other")).unwrap();
         let foreign = foreign_program("pod0");
         for options in [&plain, &pinned] {
-            let datapath = Datapath::load(options).unwrap();
+            let mut datapath = Datapath::load(options).unwrap();
             datapath.attach_edge(&edge("edge0")).unwrap();
             datapath.attach_edge(&edge("pod0")).unwrap();
             datapath.attach_sockets().unwrap();
@@ -115,10 +115,10 @@ fn foreign_programs_are_kept_and_told() {
     in_namespace(|| {
         let options = options();
         let foreign = foreign_program("edge0");
-        let datapath = Datapath::load(&options).unwrap();
+        let mut datapath = Datapath::load(&options).unwrap();
         let attached = datapath.attach_edge(&edge("edge0")).unwrap();
         assert_eq!((attached.ingress.before, attached.ingress.after), (0, 1));
-        let again = Datapath::load(&options).unwrap();
+        let mut again = Datapath::load(&options).unwrap();
         let attached = again.attach_edge(&edge("edge0")).unwrap();
         assert_eq!(attached.ingress.change, Change::Replaced);
         assert_eq!((attached.ingress.before, attached.ingress.after), (0, 1), "the place is kept");
@@ -183,7 +183,7 @@ fn wrong_places_are_named() {
 #[test]
 fn a_device_that_went_is_no_alarm() {
     in_namespace(|| {
-        let datapath = Datapath::load(&options()).unwrap();
+        let mut datapath = Datapath::load(&options()).unwrap();
         let gone = edge("edge0");
         crate::common::ip("link del edge0");
         assert!(datapath.attach_edge(&gone).unwrap_err().is_gone());

@@ -82,7 +82,7 @@ fn named_edges_only() {
 #[test]
 fn pods_that_come_and_go_are_attached() {
     in_namespace(|| {
-        let datapath = Datapath::load(&options()).unwrap();
+        let mut datapath = Datapath::load(&options()).unwrap();
         block_on(async {
             let mut node = Node::open(Edges::Names(vec![EdgePattern::Prefix("pod".into())])).await.unwrap();
             let mut slowest = Duration::ZERO;
