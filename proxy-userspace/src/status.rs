@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -56,25 +57,58 @@ pub fn story(error: &(dyn std::error::Error + 'static)) -> String {
     told
 }
 
+/// The latest thing that went wrong, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Latest(Option<(Instant, String)>);
+
+impl Latest {
+    pub fn note(&mut self, told: impl fmt::Display) {
+        self.0 = Some((Instant::now(), told.to_string()));
+    }
+
+    /// Nothing, if nothing went wrong.
+    #[must_use]
+    pub fn told(self) -> Option<String> {
+        self.0.map(|(_, told)| told)
+    }
+}
+
 /// Troubles that stand until they are over, each under the name of the part that has it.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<&'static str, Trouble>>>);
+pub struct Board(Arc<Mutex<Troubles>>);
+
+#[derive(Debug, Default)]
+struct Troubles {
+    standing: BTreeMap<&'static str, Trouble>,
+    latest: Latest,
+}
 
 impl Board {
     /// Puts up a trouble; whether it is new.
     pub fn post(&self, part: &'static str, trouble: Trouble) -> bool {
         let mut troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles.insert(part, trouble.clone()) != Some(trouble)
+        let new = troubles.standing.get(part) != Some(&trouble);
+        if new {
+            troubles.latest.note(&trouble);
+            troubles.standing.insert(part, trouble);
+        }
+        new
     }
 
     /// Whether there was one.
     pub fn clear(&self, part: &'static str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(part).is_some()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).standing.remove(part).is_some()
     }
 
     #[must_use]
     pub fn all(&self) -> Vec<Trouble> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).standing.values().cloned().collect()
+    }
+
+    /// The last that was put up, also when it is over.
+    #[must_use]
+    pub fn latest(&self) -> Latest {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).latest.clone()
     }
 }
 
@@ -101,7 +135,7 @@ pub struct Status {
     /// The packet trace, while there is one.
     pub trace: Option<TraceView>,
     pub degraded: Vec<Trouble>,
-    /// The last thing that went wrong, also when it has been repaired since.
+    /// The latest thing that went wrong, also when it has been repaired since. Never null while anything is degraded.
     pub last_error: Option<String>,
     /// Process id of the agent, as it sees itself.
     pub pid: u32,
@@ -245,5 +279,7 @@ mod tests {
         assert_eq!(board.all(), [trouble("no such address")]);
         assert!(board.clear("healthz") && !board.clear("healthz"));
         assert_eq!(board.all(), []);
+        let last = trouble("no such address").to_string();
+        assert_eq!(board.latest().told(), Some(last), "it stays readable");
     }
 }

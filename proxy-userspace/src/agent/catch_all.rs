@@ -78,7 +78,7 @@ impl Worker {
         };
         self.catch_all.failed = result.err().map(|trouble| {
             error!("{trouble}");
-            self.last_error = Some(trouble.to_string());
+            self.latest.note(&trouble);
             trouble.why
         });
     }
@@ -92,8 +92,12 @@ impl Worker {
         self.catch_all.device = Some(device);
         // The program first: what is led into the device without it would be led there again.
         self.attach(edge, None);
-        if !self.edges.get(&ifindex).is_some_and(|served| matches!(served.state, State::Attached { .. })) {
-            let why = self.last_error.clone().unwrap_or_default();
+        let failed = match self.edges.get(&ifindex).map(|served| &served.state) {
+            Some(State::Attached { .. }) => None,
+            Some(State::Failed(why)) => Some(why.clone()),
+            None => Some("it went away at once".to_owned()),
+        };
+        if let Some(why) = failed {
             self.close_catch_all()?;
             return Err(Trouble::new("the catch-all device", why, "see the log"));
         }

@@ -5,7 +5,7 @@ use proxy_common::abi::LAYOUT;
 
 use super::plane::PlaneReport;
 use crate::config::{Config, Source};
-use crate::status::{self, Mode, Status, Trouble};
+use crate::status::{self, Latest, Mode, Status, Trouble};
 
 /// What never changes while the agent runs.
 #[derive(Clone, Debug)]
@@ -41,7 +41,7 @@ pub struct LoopReport {
     pub services: usize,
     pub endpoints: usize,
     pub degraded: Vec<Trouble>,
-    pub last_error: Option<String>,
+    pub latest: Latest,
 }
 
 /// Puts the status together; `now` is on the agent's monotonic clock.
@@ -52,6 +52,9 @@ pub fn assemble(identity: &Identity, agent: LoopReport, plane: PlaneReport, now:
     degraded.extend(plane.degraded);
     degraded.sort();
     degraded.dedup();
+    // What has stood from the start may never have been noted as an event.
+    let standing = degraded.first().map(ToString::to_string);
+    let last_error = agent.latest.max(plane.latest).told().or(standing);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         layout: LAYOUT,
@@ -71,7 +74,7 @@ pub fn assemble(identity: &Identity, agent: LoopReport, plane: PlaneReport, now:
         drops: plane.drops,
         trace: plane.trace,
         degraded,
-        last_error: agent.last_error.or(plane.last_error),
+        last_error,
         pid: std::process::id(),
     }
 }
@@ -128,6 +131,31 @@ mod tests {
         ];
         for field in fields {
             assert!(json.pointer(field).is_some(), "{field} is missing in {json}");
+        }
+    }
+
+    #[test]
+    fn the_last_error_is_the_latest_and_never_missing_while_something_is_degraded() {
+        let noted = |told: &str| {
+            let mut latest = Latest::default();
+            latest.note(told);
+            latest
+        };
+        let (older, newer, none) = (noted("older"), noted("newer"), Latest::default());
+        let standing = Trouble::new("device eth0", "not served", "look");
+        let cases = [
+            ("all is well", &none, &none, false, None),
+            ("of the agent's half", &newer, &older, false, Some("newer")),
+            ("of the data plane's half", &older, &newer, false, Some("newer")),
+            ("over, and another stands from the start", &older, &none, true, Some("older")),
+            ("stands from the start", &none, &none, true, Some("device eth0: not served; look")),
+        ];
+        for (name, agent, plane, degraded, want) in cases {
+            let agent = LoopReport { latest: agent.clone(), ..LoopReport::default() };
+            let degraded = if degraded { vec![standing.clone()] } else { Vec::new() };
+            let plane = PlaneReport { latest: plane.clone(), degraded, ..PlaneReport::default() };
+            let status = assemble(&identity(), agent, plane, Duration::ZERO);
+            assert_eq!(status.last_error.as_deref(), want, "{name}");
         }
     }
 

@@ -32,7 +32,7 @@ use crate::control::{Answer, Question, Request};
 use crate::http::{Clock, Health};
 use crate::metrics::Metrics;
 use crate::model::{self, Model};
-use crate::status::{Board, Trouble};
+use crate::status::{Board, Latest, Trouble};
 use facts::{Identity, LoopReport, assemble};
 use pace::Pace;
 use plane::{Installed, gone};
@@ -78,7 +78,7 @@ pub struct Agent {
     born: bool,
     heard: Option<Duration>,
     problems: Vec<Problem>,
-    last_error: Option<String>,
+    latest: Latest,
 }
 
 impl Agent {
@@ -97,7 +97,7 @@ impl Agent {
             born: false,
             heard: None,
             problems: Vec::new(),
-            last_error: None,
+            latest: Latest::default(),
             parts,
         }
     }
@@ -180,7 +180,7 @@ impl Agent {
         let now = self.model.problems();
         for problem in now.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
-            self.last_error = Some(problem.to_string());
+            self.latest.note(&problem);
         }
         for problem in self.problems.iter().filter(|problem| !now.contains(problem)) {
             info!("over: {}: {}", problem.object, problem.what);
@@ -216,7 +216,7 @@ impl Agent {
         if let Some(error) = installed.failed {
             error!(%error, "not everything could be installed; trying again");
             self.parts.metrics.write_failed();
-            self.last_error = Some(error);
+            self.latest.note(&error);
             return;
         }
         let took = now.saturating_sub(begun);
@@ -285,7 +285,7 @@ impl Agent {
             services,
             endpoints,
             degraded,
-            last_error: self.last_error.clone(),
+            latest: self.latest.clone().max(self.parts.board.latest()),
         }
     }
 }

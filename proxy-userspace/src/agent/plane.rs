@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::control::FlowFilter;
 use crate::model::PortChange;
 use crate::node::NodeEvent;
-use crate::status::{Edge, FlowView, Mode, ServiceView, TraceView, Trouble, Usage};
+use crate::status::{Edge, FlowView, Latest, Mode, ServiceView, TraceView, Trouble, Usage};
 
 /// What the thread is told to do. BPF and netlink calls block, for short; they must not hold up the runtime.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct PlaneReport {
     pub drops: std::collections::BTreeMap<String, u64>,
     pub trace: Option<TraceView>,
     pub degraded: Vec<Trouble>,
-    pub last_error: Option<String>,
+    pub latest: Latest,
 }
 
 /// Sends orders.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use proxy_common::abi::{AddressClass, protocol};
 
@@ -26,9 +27,17 @@ impl Worker {
             .collect())
     }
 
-    fn usage(&self) -> Result<Usage, DatapathError> {
+    /// Counted anew at most every few seconds: scrapes and people who look often must not cost packets.
+    fn usage(&mut self) -> Result<Usage, DatapathError> {
+        const FRESH: Duration = Duration::from_secs(5);
+        let now = self.clock.now();
+        if let Some((_, usage)) = self.usage.filter(|(counted, _)| now < *counted + FRESH) {
+            return Ok(usage);
+        }
         let usage = self.datapath.flow_usage()?;
-        Ok(Usage { used: usage.used as u64, max: usage.max })
+        let usage = Usage { used: usage.used, max: usage.max };
+        self.usage = Some((now, usage));
+        Ok(usage)
     }
 
     fn drops(&self) -> Result<BTreeMap<String, u64>, DatapathError> {
@@ -37,7 +46,7 @@ impl Worker {
         Ok(lost.map(|(reason, n)| (reason.name().to_owned(), n)).collect())
     }
 
-    pub fn report(&self) -> PlaneReport {
+    pub fn report(&mut self) -> PlaneReport {
         let mut degraded: Vec<_> = self.edges.values().filter_map(edges::trouble).collect();
         degraded.extend(self.syncer.refused().into_iter().map(|refused| {
             let next = "what was installed before stays; remove Services or endpoints that are not used";
@@ -64,7 +73,7 @@ impl Worker {
             drops: drops.unwrap_or_default(),
             trace: self.traced(),
             degraded,
-            last_error: self.last_error.clone(),
+            latest: self.latest.clone(),
         }
     }
 

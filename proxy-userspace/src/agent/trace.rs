@@ -69,7 +69,7 @@ impl Worker {
         let over = self.trace.as_ref().is_some_and(|trace| trace.until <= self.clock.now());
         if over && let Err(trouble) = self.end_trace() {
             error!("{trouble}");
-            self.last_error = Some(trouble.to_string());
+            self.latest.note(&trouble);
         }
     }
 

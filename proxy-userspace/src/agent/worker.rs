@@ -21,7 +21,7 @@ use crate::http::Clock;
 use crate::metrics::Metrics;
 use crate::model::{PortChange, node_port_addresses};
 use crate::node::{Address, Edge, EdgeKind, Facts, NodeEvent};
-use crate::status::{Mode, Trouble, story};
+use crate::status::{Latest, Mode, Trouble, Usage, story};
 use crate::sync::{NodeAddresses, Report, Settings, Syncer};
 
 pub struct Worker {
@@ -37,7 +37,9 @@ pub struct Worker {
     pub(super) edges: Edges,
     pub(super) addresses: Vec<Address>,
     node_ips: Vec<IpAddr>,
-    pub(super) last_error: Option<String>,
+    pub(super) latest: Latest,
+    /// When the flow tables were last counted, and what came of it.
+    pub(super) usage: Option<(Duration, Usage)>,
     pub(super) sweeps: Sweeps,
     pub(super) sockets_probed: bool,
     /// Why sockets cannot be taken off departed endpoints.
@@ -65,7 +67,8 @@ impl Worker {
             edges: Edges::new(),
             addresses: Vec::new(),
             node_ips: config.node_ip.into_iter().collect(),
-            last_error: None,
+            latest: Latest::default(),
+            usage: None,
             sweeps: Sweeps::default(),
             sockets_probed: false,
             sweep_trouble: None,
@@ -167,7 +170,7 @@ impl Worker {
         self.follow_catch_all(report.addresses.iter().copied());
         let failed = report.failed.last()?;
         let told = format!("writing {}: {}", failed.what, story(&*failed.error));
-        self.last_error = Some(told.clone());
+        self.latest.note(&told);
         Some(told)
     }
 
@@ -280,7 +283,7 @@ impl Worker {
     fn failed(&mut self, what: &str, error: &DatapathError) {
         let told = format!("{what}: {}", story(error));
         error!("{told}");
-        self.last_error = Some(told);
+        self.latest.note(&told);
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use super::{CleanupArgs, Outcome, run};
 use crate::agent::Places;
 use crate::control::{ClientError, Lock, LockError, Request, RunDir, ask};
-use crate::datapath::{self, Cleaned, Options};
+use crate::datapath::{self, Cleaned, Named, Options};
 use crate::node::remove_catch_all;
 
 /// Longest wait for a running agent to end.
@@ -25,8 +25,9 @@ pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>) -> Ou
     let dir = RunDir::new(run_dir);
     // Held to the end: no agent may start on what is being taken away.
     let lock = take_over(&dir)?;
+    let named = Named { cgroup: cgroup.is_some(), bpffs: bpffs.is_some() };
     let Places { bpffs, cgroup } = Places::choose(cgroup, bpffs);
-    let cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() })?;
+    let cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() }, named)?;
     let device = catch_all()?;
     dir.remove(lock)?;
     writeln!(std::io::stdout(), "{}", told(&cleaned, device))?;
@@ -40,16 +41,17 @@ fn catch_all() -> anyhow::Result<bool> {
 }
 
 fn told(cleaned: &Cleaned, device: bool) -> String {
-    if *cleaned == Cleaned::default() && !device {
-        return "nothing of sluice was here".to_owned();
-    }
-    let devices =
-        if cleaned.devices.is_empty() { "no device".to_owned() } else { cleaned.devices.join(", ") };
-    let device = if device { "; the catch-all device" } else { "" };
-    format!(
-        "removed: programs from {devices}; {} socket programs; {} pins{device}",
-        cleaned.sockets, cleaned.pins
-    )
+    let Cleaned { devices, sockets, pins, left } = cleaned;
+    let nothing = devices.is_empty() && *sockets == 0 && *pins == 0 && !device;
+    let mut lines = vec![if nothing {
+        "nothing of sluice was here".to_owned()
+    } else {
+        let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
+        let device = if device { "; the catch-all device" } else { "" };
+        format!("removed: programs from {devices}; {sockets} socket programs; {pins} pins{device}")
+    }];
+    lines.extend(left.iter().map(|left| format!("left: {left}")));
+    lines.join("\n")
 }
 
 /// The lock, from a running agent if need be. It is asked by its socket, not signalled by its number, which may be
@@ -76,6 +78,30 @@ fn take_over(dir: &RunDir) -> anyhow::Result<Lock> {
                 return Err(anyhow!(held).context("the agent was asked to stop and did not end"));
             }
             other => return Ok(other?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_and_what_was_left_is_told() {
+        let some = Cleaned { devices: vec!["eth0".to_owned()], sockets: 8, pins: 3, left: Vec::new() };
+        let other = Cleaned { left: vec!["pins at /b".to_owned()], ..Cleaned::default() };
+        let cases = [
+            (Cleaned::default(), false, "nothing of sluice was here"),
+            (some, false, "removed: programs from eth0; 8 socket programs; 3 pins"),
+            (
+                Cleaned::default(),
+                true,
+                "removed: programs from no device; 0 socket programs; 0 pins; the catch-all device",
+            ),
+            (other, false, "nothing of sluice was here\nleft: pins at /b"),
+        ];
+        for (cleaned, device, want) in cases {
+            assert_eq!(told(&cleaned, device), want);
         }
     }
 }

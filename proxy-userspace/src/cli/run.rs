@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use tracing::warn;
+use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, Outcome, cleanup, later};
@@ -126,10 +126,10 @@ fn check_source(source: &Source) -> anyhow::Result<()> {
     })
 }
 
-/// I19: a failure is only logged.
+/// I19: a failure is only logged, and as quietly as kube-proxy does it. In most containers it fails.
 fn set_oom_score(score: i32) {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        warn!(%error, score, "cannot set oom_score_adj; CAP_SYS_RESOURCE allows it");
+        debug!(%error, score, "cannot set oom_score_adj; CAP_SYS_RESOURCE allows it");
     }
 }
 

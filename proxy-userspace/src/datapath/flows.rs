@@ -72,7 +72,7 @@ pub struct FlowInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowUsage {
     /// Entries of both families in use.
-    pub used: usize,
+    pub used: u64,
     /// Entries that both tables can hold.
     pub max: u64,
 }
@@ -144,15 +144,14 @@ impl Datapath {
         Ok(flows)
     }
 
-    /// How full the flow tables are.
+    /// How full the flow tables are. Looks at every entry: not to be asked often.
     ///
     /// # Errors
     /// If the maps cannot be read.
     pub fn flow_usage(&self) -> Result<FlowUsage, DatapathError> {
         let failed = |map| move |source| DatapathError::Map { operation: "read", map, source };
         let (v4, v6) = (&self.tables.v4.flows, &self.tables.v6.flows);
-        let used =
-            v4.dump().map_err(failed("FLOWS_V4"))?.len() + v6.dump().map_err(failed("FLOWS_V6"))?.len();
+        let used = v4.count().map_err(failed("FLOWS_V4"))? + v6.count().map_err(failed("FLOWS_V6"))?;
         Ok(FlowUsage { used, max: u64::from(v4.max_entries()) + u64::from(v6.max_entries()) })
     }
 

@@ -113,17 +113,27 @@ pub fn devices() -> Result<Vec<(String, u32)>, DatapathError> {
 
 /// Detaches every program of ours at one hook. How many.
 pub fn clear(target: Target<'_>, hook: Hook, known: &Known) -> Result<usize, DatapathError> {
+    clear_some(target, hook, known, |_| true).map(|(taken, _)| taken)
+}
+
+/// Detaches those of our programs at one hook that are `chosen`. How many were, and how many were not.
+pub fn clear_some(
+    target: Target<'_>,
+    hook: Hook,
+    known: &Known,
+    chosen: impl Fn(&Ours) -> bool,
+) -> Result<(usize, usize), DatapathError> {
     let failed = |operation, source| {
         DatapathError::of(operation, source, |source| attach_error(operation, target, hook, source))
     };
     let found = match look(target, hook, known) {
         Ok(found) => found,
         // No tcx on this kernel, or the device is gone: nothing of ours can be here.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => return Ok(0),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => return Ok((0, 0)),
         Err(error) => return Err(failed("look for our programs", error)),
     };
-    let count = found.ours.len();
-    for ours in found.ours {
+    let (going, staying): (Vec<_>, Vec<_>) = found.ours.into_iter().partition(chosen);
+    for ours in &going {
         match sys::detach(target, hook.attach_type, ours.fd.as_fd()) {
             Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
                 return Err(failed("detach", error));
@@ -131,7 +141,7 @@ pub fn clear(target: Target<'_>, hook: Hook, known: &Known) -> Result<usize, Dat
             _ => {}
         }
     }
-    Ok(count)
+    Ok((going.len(), staying.len()))
 }
 
 /// Names the hook and suggests what to do.

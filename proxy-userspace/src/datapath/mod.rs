@@ -31,7 +31,7 @@ use aya::Ebpf;
 use proxy_common::abi::Config;
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
-pub use cleanup::{Cleaned, cleanup};
+pub use cleanup::{Cleaned, Named, cleanup};
 pub use error::DatapathError;
 pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;

@@ -199,14 +199,29 @@ impl<K: Abi, V: Abi> Table<K, V> {
 
     /// Every element of a hash map or an array. An element that is added or removed meanwhile may be missing.
     pub fn dump(&self) -> Result<Vec<(K, V)>> {
-        self.expect_per_cpu(false)?;
         let mut found = Vec::new();
+        self.scan(|keys, values| found.extend(keys.iter().copied().zip(values.iter().copied())))?;
+        Ok(found)
+    }
+
+    /// How many elements there are. No memory is needed for it, but time.
+    pub fn count(&self) -> Result<u64> {
+        let mut count = 0;
+        self.scan(|keys, _| count += keys.len() as u64)?;
+        Ok(count)
+    }
+
+    fn scan(&self, mut each: impl FnMut(&[K], &[V])) -> Result<()> {
+        self.expect_per_cpu(false)?;
         let (mut position, mut next) = (0_u32, 0_u32);
         let mut first = true;
         let mut room = 1024_usize;
+        let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());
         loop {
-            let mut keys: Vec<K> = Vec::with_capacity(room);
-            let mut values: Vec<V> = Vec::with_capacity(room);
+            keys.clear();
+            values.clear();
+            keys.reserve_exact(room);
+            values.reserve_exact(room);
             let mut attr = BatchAttr {
                 input: if first { 0 } else { address(&raw const position) },
                 output: address(&raw mut next),
@@ -230,9 +245,9 @@ impl<K: Abi, V: Abi> Table<K, V> {
             unsafe { keys.set_len(count) };
             // SAFETY: as above, for values.
             unsafe { values.set_len(count) };
-            found.extend(keys.into_iter().zip(values));
+            each(&keys, &values);
             if result.is_err() {
-                return Ok(found);
+                return Ok(());
             }
             position = next;
             first = false;

@@ -5,7 +5,9 @@ use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::abi::{Addr, Cidr, Config, LAYOUT};
-use proxy_userspace::datapath::{Change, Cleaned, Datapath, DatapathError, Options, cleanup};
+use proxy_userspace::datapath::{
+    Change, Cleaned, Datapath, DatapathError, Named, Options, cleanup, netns_cookie,
+};
 
 /// A config that can be told from another's.
 fn marked(seed: u32) -> Config {
@@ -75,20 +77,46 @@ fn cleanup_takes_everything_away_and_nothing_else() {
             datapath.attach_edge(&edge("edge0")).unwrap();
             datapath.attach_edge(&edge("pod0")).unwrap();
             datapath.attach_sockets().unwrap();
-            let cleaned = cleanup(options).unwrap();
+            let cleaned = cleanup(options, Named::ALL).unwrap();
             assert_eq!(cleaned.devices.len(), 2);
             assert_eq!(cleaned.sockets, if cgroup.is_some() { 8 } else { 0 });
             assert_eq!(cleaned.pins > 0, options.bpffs.is_some());
-            assert_eq!(cleanup(options).unwrap(), Cleaned::default(), "a second time");
+            assert_eq!(cleanup(options, Named::ALL).unwrap(), Cleaned::default(), "a second time");
             let state = datapath.inspect_edge(&edge("pod0")).unwrap();
             assert_eq!((state[0].ours, state[0].before), (false, 1), "the other program is still there");
             drop(datapath);
             assert!(!Datapath::load(options).unwrap().adopted());
-            cleanup(options).unwrap();
+            cleanup(options, Named::ALL).unwrap();
         }
         assert!(bpffs.path().join("other").exists());
         std::fs::remove_dir(bpffs.path().join("other")).unwrap();
         drop(foreign);
+    });
+}
+
+/// Two agents of this machine share the root of cgroup v2 and a bpffs, as far as nobody names others.
+#[test]
+fn cleanup_leaves_what_belongs_to_another_network_namespace() {
+    let (Some(cgroup), true) = (Scratch::cgroup(), nix::unistd::geteuid().is_root()) else { return };
+    let bpffs = Scratch::bpffs();
+    let options =
+        Options { cgroup: Some(cgroup.path().into()), bpffs: Some(bpffs.path().into()), ..options() };
+    let unnamed = Named { cgroup: false, bpffs: false };
+    let start = |options: &Options| {
+        let datapath = Datapath::load(options).unwrap();
+        datapath.set_config(&Config { netns_cookie: netns_cookie().unwrap(), ..marked(1) }).unwrap();
+        datapath.attach_sockets().unwrap();
+    };
+    let theirs = options.clone();
+    in_namespace(move || start(&theirs));
+    in_namespace(move || {
+        let cleaned = cleanup(&options, unnamed).unwrap();
+        assert_eq!((cleaned.sockets, cleaned.pins, cleaned.left.len()), (0, 0, 2), "{cleaned:?}");
+        let cleaned = cleanup(&options, Named::ALL).unwrap();
+        assert!(cleaned.sockets == 8 && cleaned.pins > 0 && cleaned.left.is_empty(), "named: {cleaned:?}");
+        start(&options);
+        let cleaned = cleanup(&options, unnamed).unwrap();
+        assert!(cleaned.sockets == 8 && cleaned.pins > 0 && cleaned.left.is_empty(), "its own: {cleaned:?}");
     });
 }
 
@@ -125,7 +153,7 @@ fn foreign_programs_are_kept_and_told() {
         let [ingress, _] = datapath.inspect_edge(&edge("edge0")).unwrap();
         assert!(!ingress.ours, "the first agent notices that another took over (L-05)");
         drop(foreign);
-        cleanup(&options).unwrap();
+        cleanup(&options, Named::ALL).unwrap();
     });
 }
 
@@ -143,7 +171,7 @@ fn pins_that_do_not_fit_are_refused_and_kept() {
         assert!(matches!(error, DatapathError::ForeignMap { map: "FRONTENDS_V4", .. }), "{error}");
         assert!(error.to_string().contains("sluice cleanup"), "{error}");
         assert!(dir.join("FRONTENDS_V4").exists());
-        cleanup(&options).unwrap();
+        cleanup(&options, Named::ALL).unwrap();
         assert!(Datapath::load(&options).is_ok());
     });
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use proxy_userspace::config::{EdgePattern, Edges};
-use proxy_userspace::datapath::{Change, Datapath, cleanup};
+use proxy_userspace::datapath::{Change, Datapath, Named, cleanup};
 use proxy_userspace::node::{Node, NodeEvent};
 
 use crate::common::{in_namespace, ip, options};
@@ -114,6 +114,6 @@ fn pods_that_come_and_go_are_attached() {
         });
         let retired = datapath.retire(&[]).unwrap();
         assert_eq!((retired.devices.len(), retired.entries), (0, 0), "no entry outlives its device");
-        cleanup(&options()).unwrap();
+        cleanup(&options(), Named::ALL).unwrap();
     });
 }

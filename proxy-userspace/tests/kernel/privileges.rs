@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use proxy_userspace::datapath::{Change, Datapath, DatapathError, Options, cleanup};
+use proxy_userspace::datapath::{Change, Datapath, DatapathError, Named, Options, cleanup};
 use proxy_userspace::sync::{Settings, Syncer};
 
 use crate::common::{Scratch, edge, in_namespace, options};
@@ -43,7 +43,7 @@ fn with_a_bpffs_an_heir_needs_no_sys_admin() {
         let output = limited("privileges::heir", ",+bpf,+net_admin,+perfmon", path);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
-        cleanup(&options).unwrap();
+        cleanup(&options, Named::ALL).unwrap();
     });
 }
 
@@ -78,7 +78,7 @@ fn nobody() {
     assert!(matches!(error, DatapathError::NotPermitted { .. }), "{error}");
     let line = error.to_string();
     assert!(line.contains("CAP_BPF") && line.contains("--bpffs") && !line.contains('\n'), "{line}");
-    let error = cleanup(&options()).unwrap_err();
+    let error = cleanup(&options(), Named::ALL).unwrap_err();
     assert!(
         matches!(error, DatapathError::NotPermitted { .. }),
         "cleaning nothing would look like success: {error}"

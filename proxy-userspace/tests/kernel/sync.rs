@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Scratch, edge, in_namespace};
 use proxy_common::abi::{FrontendKind, service_flags};
-use proxy_userspace::datapath::{Datapath, Options, cleanup};
+use proxy_userspace::datapath::{Datapath, Named, Options, cleanup};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use proxy_userspace::sync::{InstalledPort, Settings, Syncer};
 
@@ -99,7 +99,7 @@ fn ten_thousand_services_with_ten_endpoints() {
         assert!(report.is_clean());
         assert!(report.steps <= 4, "only the one port differs: {} steps", report.steps);
         expect(&syncer.installed(&datapath).unwrap(), &want);
-        cleanup(&options).unwrap();
+        cleanup(&options, Named::ALL).unwrap();
     });
 }
 
@@ -122,6 +122,6 @@ fn the_first_complete_list_removes_what_it_does_not_name() {
         let new: Vec<_> = old[10..].iter().cloned().chain(desired(40, 2).split_off(30)).collect();
         assert!(syncer.replace_all(&mut datapath, new.clone(), Duration::ZERO).is_clean());
         expect(&syncer.installed(&datapath).unwrap(), &new);
-        cleanup(&options).unwrap();
+        cleanup(&options, Named::ALL).unwrap();
     });
 }

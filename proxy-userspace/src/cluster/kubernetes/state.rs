@@ -56,9 +56,6 @@ impl State {
             return;
         }
         let (old, problems) = (problems(&before), problems(&kinds));
-        for problem in problems.iter().filter(|problem| !old.contains(problem)) {
-            tracing::warn!("{problem}");
-        }
         // A receiver that is gone ends the watches themselves.
         if old != problems {
             let _ = self.events.send(Event::Problems(problems)).await;
