@@ -10,4 +10,5 @@ pub mod oracle;
 pub mod packet;
 mod sys;
 pub mod traffic;
+pub mod wait;
 pub mod wire;

@@ -180,7 +180,7 @@ impl Agent {
         let now = self.model.problems();
         for problem in now.iter().filter(|problem| !self.problems.contains(problem)) {
             warn!("{problem}");
-            self.latest.note(&problem);
+            self.latest.note(problem);
         }
         for problem in self.problems.iter().filter(|problem| !now.contains(problem)) {
             info!("over: {}: {}", problem.object, problem.what);

@@ -157,7 +157,7 @@ impl Worker {
         match (&self.sweep_trouble, &trouble) {
             (before, Some(trouble)) if before.as_ref() != Some(trouble) => {
                 warn!("{trouble}");
-                self.latest.note(&trouble);
+                self.latest.note(trouble);
             }
             (Some(_), None) => info!("over: {what}"),
             _ => {}

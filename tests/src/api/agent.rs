@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Bed, Process, until};
+use super::{Bed, Process};
 use crate::lab::agent::binary;
+use crate::wait::until;
 
 /// Where a pod finds its ServiceAccount, fixed by Kubernetes.
 pub const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";

@@ -11,9 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::pki::Identity;
-use super::{Admin, Authority, Login, Process, Scratch, audit, scratch, until};
+use super::{Admin, Authority, Login, Process, Scratch, audit, scratch};
 use crate::lab::command::ip_batch;
 use crate::lab::namespace::Namespace;
+use crate::wait::until;
 
 /// Where nodes reach the API server. From the range for benchmarks (RFC 2544): nothing else uses it.
 pub const PLANE_ADDRESS: &str = "198.18.0.1";

@@ -16,7 +16,6 @@ mod pki;
 mod process;
 mod scratch;
 mod uplink;
-mod wait;
 
 pub use admin::{Admin, Login, kubeconfig, refusal};
 pub use agent::{Agent, AgentOptions, SECRETS, in_cluster};
@@ -28,4 +27,3 @@ pub use pki::Authority;
 pub use process::Process;
 pub use scratch::Scratch;
 pub use uplink::Uplink;
-pub use wait::{poll, until};

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::poll;
 use crate::lab::namespace::Namespace;
+use crate::wait::poll;
 
 /// A child whose output goes to a file; killed on drop, and by the kernel should the run itself be killed.
 pub struct Process {

@@ -66,8 +66,7 @@ pub fn run(source: Source) -> Result<()> {
     let (status, _, said) = home.ask(&["cleanup"])?;
     ensure!(status.success(), "sluice cleanup ended with {status}: {said}");
     let left = bed.traces()?;
-    ensure!(left.programs == bare.programs && left.pins == bare.pins, "left behind: {left:?}");
-    ensure!(left == bare, "the node is not as it was: {bare:?} before, {left:?} now");
+    ensure!(left == bare, "the node is not as it was:{}", bare.difference(&left));
     screen.tell("no program, pin, device, route, rule or sysctl is left on the node");
     let observed = bed.capture.take();
     let shown: String = observed.violations.iter().map(ToString::to_string).collect();

@@ -3,16 +3,13 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// How long anything the agent is asked for may take before a test gives up. Far above what it needs, since
-/// machines that run tests are busy.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::wait::{PATIENCE, until};
 
 /// Where an agent lives and what it is told.
 #[derive(Clone, Debug)]
@@ -101,7 +98,7 @@ impl AgentHome {
     /// # Errors
     /// It never does; the error shows the last answer and the log's end.
     pub fn wait_status(&self, what: &str, enough: impl Fn(&Value) -> bool) -> Result<Value> {
-        wait_for(what, || match self.json(&["status"]) {
+        until(what, PATIENCE, || match self.json(&["status"]) {
             Ok(status) if enough(&status) => Ok(status),
             Ok(status) => Err(format!("status: {status}")),
             Err(error) => Err(format!("{error:#}")),
@@ -115,22 +112,6 @@ impl AgentHome {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         format!("the agent's log ends:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"))
-    }
-}
-
-/// Asks `attempt` until it succeeds.
-///
-/// # Errors
-/// It does not within [`PATIENCE`]; the error names `what` and shows the last refusal.
-pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> Result<T> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match attempt() {
-            Ok(value) => return Ok(value),
-            Err(last) if Instant::now() > end => bail!("gave up waiting for {what}; {last}"),
-            // Conditions of other processes have no file descriptor to wait on.
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
     }
 }
 
@@ -193,7 +174,7 @@ impl Agent {
     pub fn ready(&mut self, edges: usize) -> Result<Value> {
         let synced = |status: &Value| status["synced"] == true && served(status).len() >= edges;
         let home = self.home.clone();
-        let answer = wait_for("the agent to be in sync", || {
+        let answer = until("the agent to be in sync", PATIENCE, || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Ok(Err(status));
             }

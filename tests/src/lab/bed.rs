@@ -20,6 +20,7 @@ use super::plan::{Family, Who, Wiring};
 use super::wiring::{NAMESPACES, Names, script};
 use super::{cleanup, command};
 use crate::traffic::Servers;
+use crate::wait::{PATIENCE, until};
 use crate::wire::Capture;
 
 /// What a bed looks like.
@@ -202,7 +203,7 @@ impl Bed {
     pub fn delete(&self, app: &App) -> Result<()> {
         self.objects().delete(app)?;
         let Some(agent) = &self.agent else { return Ok(()) };
-        super::agent::wait_for(&format!("{} to be removed", app.name), || {
+        until(&format!("{} to be removed", app.name), PATIENCE, || {
             let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
             let left = installed(&services, &format!("lab/{}", app.name));
             if left.is_empty() { Ok(()) } else { Err(format!("installed: {services}")) }
@@ -249,7 +250,7 @@ impl Bed {
         let complete = |found: &[(bool, Vec<&str>)]| {
             found.len() == 8 && found.iter().all(|(is_v6, list)| *list == if *is_v6 { &*v6 } else { &*v4 })
         };
-        super::agent::wait_for(&format!("{} to be installed", app.name), || {
+        until(&format!("{} to be installed", app.name), PATIENCE, || {
             let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
             if complete(&installed(&services, &format!("lab/{}", app.name))) {
                 Ok(())

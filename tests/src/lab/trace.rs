@@ -1,15 +1,16 @@
 //! What a proxy has left on a node, seen from outside: programs on devices, devices, pins, sockets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
 use nix::net::if_::if_nameindex;
 
 use super::bed::Bed;
 use super::{agent, command};
+use crate::wait::{PATIENCE, until};
 
 /// Everything that could tell of a proxy. Equal before and after means: nothing was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +28,39 @@ pub struct Traces {
     pub sysctls: Vec<String>,
 }
 
+impl Traces {
+    /// What has come and what has gone since, a line each; empty if nothing has.
+    #[must_use]
+    pub fn difference(&self, later: &Self) -> String {
+        let (before, after) = (self.lines(), later.lines());
+        let gone = before.difference(&after).map(|line| format!("\n- {line}"));
+        let come = after.difference(&before).map(|line| format!("\n+ {line}"));
+        gone.chain(come).collect()
+    }
+
+    fn lines(&self) -> BTreeSet<String> {
+        let Self { programs, devices, routes, nftables, pins, files, sysctls } = self;
+        let mut lines: BTreeSet<String> = programs
+            .iter()
+            .map(|((device, hook), programs)| {
+                format!("programs at {hook} of {device}: {}", programs.join(", "))
+            })
+            .collect();
+        let nftables: Vec<_> = nftables.lines().map(str::to_owned).collect();
+        for (kind, list) in [
+            ("device", devices),
+            ("route", routes),
+            ("nftables", &nftables),
+            ("pin", pins),
+            ("file", files),
+            ("sysctl", sysctls),
+        ] {
+            lines.extend(list.iter().map(|line| format!("{kind} {}", line.trim())));
+        }
+        lines
+    }
+}
+
 const SYSCTLS: [&str; 4] = [
     "net/ipv4/conf/all/rp_filter",
     "net/ipv4/conf/all/route_localnet",
@@ -35,11 +69,12 @@ const SYSCTLS: [&str; 4] = [
 ];
 
 impl Bed {
-    /// Looks at n1.
+    /// Looks at n1, once the kernel has done what follows from the devices that are there.
     ///
     /// # Errors
     /// Something cannot be read.
     pub fn traces(&mut self) -> Result<Traces> {
+        until("n1's addresses to have their routes", PATIENCE, || self.settled())?;
         let home = self.home().clone();
         let n1 = self.namespace("n1");
         let (programs, sysctls) = n1.within(|| Ok((programs()?, SYSCTLS.map(sysctl).to_vec())))?;
@@ -64,6 +99,33 @@ impl Bed {
             sysctls,
         })
     }
+}
+
+impl Bed {
+    /// A device's link-local address, and the routes of any IPv6 address, come some time after it: the kernel leaves that
+    /// to a worker, up to a second after the link is up.
+    fn settled(&self) -> Result<()> {
+        let (links, addresses) = (self.ip("n1", "-o link show up")?, self.ip("n1", "-6 -o addr show")?);
+        let routes = self.ip("n1", "-6 route show table local")?;
+        let addresses: Vec<(&str, &str)> = addresses.lines().filter_map(device_and_address).collect();
+        for (device, address) in &addresses {
+            let route = format!("local {address} dev {device}");
+            ensure!(routes.contains(&route) || *device == "lo", "no route yet: {route}");
+        }
+        for line in links.lines().filter(|line| line.contains("LOWER_UP") && !line.contains("LOOPBACK")) {
+            let device = line.split([':', '@']).nth(1).unwrap_or_default().trim();
+            let local = addresses.iter().any(|(of, address)| *of == device && address.starts_with("fe80:"));
+            ensure!(local, "{device} has no link-local address yet");
+        }
+        Ok(())
+    }
+}
+
+/// From a line of `ip -6 -o addr`: `2: eth0    inet6 fe80::1/64 scope link …`.
+fn device_and_address(line: &str) -> Option<(&str, &str)> {
+    let mut words = line.split_whitespace().skip(1);
+    let device = words.next()?;
+    Some((device, words.nth(1)?.split('/').next()?))
 }
 
 /// What is pinned; the kernel puts two iterators of its own into every bpffs.
@@ -93,4 +155,18 @@ fn programs() -> Result<BTreeMap<(String, &'static str), Vec<String>>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_difference_is_told() {
+        let before = Traces { devices: vec!["lo".into(), "eth0".into()], ..Traces::default() };
+        let programs = BTreeMap::from([(("eth0".to_owned(), "ingress"), vec!["sluice_ingress".to_owned()])]);
+        let after = Traces { devices: vec!["eth0".into()], programs, ..Traces::default() };
+        assert_eq!(before.difference(&before), "");
+        assert_eq!(before.difference(&after), "\n- device lo\n+ programs at ingress of eth0: sluice_ingress");
+    }
 }

@@ -11,12 +11,13 @@ use super::case::merge;
 use super::cell::added_address;
 use super::change::sentinel;
 use super::{KubeProxy, Plane, Variant};
-use crate::api::{Uplink, until};
+use crate::api::Uplink;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{CLUSTER_CIDR, Family, Who, Wiring, cluster_ip};
 use crate::lab::wiring::host_device;
 use crate::lab::{Bed, BedConfig};
 use crate::traffic::Dial;
+use crate::wait::until;
 use crate::wire::Transport;
 
 /// kube-proxy's mode; for Sluice the set of defaults that comes with it.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::Mode;
-use crate::api::{Binaries, Process, until};
+use crate::api::{Binaries, Process};
 use crate::lab::command::run_in;
 use crate::lab::namespace::{Namespace, enter};
+use crate::wait::until;
 
 /// A running kube-proxy; it ends with this, its rules with the namespace.
 pub struct KubeProxy {

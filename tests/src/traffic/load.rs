@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 use super::client::{Dial, Outcome};
 use crate::lab::Place;
-use crate::lab::agent::wait_for;
+use crate::wait::{PATIENCE, until};
 use crate::wire::Transport;
 
 /// One stream of traffic: connections opened one after the other, or one that stays.
@@ -66,7 +66,7 @@ impl Load {
         let account = &self.account;
         let now = || account.exchanges.iter().map(|n| n.load(Ordering::Relaxed)).collect::<Vec<_>>();
         let goal: Vec<_> = now().into_iter().map(|n| n + more).collect();
-        wait_for("traffic to go on", || {
+        until("traffic to go on", PATIENCE, || {
             let troubles = account.troubles.lock().unwrap_or_else(PoisonError::into_inner);
             let reached = now().iter().zip(&goal).all(|(n, goal)| n >= goal);
             // What went wrong is told by `finish`; a stream that has ended would be waited for in vain.

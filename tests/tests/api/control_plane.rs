@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_tests::api::objects::Space;
 use sluice_tests::api::{
-    Admin, Bed, Cluster, ControlPlane, Login, PLANE_ADDRESS, ServiceAccount, USER, refusal, until,
+    Admin, Bed, Cluster, ControlPlane, Login, PLANE_ADDRESS, ServiceAccount, USER, refusal,
 };
+use sluice_tests::wait::until;
 
 use sluice_tests::lab::app::Objects;
 use sluice_tests::lab::cleanup::own_prefix;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use sluice_tests::api::objects::Space;
-use sluice_tests::api::{Bed, ControlPlane, ServiceAccount, until};
+use sluice_tests::api::{Bed, ControlPlane, ServiceAccount};
+use sluice_tests::wait::until;
 
 use crate::node::{Login, Node};
 use crate::suite::Test;

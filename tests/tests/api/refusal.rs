@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 use sluice_tests::api::objects::Space;
-use sluice_tests::api::{Authority, Bed, ControlPlane, ServiceAccount, audit, until};
+use sluice_tests::api::{Authority, Bed, ControlPlane, ServiceAccount, audit};
+use sluice_tests::wait::until;
 
 use crate::node::{Login, Node};
 use crate::suite::Test;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_tests::api::objects::Space;
-use sluice_tests::api::{Admin, Bed, ControlPlane, Login as Credentials, ServiceAccount, refusal, until};
+use sluice_tests::api::{Admin, Bed, ControlPlane, Login as Credentials, ServiceAccount, refusal};
+use sluice_tests::wait::until;
 
 use crate::node::{Login, Node, all_granted};
 use crate::suite::Test;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use sluice_tests::lab::agent::{Agent, wait_for};
+use sluice_tests::lab::agent::Agent;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Dial, Outcome};
+use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::{Packet, Transport};
 
 use crate::harness::{Group, Story};
@@ -105,7 +106,7 @@ fn wait_routed(bed: &Bed, app: &App, want: bool) -> Result<()> {
         .iter()
         .flat_map(|via| Family::BOTH.map(|family| app.address(*via, family).ip().to_string()))
         .collect();
-    wait_for(&format!("routes of {}: {want}", app.name), || {
+    until(&format!("routes of {}: {want}", app.name), PATIENCE, || {
         let routed = routed(bed).map_err(|error| format!("{error:#}"))?;
         if addresses.iter().all(|address| routed.contains(address) == want) {
             Ok(())

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{SockaddrStorage, connect};
-use sluice_tests::lab::agent::{Agent, wait_for};
+use sluice_tests::lab::agent::Agent;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::client::exchange_unconnected;
 use sluice_tests::traffic::{Connection, Dial, Outcome};
+use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
@@ -169,7 +170,7 @@ fn while_dead(bed: &mut Bed, family: Family) -> Result<()> {
     agent.ready(Who::LOCAL_PODS.len() + 1)?;
     bed.agent = Some(agent);
     bed.wait_installed(&app(&[PC]))?;
-    wait_for("the socket to be ended", || match socket.ask(b"who now?") {
+    until("the socket to be ended", PATIENCE, || match socket.ask(b"who now?") {
         Outcome::Ended => Ok(()),
         outcome => Err(outcome.to_string()),
     })

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::Dial;
+use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
@@ -138,7 +139,7 @@ fn all_at_once(bed: &mut Bed) -> Result<()> {
     }
     answers(bed)?;
     let to = "10.96.0.70:80".parse()?;
-    sluice_tests::lab::agent::wait_for("the YAML Service to answer", || {
+    until("the YAML Service to answer", PATIENCE, || {
         Dial::new(bed.place(Who::Pa), to, Transport::Tcp).probe().ok().map(drop).map_err(|e| format!("{e:#}"))
     })
 }

@@ -209,7 +209,7 @@ fn stuck(bed: &mut Bed) -> Result<()> {
     bed.agent()?.signal(Signal::SIGCONT)?;
     ensure!(status.code() == Some(1), "ended with {status}: {said}");
     ensure!(said.contains("did not end") && said.contains("agent.lock"), "the cause is missing: {said}");
-    ensure!(before == after, "taken away: {before:?}, {after:?}");
+    ensure!(before == after, "taken away:{}", before.difference(&after));
     // What it was asked while it stood still it does when it can: it ends.
     restart(bed, &[]).context("after SIGCONT")
 }

@@ -8,11 +8,12 @@ use aya::programs::SchedClassifier;
 use aya::programs::tc::TcAttachType;
 use nix::net::if_::if_nameindex;
 use proxy_common::abi::LAYOUT;
-use sluice_tests::lab::agent::{entries, wait_for};
+use sluice_tests::lab::agent::entries;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::wiring::host_device;
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::Dial;
+use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
@@ -73,7 +74,7 @@ fn log(bed: &Bed) -> Result<Vec<String>> {
 }
 
 fn wait_told(bed: &Bed, what: &str) -> Result<()> {
-    wait_for(&format!("the trace to tell: {what}"), || {
+    until(&format!("the trace to tell: {what}"), PATIENCE, || {
         let told = log(bed).map_err(|error| error.to_string())?;
         if told.iter().any(|line| line.starts_with(what)) { Ok(()) } else { Err(told.join("\n")) }
     })

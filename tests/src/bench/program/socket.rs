@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, socket};
 use proxy_common::abi::FrontendKind;
-use proxy_userspace::datapath::{Datapath, Options, cleanup, netns_cookie};
+use proxy_userspace::datapath::{Datapath, Named, Options, cleanup, netns_cookie};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use proxy_userspace::sync::{Settings, Syncer};
 
@@ -39,7 +39,7 @@ pub fn row(bpffs: &Bpffs, effort: Effort) -> Result<Row> {
         bail!("the Service cannot be written");
     }
     let (inside, outside) = samples(&cgroup, effort.rounds(15, 61))?;
-    cleanup(&options)?;
+    cleanup(&options, Named::ALL)?;
     let net = differences(&inside, &outside);
     let figure = |samples: &[f64]| {
         let spread = spread(samples).context("no samples")?;

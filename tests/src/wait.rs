@@ -1,11 +1,16 @@
 //! Waiting for a condition instead of sleeping.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How often a condition is looked at.
-const STEP: Duration = Duration::from_millis(50);
+/// How long anything the agent is asked for may take before a test gives up. Far above what it needs, since
+/// machines that run tests are busy.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a condition is looked at: those of other processes have no file descriptor to wait on.
+const STEP: Duration = Duration::from_millis(10);
 
 /// Calls `look` until it gives a value or `limit` is over; `None` then.
 pub fn poll<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
@@ -25,12 +30,16 @@ pub fn poll<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T
 ///
 /// # Errors
 /// If `look` fails to the end.
-pub fn until<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn until<T, E: fmt::Display>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<T, E>,
+) -> Result<T> {
     let mut last = None;
     let found = poll(limit, || look().map_err(|error| last = Some(error)).ok());
     match (found, last) {
         (Some(found), _) => Ok(found),
-        (None, Some(error)) => Err(error.context(format!("waited {limit:?} in vain: {what}"))),
+        (None, Some(error)) => bail!("waited {limit:?} in vain: {what}: {error:#}"),
         (None, None) => bail!("waited {limit:?} in vain: {what}"),
     }
 }
