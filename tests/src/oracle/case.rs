@@ -147,10 +147,10 @@ impl Case {
         self
     }
 
-    /// Clients stick to a backend.
+    /// Clients stick to a backend, before or after its change.
     #[must_use]
     pub fn is_sticky(&self) -> bool {
-        self.spec["sessionAffinity"] == "ClientIP"
+        self.spec["sessionAffinity"] == "ClientIP" || self.change.as_ref().is_some_and(Change::makes_sticky)
     }
 
     /// Whether the Service has a port of this protocol.

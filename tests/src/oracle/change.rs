@@ -17,6 +17,13 @@ pub struct Change {
     endpoints: Option<Vec<Endpoint>>,
 }
 
+impl Change {
+    /// Whether clients stick to a backend afterwards.
+    pub(super) fn makes_sticky(&self) -> bool {
+        self.service.as_ref().is_some_and(|[there, _]| there["spec"]["sessionAffinity"] == "ClientIP")
+    }
+}
+
 /// Made last: who serves this one has seen all other changes.
 #[must_use]
 pub fn sentinel() -> Case {
