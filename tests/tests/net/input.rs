@@ -76,7 +76,9 @@ pub fn groups() -> Vec<Group> {
             .into_iter()
             .map(|case| Story::new(format!("bad_start::{}", case.name), move |bed| bad_start(bed, &case))),
     );
-    stories.push(Story::new("bad_start::without_capabilities", without_capabilities));
+    stories.extend(POWERS.into_iter().map(|(name, drop, words)| {
+        Story::new(format!("bad_start::{name}"), move |bed| without_powers(bed, drop, words))
+    }));
     stories.push(Story::new("bad_start::second_agent_on_one_node", second_agent));
     let config = BedConfig::new(Wiring::Routed);
     vec![Group { name: "input".into(), config, setup: Box::new(setup), stories }]
@@ -152,7 +154,19 @@ struct Start {
     status: i32,
 }
 
-const FLAGS: [Start; 6] = [
+const FLAGS: [Start; 8] = [
+    Start {
+        name: "manifests_is_a_file",
+        arguments: &["run", "--manifests", "/etc/passwd"],
+        words: &["/etc/passwd", "directory"],
+        status: 1,
+    },
+    Start {
+        name: "no_configuration_file",
+        arguments: &["run", "--config", "/does/not/exist"],
+        words: &["/does/not/exist", "--config"],
+        status: 1,
+    },
     Start {
         name: "unknown_flag",
         arguments: &["run", "--manifest", "/x"],
@@ -215,18 +229,27 @@ fn one_error(command: &mut std::process::Command, words: &[&str], status: i32) -
     Ok(())
 }
 
-fn without_capabilities(bed: &mut Bed) -> Result<()> {
+/// Powers that the agent lacks (by setpriv), and what its one error must name.
+const POWERS: [(&str, &str, &[&str]); 4] = [
+    ("without_capabilities", "-all", &["CAP_NET_ADMIN", "CAP_BPF", "securityContext"]),
+    ("without_bpf", "-bpf,-perfmon,-sys_admin", &["CAP_BPF", "CAP_PERFMON", "securityContext"]),
+    ("without_net_admin", "-net_admin", &["CAP_NET_ADMIN", "securityContext"]),
+    ("without_sys_admin_and_bpffs", "-sys_admin", &["--bpffs", "CAP_SYS_ADMIN"]),
+];
+
+fn without_powers(bed: &mut Bed, drop: &str, words: &[&str]) -> Result<()> {
     let binary = sluice_tests::lab::agent::binary()?;
     let net = format!("--net={}", bed.namespace("n2").path().display());
+    let bounding = format!("--bounding-set={drop}");
     let mut command = std::process::Command::new("timeout");
     command
-        .args(["30", "nsenter", &net, "setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"])
+        .args(["30", "nsenter", &net, "setpriv", &bounding, "--inh-caps=-all", "--no-new-privs"])
         .arg(binary)
         .args(["run", "--manifests"])
         .arg(bed.manifests.directory())
         .arg("--run-dir")
         .arg(bed.directory().join("other"));
-    one_error(&mut command, &["CAP_"], 1)
+    one_error(&mut command, words, 1)
 }
 
 /// Two agents would write the same maps.
