@@ -34,6 +34,7 @@ mod command {
     pub const MAP_UPDATE_ELEM: i64 = 2;
     pub const PROG_LOAD: i64 = 5;
     pub const PROG_TEST_RUN: i64 = 10;
+    pub const PROG_QUERY: i64 = 16;
 }
 
 fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<c_long> {
@@ -125,6 +126,28 @@ pub fn load_program(kind: u32, instructions: &[u64], name: &str) -> io::Result<O
         let said: Vec<u8> = log.into_iter().take_while(|byte| *byte != 0).collect();
         io::Error::new(error.kind(), format!("{error}: {}", String::from_utf8_lossy(&said).trim_end()))
     })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramQuery {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+    more: [u64; 4],
+}
+
+/// How many programs are attached by tcx to a device of this thread's network namespace.
+pub fn attached(ifindex: u32, ingress: bool) -> io::Result<u32> {
+    // BPF_TCX_INGRESS, BPF_TCX_EGRESS.
+    let attach_type = if ingress { 46 } else { 47 };
+    let mut attributes = ProgramQuery { target: ifindex, attach_type, ..Default::default() };
+    bpf(command::PROG_QUERY, &mut attributes)?;
+    Ok(attributes.count)
 }
 
 #[repr(C)]

@@ -81,7 +81,7 @@ const SCENARIOS: [(&str, bool); 9] = [
     ("udp", false),
     ("flood", false),
     ("memory", false),
-    ("start", false),
+    ("start", true),
 ];
 
 /// The scenarios that this version does not have, for the line that says so.

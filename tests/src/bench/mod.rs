@@ -4,8 +4,14 @@
 //! stats.rs, report.rs  figures and tables; pure
 //! place.rs             namespaces of the bench's own
 //! program/             the programs alone
+//! cluster.rs           10,000 Services, as objects and as files
+//! control.rs           programming them
+//! agent.rs             starts of the real agent
 //! ```
 
+mod agent;
+mod cluster;
+mod control;
 pub mod place;
 pub mod program;
 pub mod report;
@@ -34,7 +40,8 @@ impl Effort {
 type Scenario = fn(Effort) -> Result<Table>;
 
 /// Every scenario, by its name.
-const SCENARIOS: [(&str, Scenario); 1] = [("program", program::run)];
+const SCENARIOS: [(&str, Scenario); 3] =
+    [("program", program::run), ("control", control::run), ("start", agent::run)];
 
 /// Names of all scenarios, in the order in which they run.
 pub fn names() -> impl Iterator<Item = &'static str> {

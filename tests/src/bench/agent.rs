@@ -1,0 +1,160 @@
+//! Scenario `start`, and what else needs the real agent: start, adoption, new devices, memory, size.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use proxy_userspace::control::{Answer, Request, RunDir, ask};
+use proxy_userspace::status::Status;
+
+use super::control::{nanoseconds, resident};
+use super::report::{Aim, Figure, Row, Table, Unit};
+use super::stats::{Spread, spread};
+use super::{Effort, cluster};
+use crate::lab::{Agent, Bed, BedConfig, Wiring, agent::binary, agent::served, command};
+
+/// Longest wait for anything the agent does.
+const PATIENCE: Duration = Duration::from_secs(60);
+const MIB: f64 = 1_048_576.0;
+
+/// Measures starts, adoptions and new devices.
+///
+/// # Errors
+/// The agent does not do what it should.
+pub fn run(effort: Effort) -> Result<Table> {
+    let (starts, adoptions) = (effort.rounds(5, 15), effort.rounds(5, 15));
+    let mut bed = Bed::build(BedConfig::new(Wiring::Routed))?;
+    let first = (0..starts).map(|_| first_program(&mut bed)).collect::<Result<Vec<_>>>()?;
+    let (told, seen) = devices(&mut bed, effort.rounds(20, 100))?;
+    bed.agent = None;
+    cluster::write(bed.manifests.directory())?;
+    let empty = synced(&mut bed)?;
+    let adopted = (0..adoptions).map(|_| synced(&mut bed)).collect::<Result<Vec<_>>>()?;
+    let size = std::fs::metadata(binary()?).context("no binary")?.len() as f64;
+    let row = |what: &str, unit, samples: &[f64], aims: &[Aim]| -> Result<Row> {
+        let spread = spread(samples).context("no samples")?;
+        Ok(Row { what: what.into(), figures: vec![Figure { unit, spread }], aims: aims.to_vec() })
+    };
+    let time = Unit::Nanoseconds;
+    Ok(Table {
+        scenario: "start",
+        method: format!(
+            "the released binary in a namespace with four edges, objects from files; median [quartiles] of {starts} starts \
+             on an empty node, {adoptions} restarts after SIGKILL with {} Services, {} new devices",
+            cluster::SERVICES,
+            seen.len()
+        ),
+        columns: vec!["figure"],
+        rows: vec![
+            row("exec to first program attached", time, &first, &[Aim::AtMost(0.2e9)])?,
+            row(
+                "a device appears until it is served, by the kernel's list of programs",
+                time,
+                &seen,
+                &[Aim::AtMost(50e6)],
+            )?,
+            row("  of it: from the agent's event, as status tells", time, &told, &[])?,
+            row("exec to in sync, first time, from files", time, &[empty], &[])?,
+            row("exec to in sync, state adopted", time, &adopted, &[Aim::AtMost(1e9)])?,
+            Row {
+                what: "size of the binary".into(),
+                figures: vec![Figure { unit: Unit::Bytes, spread: Spread::exact(size) }],
+                aims: vec![Aim::AtMost(15.0 * MIB)],
+            },
+        ],
+        same: None,
+        noisy: false,
+        notes: Vec::new(),
+    })
+}
+
+/// Resident memory of an agent that has read the whole cluster from files, in bytes.
+///
+/// # Errors
+/// It does not come up.
+pub fn memory() -> Result<f64> {
+    let mut bed = Bed::build(BedConfig::new(Wiring::Routed))?;
+    cluster::write(bed.manifests.directory())?;
+    synced(&mut bed)?;
+    resident(&bed.agent()?.pid().to_string())
+}
+
+/// From exec to the first program in the kernel's list, on a node where nothing is installed.
+fn first_program(bed: &mut Bed) -> Result<f64> {
+    let home = bed.home().clone();
+    let started = Instant::now();
+    let agent = Agent::start(home.clone())?;
+    let took = bed.namespace("n1").within(|| {
+        let ifindex = nix::net::if_::if_nametoindex("eth0")?;
+        until(started, "the first program", || Ok(crate::sys::attached(ifindex, true)? > 0))
+    })?;
+    // It has hardly begun: it need not know how to end yet.
+    agent.kill()?;
+    let (status, _, said) = home.ask(&["cleanup"])?;
+    if !status.success() {
+        bail!("cleanup failed: {}", said.trim());
+    }
+    Ok(took)
+}
+
+/// A start, measured until the agent is in sync; the one before is killed. The agent is left running.
+fn synced(bed: &mut Bed) -> Result<f64> {
+    if let Some(agent) = bed.agent.take() {
+        agent.kill()?;
+    }
+    let home = bed.home().clone();
+    let run_dir = RunDir::new(&home.run_dir);
+    let started = Instant::now();
+    bed.agent = Some(Agent::start(home)?);
+    let took = until(started, "the agent to be in sync", || {
+        Ok(status(&run_dir)
+            .is_some_and(|status| status.synced && status.services >= cluster::SERVICES as usize))
+    })?;
+    Ok(took)
+}
+
+fn status(run_dir: &RunDir) -> Option<Status> {
+    match ask(run_dir, &Request::Status) {
+        Ok(Answer::Status(status)) => Some(*status),
+        _ => None,
+    }
+}
+
+/// New devices, one after the other: what status tells of each, and the time from the start of the call that makes it.
+fn devices(bed: &mut Bed, count: u64) -> Result<(Vec<f64>, Vec<f64>)> {
+    bed.start_agent()?;
+    let seen = bed.namespace("n1").within(|| (0..count).map(device).collect::<Result<Vec<_>>>())?;
+    let status = bed.home().json(&["status"])?;
+    let new = |name: &str| name.starts_with("bench");
+    if served(&status).iter().filter(|(name, _)| new(name)).count() != seen.len() {
+        bail!("not every new device is served: {status}");
+    }
+    let edges = status["edges"].as_array().into_iter().flatten();
+    let told = edges.filter(|edge| edge["name"].as_str().is_some_and(new));
+    Ok((told.filter_map(|edge| Some(edge["attach_ms"].as_f64()? * 1e6)).collect(), seen))
+}
+
+fn device(number: u64) -> Result<f64> {
+    let name = format!("bench{number}");
+    let started = Instant::now();
+    let line = ["link", "add", &name, "type", "veth", "peer", "name", &format!("bpeer{number}")];
+    command::run("ip", &line)?;
+    command::run("ip", &["link", "set", &name, "up"])?;
+    let ifindex = nix::net::if_::if_nametoindex(name.as_str())?;
+    until(started, "the device to be served", || {
+        Ok(crate::sys::attached(ifindex, true)? > 0 && crate::sys::attached(ifindex, false)? > 0)
+    })
+}
+
+/// Nanoseconds since `started` when `done` first says so.
+fn until(started: Instant, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<f64> {
+    loop {
+        if done()? {
+            return Ok(nanoseconds(started.elapsed()));
+        }
+        if started.elapsed() > PATIENCE {
+            bail!("gave up waiting for {what}");
+        }
+        // Nothing tells when a program is attached; the agent needs the CPU more than we do.
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
