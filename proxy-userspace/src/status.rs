@@ -188,6 +188,28 @@ pub struct Usage {
     pub max: u64,
 }
 
+/// The answer to `explain`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// `translate`, `pass`, `reject` or `drop`.
+    pub verdict: String,
+    /// A counter's name; or `new_flow`, `known_flow`, `not_a_service`, `no_program`, `no_edge`.
+    pub reason: String,
+    /// `NAMESPACE/NAME:PORT`.
+    pub service: Option<String>,
+    /// What was dialled, if it is a Service's.
+    pub frontend: Option<SocketAddr>,
+    /// Endpoints that may be chosen for this client.
+    pub candidates: Vec<SocketAddr>,
+    /// The one that was chosen now; a new flow draws anew.
+    pub backend: Option<SocketAddr>,
+    /// What the backend sees instead of the client, with a port that may be another next time.
+    pub masquerade: Option<SocketAddr>,
+    /// `stack`, or `socket`: translated when the connection is made.
+    pub path: String,
+    pub steps: Vec<String>,
+}
+
 /// A running packet trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceView {

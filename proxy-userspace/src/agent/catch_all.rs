@@ -61,6 +61,11 @@ impl Worker {
         }
     }
 
+    /// Whether packets to this address are led into the device.
+    pub fn is_caught(&self, to: IpAddr) -> bool {
+        self.catch_all.device.as_ref().is_some_and(|device| device.routes().contains(&to))
+    }
+
     /// Why the device is there and what it cannot do.
     pub fn catch_all_note(&self) -> String {
         let why = self.needs_catch_all().unwrap_or_default();

@@ -3,6 +3,7 @@
 
 mod catch_all;
 mod edges;
+mod explain;
 mod facts;
 mod pace;
 mod places;
@@ -263,6 +264,9 @@ impl Agent {
                     let length = Duration::from_secs(seconds);
                     Answer::Trace(plane.ask(|to| plane::Order::Trace(address, length, to)).await??)
                 }
+                Request::Explain(query) => Answer::Explain(Box::new(
+                    plane.ask(|to| plane::Order::Explain(Box::new(query), to)).await??,
+                )),
                 Request::Stop => Answer::Stopping,
             })
         };

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::control::FlowFilter;
+use crate::control::{FlowFilter, Query};
 use crate::model::PortChange;
 use crate::node::NodeEvent;
-use crate::status::{Edge, FlowView, Latest, Mode, ServiceView, TraceView, Trouble, Usage};
+use crate::status::{Edge, Explanation, FlowView, Latest, Mode, ServiceView, TraceView, Trouble, Usage};
 
 /// What the thread is told to do. BPF and netlink calls block, for short; they must not hold up the runtime.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub enum Order {
     /// `NAMESPACE/NAME`, or all.
     Services(Option<String>, oneshot::Sender<Result<Vec<ServiceView>, Trouble>>),
     Flows(FlowFilter, oneshot::Sender<Result<Vec<FlowView>, Trouble>>),
+    /// What would become of a packet.
+    Explain(Box<Query>, oneshot::Sender<Result<Explanation, Trouble>>),
     /// Trace an address for so long, or nothing any more.
     Trace(Option<IpAddr>, Duration, oneshot::Sender<Result<Option<TraceView>, Trouble>>),
 }

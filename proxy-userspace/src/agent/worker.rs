@@ -129,6 +129,7 @@ impl Worker {
             Order::Report(answer) => drop(answer.send(self.report())),
             Order::Services(name, answer) => drop(answer.send(self.services(name.as_deref()))),
             Order::Flows(filter, answer) => drop(answer.send(self.flows(&filter))),
+            Order::Explain(query, answer) => drop(answer.send(self.explain(&query))),
             Order::Trace(address, length, answer) => drop(answer.send(self.set_trace(address, length))),
         }
     }

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 
 use super::{AskArgs, Outcome, Output, text};
-use crate::control::{Answer, FlowFilter, Request, RunDir, ask};
+use crate::control::{Answer, FlowFilter, Query, Request, RunDir, ask};
 
 pub fn status(args: &AskArgs) -> Outcome {
     match ask(&RunDir::new(&args.run_dir), &Request::Status)? {
@@ -33,6 +33,13 @@ pub fn services(args: &AskArgs, name: Option<String>) -> Outcome {
 pub fn flows(args: &AskArgs, filter: FlowFilter) -> Outcome {
     match ask(&RunDir::new(&args.run_dir), &Request::Flows(filter))? {
         Answer::Flows(flows) => print(args.output, &flows, |flows| text::flows(flows)),
+        answer => unexpected(&answer),
+    }
+}
+
+pub fn explain(args: &AskArgs, query: Query) -> Outcome {
+    match ask(&RunDir::new(&args.run_dir), &Request::Explain(query))? {
+        Answer::Explain(told) => print(args.output, &told, |told| text::explanation(told)),
         answer => unexpected(&answer),
     }
 }

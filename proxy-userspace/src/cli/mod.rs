@@ -7,13 +7,15 @@ mod text;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::RunArgs;
-use crate::control::FlowFilter;
+use crate::control::{FlowFilter, Query};
+use crate::model::Protocol;
 use crate::status::story;
 
 /// Service proxy in eBPF: kube-proxy's replacement on any node, under any CNI
@@ -45,7 +47,7 @@ enum Command {
         service: Option<String>,
         /// Of one client
         #[arg(long, value_name = "IP")]
-        client: Option<std::net::IpAddr>,
+        client: Option<IpAddr>,
         #[command(flatten)]
         ask: AskArgs,
     },
@@ -61,9 +63,22 @@ enum Command {
     },
     /// Stop the agent and remove every trace of it
     Cleanup(CleanupArgs),
-    /// What would become of a packet (not in this version)
-    #[command(disable_help_flag = true)]
-    Explain(LaterArgs),
+    /// What would become of a packet, and why; changes nothing
+    Explain {
+        /// The client, with a source port or any
+        #[arg(long, value_name = "IP[:PORT]", value_parser = client)]
+        from: Client,
+        /// What it dials
+        #[arg(long, value_name = "IP:PORT")]
+        to: SocketAddr,
+        #[arg(long, value_name = "tcp|udp|sctp", default_value = "tcp", value_parser = protocol)]
+        protocol: Protocol,
+        /// Device that the packet comes in by; by the routes, if absent
+        #[arg(long, value_name = "NAME")]
+        edge: Option<String>,
+        #[command(flatten)]
+        ask: AskArgs,
+    },
     /// Events as they happen (not in this version)
     #[command(disable_help_flag = true)]
     Monitor(LaterArgs),
@@ -123,13 +138,34 @@ fn service_name(text: &str) -> Result<String, &'static str> {
 
 /// What to trace: an address, or nothing any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Traced(Option<std::net::IpAddr>);
+struct Traced(Option<IpAddr>);
 
 fn traced(text: &str) -> Result<Traced, &'static str> {
     if text == "off" {
         return Ok(Traced(None));
     }
     text.parse().map(|address| Traced(Some(address))).map_err(|_| "an IP address, or off")
+}
+
+/// A packet's source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Client(IpAddr, Option<u16>);
+
+fn client(text: &str) -> Result<Client, &'static str> {
+    if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse() {
+        return Ok(Client(ip, None));
+    }
+    let socket: SocketAddr = text.parse().map_err(|_| "an IP address, or IP:PORT, [IPv6]:PORT")?;
+    Ok(Client(socket.ip(), Some(socket.port())))
+}
+
+fn protocol(text: &str) -> Result<Protocol, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "sctp" => Ok(Protocol::Sctp),
+        _ => Err("tcp, udp or sctp"),
+    }
 }
 
 /// What came of a command.
@@ -182,7 +218,9 @@ fn sluice(command: Command) -> Outcome {
         Command::Trace { what, seconds, ask } => ask::trace(&ask, what.0, seconds),
         Command::Cleanup(args) if args.kube_proxy => Err(later("cleanup --kube-proxy")),
         Command::Cleanup(args) => cleanup::cleanup(&args),
-        Command::Explain(_) => Err(later("explain")),
+        Command::Explain { from: Client(from, port), to, protocol, edge, ask } => {
+            ask::explain(&ask, Query { from, port, to, protocol, edge })
+        }
         Command::Monitor(_) => Err(later("monitor")),
         Command::Top(_) => Err(later("top")),
     }
@@ -249,6 +287,11 @@ mod tests {
             ("run --manifests /m --edges eth0,veth* --sockets all", true),
             ("run --no-such-flag", false),
             ("explain --from 10.0.0.1 --to 10.0.0.2:80", true),
+            ("explain --from [fd00::1]:9 --to [fd00::2]:80 --protocol UDP --edge eth0 -o json", true),
+            ("explain --from fd00::1 --to [fd00::2]:80", true),
+            ("explain --from 10.0.0.1 --to 10.0.0.2", false),
+            ("explain --from web --to 10.0.0.2:80", false),
+            ("explain --from 10.0.0.1 --to 10.0.0.2:80 --protocol icmp", false),
             ("trace 10.0.0.1 --seconds 5", true),
             ("trace fd00::1 -o json", true),
             ("trace off", true),

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use crate::status::{FlowView, FrontendView, ServiceView, Status, TraceView};
+use crate::status::{Explanation, FlowView, FrontendView, ServiceView, Status, TraceView};
 
 /// Rows in columns, two spaces apart, without trailing spaces.
 fn table(rows: &[Vec<String>]) -> String {
@@ -81,6 +81,23 @@ pub fn status(status: &Status) -> String {
     if let Some(error) = &status.last_error {
         text.push_str(&format!("\nlast error\n  {error}\n"));
     }
+    text
+}
+
+/// `sluice explain`.
+pub fn explanation(told: &Explanation) -> String {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut text = table(&[
+        row([&"verdict", &format!("{} ({})", told.verdict, told.reason)]),
+        row([&"service", &or_none(told.service.clone())]),
+        row([&"frontend", &or_none(told.frontend.map(|at| at.to_string()))]),
+        row([&"candidates", &list(&told.candidates)]),
+        row([&"backend", &or_none(told.backend.map(|at| at.to_string()))]),
+        row([&"masquerade", &or_none(told.masquerade.map(|at| at.to_string()))]),
+        row([&"path", &told.path]),
+    ]);
+    text.push_str("\nsteps\n");
+    told.steps.iter().for_each(|step| text.push_str(&format!("  {step}\n")));
     text
 }
 

@@ -10,6 +10,6 @@ mod services;
 
 pub use client::{ClientError, ask};
 pub use lock::{Lock, LockError, RunDir};
-pub use protocol::{Answer, FlowFilter, Request};
+pub use protocol::{Answer, FlowFilter, Query, Request};
 pub use server::{Listener, Question};
 pub use services::service_view;

@@ -1,8 +1,9 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::status::{FlowView, ServiceView, Status, TraceView, Trouble};
+use crate::model::Protocol;
+use crate::status::{Explanation, FlowView, ServiceView, Status, TraceView, Trouble};
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ pub enum Request {
         name: Option<String>,
     },
     Flows(FlowFilter),
+    /// What would become of a packet.
+    Explain(Query),
     /// Traces packets from or to an address in the agent's log; without an address, ends that.
     Trace {
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +50,21 @@ impl FlowFilter {
     }
 }
 
+/// A packet to be explained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    pub from: IpAddr,
+    /// Source port; any, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    pub to: SocketAddr,
+    pub protocol: Protocol,
+    /// Device that it comes in by; by the routes, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<String>,
+}
+
 /// What comes back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,6 +72,7 @@ pub enum Answer {
     Status(Box<Status>),
     Services(Vec<ServiceView>),
     Flows(Vec<FlowView>),
+    Explain(Box<Explanation>),
     /// What is traced from now on.
     Trace(Option<TraceView>),
     /// The agent is about to end.

@@ -7,16 +7,19 @@
 //! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
 //! cleanup.rs taking everything away       store.rs   the maps as `sync` sees them
 //! flows.rs   live flows, counters         trace.rs   the packet trace of one address
+//! explain.rs copies that answer questions probe.rs   packets to ask with
 //! sockets.rs what is remembered of sockets
 //! ```
 
 mod attach;
 mod cleanup;
 mod error;
+mod explain;
 mod flows;
 mod hooks;
 mod loader;
 mod pins;
+mod probe;
 mod sockets;
 mod specs;
 mod store;
@@ -33,12 +36,14 @@ use proxy_common::abi::Config;
 pub use attach::{Attached, Change, HookState, Placement, Retired};
 pub use cleanup::{Cleaned, Named, cleanup};
 pub use error::DatapathError;
+pub use explain::{Asked, Made};
 pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use sockets::Translated;
 pub use specs::Sizes;
 pub use trace::TraceLog;
 
+use explain::Explainer;
 use hooks::Known;
 use loader::Recipe;
 use pins::Pins;
@@ -53,6 +58,8 @@ pub struct Datapath {
     ebpf: Ebpf,
     /// Programs that trace, in place of the others while they are here.
     tracing: Option<Tracing>,
+    /// Copies of the programs that answer questions, once one was asked.
+    explainer: Option<Explainer>,
     pins: Pins,
     recipe: Recipe,
     tables: Tables,
@@ -81,6 +88,7 @@ impl Datapath {
             tables: Tables::open(&mut loaded.maps)?,
             ebpf: loaded.ebpf,
             tracing: None,
+            explainer: None,
             pins: loaded.pins,
             recipe: loaded.recipe,
             cgroup: loaded.cgroup,

@@ -6,6 +6,7 @@ mod diag;
 mod facts;
 mod follow;
 mod sockets;
+mod ways;
 
 pub use catch_all::{CatchAll, CatchAllError, INNER, OUTER, SOURCE_V4, SOURCE_V6, remove_catch_all};
 pub use classify::{EdgeKind, Link, LinkType, classify, selected};
@@ -13,6 +14,7 @@ pub use diag::SocketId;
 pub use facts::{Address, Facts, Inventory};
 pub use follow::{Node, NodeError};
 pub use sockets::{SocketDiag, SocketsError};
+pub use ways::{Routed, Way, way};
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

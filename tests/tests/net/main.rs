@@ -5,6 +5,7 @@ mod catch_all;
 mod change;
 mod choice;
 mod departure;
+mod explain;
 mod harness;
 mod input;
 mod matrix;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     groups.extend(input::groups());
     groups.extend(operator::groups());
     groups.extend(catch_all::groups());
+    groups.extend(explain::groups());
     groups.extend(trace::groups());
     harness::main(groups)
 }

@@ -108,7 +108,7 @@ fn flows(bed: &mut Bed) -> Result<()> {
 
 fn later(bed: &mut Bed) -> Result<()> {
     let home = &bed.agent()?.home;
-    for command in ["explain", "monitor", "top"] {
+    for command in ["monitor", "top"] {
         let (code, out, said) = home.ask(&[command])?;
         ensure!(code.code() == Some(2) && out.is_empty(), "{command} ended with {code}: {out}");
         ensure!(said.lines().count() == 1 && said.contains("not available"), "{command}: {said}");
