@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use proxy_userspace::cluster::types::{Service, Slice};
 use proxy_userspace::cluster::{Change, Event};
-use proxy_userspace::datapath::{Datapath, Options, cleanup};
+use proxy_userspace::datapath::{Datapath, Named, Options, cleanup};
 use proxy_userspace::model::{Model, Settings as ModelSettings};
 use proxy_userspace::sync::{Report, Settings, Syncer};
 
@@ -90,7 +90,7 @@ fn pipeline(bpffs: &Bpffs, rounds: u64) -> Result<Samples> {
             samples.change.push(change(&mut datapath, &mut syncer, &mut model, number * 37)?);
         }
         drop((syncer, datapath));
-        cleanup(&options)?;
+        cleanup(&options, Named::ALL)?;
     }
     Ok(samples)
 }
