@@ -8,6 +8,7 @@ pub mod harness;
 pub mod lab;
 pub mod oracle;
 pub mod packet;
+pub mod simulation;
 mod sys;
 pub mod traffic;
 pub mod wait;

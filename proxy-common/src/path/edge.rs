@@ -44,9 +44,6 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return verdict;
     }
     let class = tables.address_class(&headers.key.dst);
-    if class.bits == 0 {
-        return Verdict::Pass;
-    }
     match headers.transport {
         Transport::Tcp(_) | Transport::Udp => {}
         Transport::IcmpError | Transport::IcmpRedirect => {
@@ -62,7 +59,10 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     let key = &headers.key;
     let verdict = match frontend::find(tables, class, &key.dst, key.dport, key.protocol) {
         Some(frontend) => translate::open(packet, tables, headers, frontend).into(),
-        None if class.any(AddressClass::ENDPOINT) && headers.opens() => direct(packet, tables, headers),
+        // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
+        None if headers.opens() && (class.any(AddressClass::ENDPOINT) || !owned(class)) => {
+            direct(packet, tables, headers)
+        }
         None if owned(class) => reject::answer(packet, headers, Reason::Unlisted).into(),
         None => Verdict::Pass,
     };

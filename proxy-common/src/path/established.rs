@@ -70,14 +70,15 @@ fn ended<const N: usize, T: Tables<N>>(
     true
 }
 
-/// A bare ACK as the first answer to a SYN: the endpoint has another connection with this five-tuple, opened
-/// straight to it before ours. That one must live; ours takes another source port.
+/// A segment without SYN as the first answer to a SYN: the endpoint has another connection with this five-tuple, opened
+/// straight to it before ours, and acknowledges, sends or closes there. That one must live; ours takes another source
+/// port.
 #[inline(always)]
 const fn is_challenge<const N: usize>(headers: &Headers<N>, flow: &Flow<N>, kind: Kind) -> bool {
-    use tcp_flags::{ACK, FIN, RST, SYN};
+    use tcp_flags::{RST, SYN};
     matches!(kind, Kind::Restore)
         && flow.state & state::SEEN == 0
-        && matches!(headers.transport, Transport::Tcp(flags) if flags & (SYN | ACK | RST | FIN) == ACK)
+        && matches!(headers.transport, Transport::Tcp(flags) if flags & (SYN | RST) == 0)
 }
 
 /// Writes down what this packet shows of its direction. Values are written only when they change.
@@ -85,6 +86,10 @@ const fn is_challenge<const N: usize>(headers: &Headers<N>, flow: &Flow<N>, kind
 fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry, flow: &Flow<N>) {
     let mut seen = flow.state | state::SEEN;
     if let Transport::Tcp(flags) = headers.transport {
+        // A handshake begins anew: a FIN of earlier times must not end it.
+        if flags & tcp_flags::SYN != 0 {
+            seen &= !state::FIN;
+        }
         if flags & tcp_flags::FIN != 0 {
             seen |= state::FIN;
         }

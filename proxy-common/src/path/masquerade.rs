@@ -2,7 +2,7 @@
 
 use super::traits::{Entry, Packet, Returned, Tables, Verdict};
 use super::{frontend, pair, rewrite};
-use crate::abi::{Addr, AddressClass, FrontendKey, Kind, Reason};
+use crate::abi::{Addr, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
@@ -54,11 +54,11 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     pair::verdict(opened)
 }
 
-/// Whether a new flow of the node itself to an endpoint would get its answers unmasqueraded to somebody else, because a
+/// Whether a new flow of the node itself to what is or was an endpoint would get its answers unmasqueraded to somebody else, because a
 /// live masqueraded flow owns the reply's key. Such a flow is masqueraded like any other (P-64).
 #[inline(always)]
 pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
-    if !headers.opens() || !tables.address_class(&headers.key.dst).any(AddressClass::ENDPOINT) {
+    if !headers.opens() || tables.is_stranger(&headers.key.dst) {
         return false;
     }
     let reply = headers.key.reply();

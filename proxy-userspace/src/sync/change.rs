@@ -80,8 +80,9 @@ impl Batch {
             Step::Endpoints(self.endpoints),
             Step::Slots(Family::V4, self.slots.v4),
             Step::Slots(Family::V6, self.slots.v6),
-            Step::Services(self.words),
+            // Before a list leads there: answers are looked at only where one end is known.
             Step::Addresses(classes.early),
+            Step::Services(self.words),
             Step::Frontends(set),
             Step::Addresses(classes.gain),
             Step::Addresses(classes.lose),
@@ -290,7 +291,7 @@ fn empty(index: u32, family: Family) -> Port {
         lists: [list.clone(), list.clone(), list],
         flags: 0,
         affinity_timeout: 0,
-        endpoints: HashMap::new(),
+        endpoints: BTreeMap::new(),
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Classes {
 /// Writes that bring the map up to date, in the three places where they belong.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClassWrites {
-    /// Before any frontend changes: endpoints may be reached from then on.
+    /// Before any list changes: endpoints may be reached from then on.
     pub early: Vec<(IpAddr, u32)>,
     /// Once the frontends are there: an address that is a Service's rejects what is not listed.
     pub gain: Vec<(IpAddr, u32)>,

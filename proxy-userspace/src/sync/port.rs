@@ -1,6 +1,6 @@
 //! One installed port: as it is remembered, and as it is read back from the maps.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use proxy_common::abi::{CHUNK, FrontendKind, Run, Service, service_flags};
@@ -32,7 +32,7 @@ pub struct Port {
     /// Bits of `service_flags`.
     pub flags: u32,
     pub affinity_timeout: u32,
-    pub endpoints: HashMap<SocketAddr, EndpointId>,
+    pub endpoints: BTreeMap<SocketAddr, EndpointId>,
 }
 
 impl Port {

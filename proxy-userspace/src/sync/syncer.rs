@@ -419,7 +419,7 @@ fn latest(changes: Vec<PortChange>) -> Vec<PortChange> {
 
 /// A port as found. Lists whose endpoints are not all there are not trusted.
 fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
-    let mut endpoints: HashMap<_, EndpointId> = HashMap::new();
+    let mut endpoints: BTreeMap<_, EndpointId> = BTreeMap::new();
     let mut list = |slots: &Option<Vec<Slot>>, run: Run| {
         let Some(slots) = slots else { return List { run: Run::EMPTY, members: None } };
         let mut sound = true;

@@ -1,16 +1,12 @@
 //! The path on the host.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::rc::Rc;
+use std::net::IpAddr;
 
-use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service,
-    Turn, config_flags, device_flags,
-};
-use proxy_common::path::{self, Entry, Insert, Looked, Packet, Scratch, Tables, Verdict, repeatable_draw};
+use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
+use proxy_common::path::{self, Packet, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
+use super::maps::Maps;
 use super::story::{At, Flows, Node, Outcome};
 use super::world::{self, IFINDEX, Writer};
 
@@ -83,232 +79,6 @@ impl Packet for Frame {
     }
 }
 
-/// A flow entry that lives on while somebody holds it, as the kernel's elements do.
-pub struct Held<const N: usize>(Rc<Cell<Flow<N>>>);
-
-impl<const N: usize> Held<N> {
-    fn change(&self, change: impl FnOnce(&mut Flow<N>)) {
-        let mut flow = self.0.get();
-        change(&mut flow);
-        self.0.set(flow);
-    }
-}
-
-impl<const N: usize> Entry<N> for Held<N> {
-    fn read(&self) -> Flow<N> {
-        self.0.get()
-    }
-    fn tag(&self) -> u32 {
-        self.0.get().tag
-    }
-    fn serial(&self) -> u32 {
-        self.0.get().serial
-    }
-    fn seen(&self) -> u32 {
-        self.0.get().seen
-    }
-    fn created(&self) -> u32 {
-        self.0.get().created
-    }
-    fn state(&self) -> u8 {
-        self.0.get().state
-    }
-    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
-        self.0.get().partner(key)
-    }
-    fn set_seen(&self, tick: u32) {
-        self.change(|flow| flow.seen = tick);
-    }
-    fn set_state(&self, state: u8) {
-        self.change(|flow| flow.state = state);
-    }
-}
-
-/// The maps of one family, and what both families share.
-pub struct Maps<const N: usize> {
-    addresses: HashMap<Addr<N>, AddressClass>,
-    sieve: HashSet<(u32, u64)>,
-    frontends: HashMap<FrontendKey<N>, Frontend>,
-    services: HashMap<u32, Service>,
-    backends: HashMap<u32, Backend<N>>,
-    endpoints: RefCell<HashMap<u32, u32>>,
-    devices: HashMap<u32, Device>,
-    flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
-    ring: RefCell<VecDeque<Turn<N>>>,
-    config: Cell<Config>,
-    draws: Cell<u32>,
-    counters: RefCell<HashMap<Reason, u64>>,
-}
-
-impl<const N: usize> Maps<N> {
-    fn new() -> Self {
-        let mut maps = Self {
-            addresses: HashMap::new(),
-            sieve: HashSet::new(),
-            frontends: HashMap::new(),
-            services: HashMap::new(),
-            backends: HashMap::new(),
-            endpoints: RefCell::default(),
-            devices: HashMap::new(),
-            flows: RefCell::default(),
-            ring: RefCell::default(),
-            config: Cell::new(world::config()),
-            draws: Cell::new(0),
-            counters: RefCell::default(),
-        };
-        world::fill(&mut maps);
-        maps
-    }
-}
-
-impl<const N: usize> Writer<N> for Maps<N> {
-    fn address(&mut self, address: Addr<N>, class: u32) {
-        self.sieve.insert(address.sieve());
-        self.addresses.insert(address, AddressClass { bits: class });
-    }
-    fn frontend(&mut self, key: FrontendKey<N>, frontend: Frontend) {
-        self.frontends.insert(key, frontend);
-    }
-    fn service(&mut self, index: u32, service: Service) {
-        self.services.insert(index, service);
-    }
-    fn backends(&mut self, slots: &[Backend<N>]) {
-        self.backends.extend((0..).zip(slots.iter().copied()));
-    }
-    fn endpoint(&mut self, id: u32, generation: u32) {
-        self.endpoints.borrow_mut().insert(id, generation);
-    }
-    fn device(&mut self, ifindex: u32, device: Device) {
-        self.devices.insert(ifindex, device);
-    }
-}
-
-impl<const N: usize> Tables<N> for Maps<N> {
-    type Entry = Held<N>;
-
-    fn is_stranger(&self, address: &Addr<N>) -> bool {
-        !self.sieve.contains(&address.sieve())
-    }
-    fn address_class(&self, address: &Addr<N>) -> AddressClass {
-        self.addresses.get(address).copied().unwrap_or(AddressClass { bits: 0 })
-    }
-    fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend> {
-        self.frontends.get(key).copied()
-    }
-    fn service(&self, index: u32) -> Option<Service> {
-        self.services.get(&index).copied()
-    }
-    fn backend(&self, slot: u32) -> Option<Backend<N>> {
-        self.backends.get(&slot).copied()
-    }
-    fn endpoint_generation(&self, id: u32) -> u32 {
-        self.endpoints.borrow().get(&id).copied().unwrap_or(0)
-    }
-    fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
-        let device = self.devices.get(&ifindex)?;
-        let mut words = [0; N];
-        let from: &[u32] = if N == 1 { &device.masquerade_v4.0 } else { &device.masquerade_v6.0 };
-        words.copy_from_slice(from);
-        (words != [0; N]).then_some(Addr(words))
-    }
-    fn local_socket(&self, _key: &FlowKey<N>, _address: &Addr<N>, _port: Port) -> bool {
-        false
-    }
-    fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
-        let key = Headers::<N>::EMPTY.key;
-        let flow = Flow {
-            src: key.src,
-            dst: key.dst,
-            sport: key.sport,
-            dport: key.dport,
-            address_diff: 0,
-            seen: 0,
-            created: 0,
-            service: 0,
-            endpoint: 0,
-            ifindex: 0,
-            serial: 0,
-            generation: 0,
-            kind: 0,
-            state: 0,
-            tag: 0,
-        };
-        let turn = Turn { key, serial: 0 };
-        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }))
-    }
-    fn flow(&self, key: &FlowKey<N>) -> Option<Held<N>> {
-        self.flows.borrow().get(key).cloned().map(Held)
-    }
-    fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert {
-        let mut flows = self.flows.borrow_mut();
-        if flows.contains_key(key) {
-            return Insert::Exists;
-        }
-        if flows.len() as u32 >= 2 * PAIRS {
-            return Insert::Full;
-        }
-        flows.insert(*key, Rc::new(Cell::new(*flow)));
-        Insert::Done
-    }
-    fn remove_flow(&self, key: &FlowKey<N>) {
-        self.flows.borrow_mut().remove(key);
-    }
-    fn make_room(&self) -> bool {
-        let key = Headers::<N>::EMPTY.key;
-        path::make_room(self, &mut Looked { turn: Turn { key, serial: 0 }, partner: key })
-    }
-    fn ring_size(&self) -> u32 {
-        PAIRS
-    }
-    fn ring_used(&self) -> u32 {
-        self.ring.borrow().len() as u32
-    }
-    fn ring_add(&self, _change: u32) {}
-    fn ring_push(&self, turn: &Turn<N>) -> bool {
-        self.ring.borrow_mut().push_back(*turn);
-        true
-    }
-    fn ring_pop(&self, turn: &mut Turn<N>) -> bool {
-        let oldest = self.ring.borrow_mut().pop_front();
-        oldest.map(|oldest| *turn = oldest).is_some()
-    }
-    fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
-        let config = self.config.get();
-        if config.flags & config_flags::DETECT_DEVICE != 0 {
-            let device = self.devices.get(&ifindex);
-            return Some(device.is_some_and(|device| device.flags & device_flags::DETECTED != 0));
-        }
-        let mut words = [0; 4];
-        words[..N].copy_from_slice(&source.0);
-        let (flag, inside) = if N == 1 {
-            (config_flags::DETECT_V4, config.cluster_v4.contains(&Addr([words[0]])))
-        } else {
-            (config_flags::DETECT_V6, config.cluster_v6.contains(&Addr(words)))
-        };
-        (config.flags & flag != 0).then_some(inside)
-    }
-    fn masquerade_all(&self) -> bool {
-        self.config.get().flags & config_flags::MASQUERADE_ALL != 0
-    }
-    fn masquerade_mark(&self) -> u32 {
-        self.config.get().masquerade_mark
-    }
-    fn seed(&self) -> u32 {
-        self.config.get().seed
-    }
-    fn now(&self) -> u32 {
-        self.config.get().test_clock
-    }
-    fn random(&self) -> u32 {
-        let n = self.draws.get();
-        self.draws.set(n + 1);
-        repeatable_draw(self.seed(), n)
-    }
-    fn count(&self, reason: Reason) {
-        *self.counters.borrow_mut().entry(reason).or_default() += 1;
-    }
-}
-
 /// A node on the host.
 pub struct Host {
     v4: Maps<1>,
@@ -317,7 +87,12 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { v4: Maps::new(), v6: Maps::new() }
+        fn filled<const N: usize>() -> Maps<N> {
+            let mut maps = Maps::empty(PAIRS, world::config());
+            world::fill(&mut maps);
+            maps
+        }
+        Self { v4: filled(), v6: filled() }
     }
 }
 
@@ -354,6 +129,13 @@ impl Node for Host {
             self.v6.endpoint(world::endpoint_id(true), generation);
         } else {
             self.v4.endpoint(world::endpoint_id(false), generation);
+        }
+    }
+
+    fn set_class(&mut self, address: IpAddr, class: u32) {
+        match address {
+            IpAddr::V4(_) => self.v4.address(world::addr(address), class),
+            IpAddr::V6(_) => self.v6.address(world::addr(address), class),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The real programs, by BPF_PROG_TEST_RUN.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result};
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
@@ -97,9 +99,23 @@ impl Kernel {
         }
         for v6 in [false, true] {
             self.set_endpoint(v6, world::GENERATION.into());
+            for (address, class) in world::classes(&world::plan(v6)) {
+                self.write_class(address, class)?;
+            }
         }
         self.set_device(world::device());
         self.write_config(world::config())
+    }
+
+    fn write_class(&mut self, address: IpAddr, class: u32) -> Result<()> {
+        let class = Wire(AddressClass { bits: class });
+        if address.is_ipv4() {
+            let mut map: HashMap<_, Wire<Addr<1>>, Wire<AddressClass>> = self.writable("ADDRESSES_V4")?;
+            Ok(map.insert(Wire(world::addr(address)), class, 0)?)
+        } else {
+            let mut map: HashMap<_, Wire<Addr<4>>, Wire<AddressClass>> = self.writable("ADDRESSES_V6")?;
+            Ok(map.insert(Wire(world::addr(address)), class, 0)?)
+        }
     }
 
     fn entries<const N: usize>(&mut self, name: &str) -> Result<Vec<(FlowKey<N>, Flow<N>)>> {
@@ -256,6 +272,10 @@ impl Node for Kernel {
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
         let mut map: Array<_, u32> = self.writable("ENDPOINTS").expect("an array");
         map.set(world::endpoint_id(v6), generation, 0).expect("write the endpoint");
+    }
+
+    fn set_class(&mut self, address: IpAddr, class: u32) {
+        self.write_class(address, class).expect("write the address");
     }
 
     fn counts(&mut self) -> Vec<u64> {

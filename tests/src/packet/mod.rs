@@ -5,7 +5,7 @@
 //! tale.rs    the language of rows: who sends what, and what is to become of it
 //! teller.rs  tells a row and compares
 //! frame.rs   building and reading frames        shape.rs  options, extension headers, tags, trailers
-//! host.rs    proxy_common's Tables and Packet over plain Rust values
+//! host.rs    the path on the host                maps.rs   plain Rust values in place of the kernel's maps
 //! kernel.rs  the real programs by BPF_PROG_TEST_RUN
 //! story.rs   both nodes as one: every byte, counter and flow entry is compared
 //! ```
@@ -13,6 +13,7 @@
 pub mod frame;
 pub mod host;
 pub mod kernel;
+pub mod maps;
 pub mod shape;
 pub mod story;
 pub mod tale;

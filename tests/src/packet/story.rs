@@ -1,6 +1,7 @@
 //! Telling one story to two nodes.
 
 use std::fmt::Debug;
+use std::net::IpAddr;
 
 use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
 use proxy_common::path::Verdict;
@@ -86,6 +87,8 @@ pub trait Node {
     fn set_device(&mut self, device: Device);
     /// Writes the generation of the world's first endpoint; 0: it has left.
     fn set_endpoint(&mut self, v6: bool, generation: u32);
+    /// Writes what an address is to the node.
+    fn set_class(&mut self, address: IpAddr, class: u32);
     /// Every counter, in the order of [`Reason::ALL`].
     fn counts(&mut self) -> Vec<u64>;
     /// Every flow entry.
@@ -168,6 +171,10 @@ impl Node for Both {
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
         self.tell(|node| node.set_endpoint(v6, generation));
+    }
+
+    fn set_class(&mut self, address: IpAddr, class: u32) {
+        self.tell(|node| node.set_class(address, class));
     }
 
     fn counts(&mut self) -> Vec<u64> {

@@ -156,6 +156,8 @@ pub enum Step {
     After(u32),
     /// Generation of the backend's endpoint id; 0: it has left.
     Endpoint(u32),
+    /// Nothing refers to this address any more, except flows.
+    Removed(Who),
     Config(fn(&mut Config)),
     Device(fn(&mut Device)),
     Count(Reason, u64),
@@ -279,6 +281,12 @@ impl Tale {
     #[must_use]
     pub fn endpoint_leaves(self) -> Self {
         self.step(Step::Endpoint(0))
+    }
+
+    /// What this address was for is removed: the Service, or the endpoint from all Services.
+    #[must_use]
+    pub fn removed(self, who: Who) -> Self {
+        self.step(Step::Removed(who))
     }
 
     #[must_use]

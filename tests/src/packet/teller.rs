@@ -111,6 +111,10 @@ impl<'a> Teller<'a> {
                 self.node.set_config(self.config);
             }
             Step::Endpoint(generation) => self.node.set_endpoint(self.v6, *generation),
+            Step::Removed(who) => {
+                let address = who.address(&self.plan).context("nobody in particular")?;
+                self.node.set_class(address, 0);
+            }
             Step::Config(change) => {
                 change(&mut self.config);
                 self.node.set_config(self.config);

@@ -158,10 +158,10 @@ pub fn device() -> Device {
     }
 }
 
-/// Writes the node's state of one family. Indices of the two families do not overlap.
-pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
-    let p = plan(N == 4);
-    let classes = [
+/// What each address is to the node.
+#[must_use]
+pub const fn classes(p: &Plan) -> [(IpAddr, u32); 10] {
+    [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),
         (p.load_balancer, AddressClass::SERVICE),
@@ -172,8 +172,13 @@ pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
         (p.plain, AddressClass::LOCAL | AddressClass::ENDPOINT),
         (p.masquerade, AddressClass::LOCAL),
         (p.backend, AddressClass::ENDPOINT),
-    ];
-    for (address, class) in classes {
+    ]
+}
+
+/// Writes the node's state of one family. Indices of the two families do not overlap.
+pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
+    let p = plan(N == 4);
+    for (address, class) in classes(&p) {
         to.address(addr(address), class);
     }
     services(to);

@@ -53,6 +53,16 @@ fn ways() -> Vec<Tale> {
             .leaves(syn_ack(BACKEND, SEEN))
             .becomes(BACKEND, CLIENT)
             .entries(6),
+        by_service("a renumbered direct connection goes on when its end is no endpoint any more B5 P-60")
+            .enters(syn(CLIENT, BACKEND))
+            .becomes(RENUMBERED, BACKEND)
+            .removed(Who::Backend)
+            .enters(ack(CLIENT, BACKEND))
+            .becomes(SEEN, BACKEND),
+        by_service("straight to what was the endpoint, beside a flow that outlives it, takes another source port B5 P-60")
+            .removed(Who::Backend)
+            .enters(syn(CLIENT, BACKEND))
+            .becomes(RENUMBERED, BACKEND),
         tale("straight to the endpoint first makes no entry P-60")
             .enters(syn(CLIENT, BACKEND))
             .untouched()

@@ -58,6 +58,22 @@ fn beginnings() -> Vec<Tale> {
             .enters(fin(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
             .counted(FlowCreated, 1),
+        connection("a connection outlives its Service B5")
+            .removed(Who::Vip)
+            .endpoint_leaves()
+            .enters(ack(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .leaves(ack(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT)
+            .enters(fin(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND),
+        connection("the address of a Service that is gone serves nobody new B5")
+            .removed(Who::Vip)
+            .enters(syn((Who::Pod, 40_009), VIP))
+            .untouched()
+            .enters(ack((Who::Pod, 40_009), VIP))
+            .untouched()
+            .entries(2),
         connection("a SYN within a live connection changes nothing, also when the endpoint has left P-42")
             .endpoint_leaves()
             .enters(syn(CLIENT, VIP))
@@ -77,6 +93,15 @@ fn beginnings() -> Vec<Tale> {
             .enters(syn(CLIENT, VIP))
             .becomes((Who::Pod, 0), BACKEND)
             .entries(2),
+        tale("a FIN that answers a SYN belongs to a direct connection likewise P-60")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .leaves(fin(BACKEND, CLIENT))
+            .dropped(ChallengeAck)
+            .leaves(fin(BACKEND, CLIENT))
+            .untouched()
+            .enters(syn(CLIENT, VIP))
+            .becomes((Who::Pod, 0), BACKEND),
         tale("a connection idle for two hours goes on P-45")
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)

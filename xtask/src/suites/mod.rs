@@ -174,7 +174,9 @@ fn environment(cargo: &mut Command, selection: &Selection, coverage: Option<&Cov
         cargo.env("SLUICE_SEED", seed.to_string()).env("PROPTEST_RNG_SEED", seed.to_string());
     }
     if let Some(steps) = selection.steps {
-        cargo.env("SLUICE_STEPS", steps.to_string()).env("PROPTEST_CASES", steps.to_string());
+        // A property's case takes as long as thousands of the simulator's steps.
+        let cases = (steps / 4000).max(256);
+        cargo.env("SLUICE_STEPS", steps.to_string()).env("PROPTEST_CASES", cases.to_string());
     }
     if let Some(coverage) = coverage {
         coverage.apply(cargo);

@@ -1,0 +1,116 @@
+//! Connections as their two ends know them.
+
+use proxy_common::abi::{Reason, protocol};
+
+use super::cluster::List;
+use crate::packet::frame::End;
+
+/// Ticks after which a TCP connection without packets is given up by both ends; well below what the path keeps.
+const ESTABLISHED: u32 = 70_000;
+/// The same for what was never answered, and for UDP.
+const UNANSWERED: u32 = 20;
+/// Ticks after which a server that never heard of the end gives up.
+const LINGER: u32 = 30;
+
+#[derive(Clone, Debug)]
+pub struct Conn {
+    pub protocol: u8,
+    pub client: End,
+    /// What the client has dialled, and expects answers from.
+    pub remote: End,
+    /// The Service's list; `None`: dialled straight.
+    pub list: Option<List>,
+    /// Whom the flow has been given.
+    pub backend: Option<End>,
+    /// Step in which that happened.
+    pub since: u64,
+    /// Whom it had before. What that one sent last may come too late to be restored: kube-proxy deletes conntrack's entry
+    /// likewise.
+    pub former: Option<End>,
+    /// The same client has dialled so before and has given up without a word.
+    pub haunted: bool,
+    /// The server's end and, as it sees it, the client's.
+    pub tuple: Option<(End, End)>,
+    /// The client has heard from the server.
+    pub answered: bool,
+    /// Client and server have sent FIN.
+    pub fins: [bool; 2],
+    /// The server has heard the client's FIN.
+    pub client_fin: bool,
+    /// The client has heard the server's FIN.
+    pub server_fin: bool,
+    /// The server has heard the client's ACK.
+    pub ready: bool,
+    /// The server knows that it is over.
+    pub server_done: bool,
+    /// When a packet last came all the way.
+    pub heard: u32,
+    /// The client has nothing to do with it any more, since then.
+    pub closed: Option<u32>,
+}
+
+impl Conn {
+    pub const fn is_tcp(&self) -> bool {
+        self.protocol == protocol::TCP
+    }
+
+    pub const fn is_live(&self) -> bool {
+        self.closed.is_none()
+    }
+
+    /// Nothing is owed to it any more: it is over, or both ends have sent FIN. To the path that is closed, and makes way for
+    /// others, though the last FIN may have been lost behind the hook that saw it.
+    pub const fn is_ending(&self) -> bool {
+        !self.is_live() || self.fins[0] && self.fins[1]
+    }
+
+    /// A TCP connection that both ends have seen and not both have ended.
+    pub const fn is_established(&self) -> bool {
+        self.is_tcp() && self.answered && !self.is_ending()
+    }
+
+    /// Both ends give up on it.
+    pub const fn is_stale(&self, now: u32) -> bool {
+        let limit = if self.is_tcp() && self.answered { ESTABLISHED } else { UNANSWERED };
+        now - self.heard > limit
+    }
+
+    /// Whether the server will let another connection have the tuple.
+    pub fn is_over_for_server(&self, now: u32) -> bool {
+        match self.closed {
+            Some(at) => !self.is_tcp() || self.server_done || now > at + LINGER,
+            None => self.is_stale(now),
+        }
+    }
+}
+
+/// What a packet carries: whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token {
+    pub conn: usize,
+    pub from_server: bool,
+    /// An acknowledgement that answers a SYN of somebody else.
+    pub challenge: bool,
+}
+
+impl Token {
+    pub fn bytes(self) -> [u8; 8] {
+        let [a, b, c, d] = (self.conn as u32).to_le_bytes();
+        [a, b, c, d, self.from_server.into(), self.challenge.into(), 0, 0]
+    }
+
+    /// The token at the end of a frame.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let [.., a, b, c, d, from_server, challenge, _, _] = *frame else { return None };
+        Some(Self {
+            conn: u32::from_le_bytes([a, b, c, d]) as usize,
+            from_server: from_server == 1,
+            challenge: challenge == 1,
+        })
+    }
+}
+
+/// Dropped because there was no room for a new flow: an old one, if there was one, has ended.
+pub const fn opens_anew(reason: Reason) -> bool {
+    matches!(reason, Reason::FlowTableFull | Reason::PortsExhausted | Reason::NoLocalEndpoint)
+}

@@ -1,0 +1,290 @@
+//! The node's kernel: maps, clock and dice, and the faults that can be planted in them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use proxy_common::abi::{
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service,
+    Turn,
+};
+use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, repeatable_draw};
+use proxy_common::wire::Headers;
+use proxy_userspace::sync::{Step, Word};
+
+use super::store::Shadow;
+use crate::packet::frame::ETHERNET;
+use crate::packet::host::Frame;
+use crate::packet::maps::{Held, Maps};
+use crate::packet::world::{self, IFINDEX, Writer, addr};
+
+/// A bug on purpose, to show that it would be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// Now and then a removal does not happen: one half of a flow outlives the other.
+    HalfLost,
+    /// Slots are used again at once.
+    EarlyReuse,
+    /// An insert takes a key that another flow owns: a port is given twice.
+    PortTwice,
+}
+
+pub struct Kernel<const N: usize> {
+    pub maps: Maps<N>,
+    /// The same contents as an agent would read them back.
+    pub real: Shadow,
+    /// Services as they were lately, and until when: a program that runs meanwhile still has such a value in hand, for far
+    /// less time than the agent's grace period.
+    before: HashMap<u32, Vec<(Service, u32)>>,
+    fault: Fault,
+    calls: Cell<u32>,
+}
+
+impl<const N: usize> Kernel<N> {
+    pub fn new(pairs: u32, config: Config, device: Device, fault: Fault) -> Self {
+        let mut maps = Maps::empty(pairs, config);
+        maps.device(IFINDEX, device);
+        maps.journal = Some(RefCell::default());
+        let real = Shadow::default();
+        Self { maps, real, before: HashMap::new(), fault, calls: Cell::new(0) }
+    }
+
+    /// One map write of the agent.
+    pub fn write(&mut self, step: &Step) {
+        self.real.apply(step);
+        let now = self.maps.now();
+        match step {
+            Step::Chunks(..) => {}
+            Step::Endpoints(list) => {
+                list.iter().for_each(|&(id, generation)| self.maps.endpoint(id, generation));
+            }
+            Step::Slots(_, list) => self.maps.backends.extend(list.iter().map(|(at, slot)| {
+                let (address, port) = (addr(slot.address.ip()), Port::new(slot.address.port()));
+                let (id, generation) = (slot.endpoint.id, slot.endpoint.generation);
+                (*at, Backend { address, port, generation, id })
+            })),
+            Step::Services(list) => {
+                for &(index, word) in list {
+                    let old = self.maps.services.get(&index).copied().unwrap_or(Service::FREE);
+                    let mut new = old;
+                    match word {
+                        Word::External(run) => new.external = run,
+                        Word::Internal(run) => new.internal = run,
+                        Word::Cluster(run) => new.cluster = run,
+                        Word::Settings { flags, affinity_timeout } => {
+                            (new.flags, new.affinity_timeout) = (flags, affinity_timeout);
+                        }
+                    }
+                    let before = self.before.entry(index).or_default();
+                    before.retain(|(_, until)| now <= until + 1);
+                    before.push((old, now));
+                    self.maps.services.insert(index, new);
+                }
+            }
+            Step::Frontends(list) => {
+                self.maps.frontends.extend(list.iter().map(|(key, to)| (frontend_key(key), *to)));
+            }
+            Step::RemoveFrontends(list) => {
+                list.iter().for_each(|key| _ = self.maps.frontends.remove(&frontend_key(key)));
+            }
+            Step::Addresses(list) => list.iter().for_each(|(ip, bits)| self.maps.address(addr(*ip), *bits)),
+            Step::RemoveAddresses(list) => {
+                list.iter().for_each(|ip: &IpAddr| _ = self.maps.addresses.remove(&addr(*ip)));
+            }
+        }
+    }
+
+    /// Runs one hook.
+    pub fn run(&self, ingress: bool, bytes: Vec<u8>, mark: u32) -> (Verdict, Frame) {
+        let mut frame = Frame { bytes, mark };
+        let mut room = Headers::EMPTY;
+        let l3 = ETHERNET as u32;
+        let verdict = if ingress {
+            path::ingress(&mut frame, self, &mut room, l3)
+        } else {
+            path::egress(&mut frame, self, &mut room, l3)
+        };
+        (verdict, frame)
+    }
+
+    /// Whether so little room is left that flows of little worth are forgotten before their time.
+    pub fn is_full(&self) -> bool {
+        2 * self.maps.ring_used() > self.maps.ring_size()
+    }
+
+    /// An agent starts, which takes far longer than a program runs: nobody holds old values any more.
+    pub fn let_go(&mut self) {
+        self.before.clear();
+    }
+
+    pub fn set_clock(&self, tick: u32) {
+        self.maps.config.set(Config { test_clock: tick, ..self.maps.config.get() });
+    }
+
+    /// Once in `n` calls.
+    fn once_in(&self, n: u32) -> bool {
+        let call = self.calls.get();
+        self.calls.set(call.wrapping_add(1));
+        repeatable_draw(self.maps.seed() ^ 0xfa17, call).is_multiple_of(n)
+    }
+}
+
+fn frontend_key<const N: usize>(key: &proxy_userspace::sync::Dialled) -> FrontendKey<N> {
+    FrontendKey {
+        address: addr(key.address),
+        port: Port::new(key.port),
+        protocol: key.protocol.number(),
+        pad: 0,
+    }
+}
+
+impl<const N: usize> Tables<N> for Kernel<N> {
+    type Entry = Held<N>;
+
+    fn service(&self, index: u32) -> Option<Service> {
+        let in_hand = |(_, until): &&(Service, u32)| self.now() <= until + 1;
+        let before: Vec<_> = self.before.get(&index).into_iter().flatten().filter(in_hand).collect();
+        if before.is_empty() || !self.once_in(4) {
+            return self.maps.service(index);
+        }
+        let drawn = repeatable_draw(self.maps.seed() ^ 0x01d, self.calls.get());
+        Some(before[drawn as usize % before.len()].0)
+    }
+    fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert {
+        match self.maps.insert_flow(key, flow) {
+            Insert::Exists if self.fault == Fault::PortTwice && self.once_in(5) => {
+                self.maps.remove_flow(key);
+                self.maps.insert_flow(key, flow)
+            }
+            other => other,
+        }
+    }
+    fn remove_flow(&self, key: &FlowKey<N>) {
+        if self.fault != Fault::HalfLost || !self.once_in(200) {
+            self.maps.remove_flow(key);
+        }
+    }
+
+    // The rest is the maps' own.
+    fn is_stranger(&self, address: &Addr<N>) -> bool {
+        self.maps.is_stranger(address)
+    }
+    fn address_class(&self, address: &Addr<N>) -> AddressClass {
+        self.maps.address_class(address)
+    }
+    fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend> {
+        self.maps.frontend(key)
+    }
+    fn backend(&self, slot: u32) -> Option<Backend<N>> {
+        self.maps.backend(slot)
+    }
+    fn endpoint_generation(&self, id: u32) -> u32 {
+        self.maps.endpoint_generation(id)
+    }
+    fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
+        self.maps.masquerade_address(ifindex)
+    }
+    fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
+        self.maps.local_socket(key, address, port)
+    }
+    fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
+        self.maps.scratch(work)
+    }
+    fn flow(&self, key: &FlowKey<N>) -> Option<Held<N>> {
+        self.maps.flow(key)
+    }
+    fn ring_size(&self) -> u32 {
+        self.maps.ring_size()
+    }
+    fn ring_used(&self) -> u32 {
+        self.maps.ring_used()
+    }
+    fn ring_add(&self, change: u32) {
+        self.maps.ring_add(change);
+    }
+    fn ring_push(&self, turn: &Turn<N>) -> bool {
+        self.maps.ring_push(turn)
+    }
+    fn ring_pop(&self, turn: &mut Turn<N>) -> bool {
+        self.maps.ring_pop(turn)
+    }
+    fn make_room(&self) -> bool {
+        let key = Headers::<N>::EMPTY.key;
+        path::make_room(self, &mut Looked { turn: Turn { key, serial: 0 }, partner: key })
+    }
+    fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
+        self.maps.is_pod(ifindex, source)
+    }
+    fn masquerade_all(&self) -> bool {
+        self.maps.masquerade_all()
+    }
+    fn masquerade_mark(&self) -> u32 {
+        self.maps.masquerade_mark()
+    }
+    fn seed(&self) -> u32 {
+        self.maps.seed()
+    }
+    fn now(&self) -> u32 {
+        self.maps.now()
+    }
+    fn random(&self) -> u32 {
+        self.maps.random()
+    }
+    fn count(&self, reason: Reason) {
+        self.maps.count(reason);
+    }
+}
+
+/// What a hook has done to the flow table breaks no pair: the two halves of a flow live and die together.
+pub fn check_pairs<const N: usize>(maps: &Maps<N>) -> Result<(), String> {
+    let Some(journal) = &maps.journal else { return Ok(()) };
+    for (key, removed) in journal.borrow_mut().drain(..) {
+        match (maps.flow(&key), removed) {
+            (Some(entry), _) => is_paired(maps, &key, &entry)?,
+            (None, Some(flow)) => {
+                let partner = flow.partner(&key);
+                if maps.flow(&partner).is_some_and(|entry| entry.partner(&partner) == key) {
+                    return Err(format!("a flow has lost one half, {partner:?} is left"));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_paired<const N: usize>(maps: &Maps<N>, key: &FlowKey<N>, entry: &Held<N>) -> Result<(), String> {
+    let partner = entry.partner(key);
+    match maps.flow(&partner) {
+        None => Err(format!("a flow has only one half, {key:?}")),
+        Some(other) if other.partner(&partner) != *key => {
+            Err(format!("the other half of {key:?} belongs to another flow"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// The whole table: every entry has its other half, and every pair is in the ring, or it would never be forgotten.
+pub fn check_table<const N: usize>(maps: &Maps<N>) -> Result<(), String> {
+    let turns: HashSet<(FlowKey<N>, u32)> =
+        maps.ring.borrow().iter().map(|turn| (turn.key, turn.serial)).collect();
+    for (key, flow) in maps.flows.borrow().iter() {
+        is_paired(maps, key, &maps.flow(key).ok_or("an entry that is not there")?)?;
+        let flow = flow.get();
+        let known = turns.contains(&(*key, flow.serial)) || turns.contains(&(flow.partner(key), flow.serial));
+        if !known {
+            return Err(format!("no ring knows {key:?}: it would never be forgotten"));
+        }
+    }
+    Ok(())
+}
+
+/// kube-proxy's mark, and whose address is masqueraded with.
+pub fn device(own: IpAddr) -> Device {
+    let (v4, v6) = match own {
+        IpAddr::V4(_) => (addr(own), Addr::UNSPECIFIED),
+        IpAddr::V6(_) => (Addr::UNSPECIFIED, addr(own)),
+    };
+    Device { masquerade_v4: v4, masquerade_v6: v6, ..world::device() }
+}
