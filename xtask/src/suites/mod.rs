@@ -58,7 +58,7 @@ impl Suite {
     /// Why the suite runs only when it is named, if so.
     fn waits(self) -> Option<&'static str> {
         match self {
-            Self::Net | Self::Api => Some("waits for `sluice run`; runs when it is named"),
+            Self::Net | Self::Api => Some("takes minutes; runs when it is named"),
             Self::Oracle => Some("takes long; runs when it is named"),
             _ => None,
         }
