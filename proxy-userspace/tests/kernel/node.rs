@@ -11,17 +11,19 @@ use crate::common::{in_namespace, ip, options};
 /// Runs `test` on a runtime of the calling thread, and so in its network namespace.
 fn block_on<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime
-        .block_on(async { tokio::time::timeout(Duration::from_secs(60), test).await.expect("in a minute") })
+    runtime.block_on(test)
 }
 
-/// Waits for the first event that `want` takes.
+/// Waits for the first event that `want` takes, at most a minute: each attachment may wait long on a busy machine.
 async fn until<T>(node: &mut Node, want: impl Fn(&NodeEvent) -> Option<T>) -> T {
-    loop {
-        if let Some(found) = node.next().await.unwrap().iter().find_map(&want) {
-            return found;
+    let found = async {
+        loop {
+            if let Some(found) = node.next().await.unwrap().iter().find_map(&want) {
+                return found;
+            }
         }
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(60), found).await.expect("the event, within a minute")
 }
 
 #[test]
