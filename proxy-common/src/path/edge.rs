@@ -10,8 +10,7 @@ use crate::wire::{Headers, Transport, parse};
 /// A packet enters the node's stack. `l3` is where its network header starts: 14 behind Ethernet, else 0.
 ///
 /// A packet to an address that has never been anything to us costs no look-up, one of a known flow one. `room` is where
-/// the headers are written down; what it
-/// holds before does not matter.
+/// the headers are written down; what it holds before does not matter.
 #[inline(always)]
 pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,

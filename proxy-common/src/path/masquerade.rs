@@ -54,8 +54,8 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     pair::verdict(opened)
 }
 
-/// Whether a new flow of the node itself to what is or was an endpoint would get its answers unmasqueraded to somebody else, because a
-/// live masqueraded flow owns the reply's key. Such a flow is masqueraded like any other (P-64).
+/// Whether a new flow of the node itself to what is or was an endpoint would get its answers unmasqueraded to somebody
+/// else, because a live masqueraded flow owns the reply's key. Such a flow is masqueraded like any other (P-64).
 #[inline(always)]
 pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
     if !headers.opens() || tables.is_stranger(&headers.key.dst) {

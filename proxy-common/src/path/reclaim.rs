@@ -8,6 +8,7 @@
 use super::pair;
 use super::traits::{Entry, Scratch, Tables};
 use crate::abi::{FlowKey, Turn, protocol, state};
+use crate::wire::Headers;
 
 /// Turns looked at per insert at most.
 const MOST_LOOKS: u32 = 8;
@@ -86,6 +87,14 @@ pub struct Looked<const N: usize> {
     pub turn: Turn<N>,
     /// Key of the pair's other entry.
     pub partner: FlowKey<N>,
+}
+
+impl<const N: usize> Looked<N> {
+    /// Holds nothing yet.
+    pub const EMPTY: Self = {
+        let key = Headers::<N>::EMPTY.key;
+        Self { turn: Turn { key, serial: 0 }, partner: key }
+    };
 }
 
 /// Looks at the oldest turns. False: nothing can be forgotten, and there is no room for another pair.

@@ -165,6 +165,32 @@ pub struct Scratch<const N: usize> {
     pub quoted: Headers<N>,
 }
 
+impl<const N: usize> Scratch<N> {
+    /// Holds nothing yet.
+    pub const EMPTY: Self = {
+        let key = Headers::<N>::EMPTY.key;
+        let flow = Flow {
+            src: key.src,
+            dst: key.dst,
+            sport: key.sport,
+            dport: key.dport,
+            address_diff: 0,
+            seen: 0,
+            created: 0,
+            service: 0,
+            endpoint: 0,
+            ifindex: 0,
+            serial: 0,
+            generation: 0,
+            kind: 0,
+            state: 0,
+            tag: 0,
+        };
+        let turn = Turn { key, serial: 0 };
+        Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }
+    };
+}
+
 /// The maps of one family, the clock and the dice.
 pub trait Tables<const N: usize> {
     /// Handle of a flow entry.

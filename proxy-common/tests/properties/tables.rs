@@ -165,26 +165,7 @@ impl<const N: usize> Tables<N> for Node<N> {
         false
     }
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
-        let key = Headers::<N>::EMPTY.key;
-        let flow = Flow {
-            src: key.src,
-            dst: key.dst,
-            sport: key.sport,
-            dport: key.dport,
-            address_diff: 0,
-            seen: 0,
-            created: 0,
-            service: 0,
-            endpoint: 0,
-            ifindex: 0,
-            serial: 0,
-            generation: 0,
-            kind: 0,
-            state: 0,
-            tag: 0,
-        };
-        let turn = Turn { key, serial: 0 };
-        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }))
+        Some(work(&mut Scratch::EMPTY.clone()))
     }
     fn flow(&self, key: &FlowKey<N>) -> Option<Element<N>> {
         let flows = self.flows.borrow();

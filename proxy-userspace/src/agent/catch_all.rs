@@ -89,7 +89,6 @@ impl Worker {
     }
 
     fn open_catch_all(&mut self) -> Result<(), Trouble> {
-        self.datapath.prepare_catch_all().map_err(|error| trouble(&error))?;
         let runtime = self.runtime.clone();
         let device = runtime.block_on(node::CatchAll::open()).map_err(|error| trouble(&error))?;
         let edge = device.edge();

@@ -1,7 +1,7 @@
 //! Programs and maps in the kernel: loaded or adopted, attached without links, read and written.
 //!
 //! ```text
-//! sys.rs     raw system calls; the only unsafe code   
+//! sys.rs     raw system calls; the only unsafe code
 //! specs.rs   what the maps look like      pins.rs    where they are kept
 //! loader.rs  options → programs, maps     tables.rs  the open maps
 //! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
@@ -109,15 +109,6 @@ impl Datapath {
         datapath.sieve_addresses()?;
         datapath.pin_programs()?;
         Ok(datapath)
-    }
-
-    /// Loads the programs of the catch-all device: most nodes have none.
-    ///
-    /// # Errors
-    /// The kernel refuses them.
-    pub fn prepare_catch_all(&mut self) -> Result<(), DatapathError> {
-        loader::load_programs(&mut self.ebpf, &loader::CAUGHT)?;
-        self.pin_programs()
     }
 
     fn pin_programs(&mut self) -> Result<(), DatapathError> {

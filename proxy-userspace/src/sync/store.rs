@@ -37,6 +37,20 @@ pub enum Word {
     Settings { flags: u32, affinity_timeout: u32 },
 }
 
+impl Word {
+    /// What the store makes of `service`.
+    pub const fn put(self, service: &mut Service) {
+        match self {
+            Self::External(run) => service.external = run,
+            Self::Internal(run) => service.internal = run,
+            Self::Cluster(run) => service.cluster = run,
+            Self::Settings { flags, affinity_timeout } => {
+                (service.flags, service.affinity_timeout) = (flags, affinity_timeout);
+            }
+        }
+    }
+}
+
 /// Map writes of one kind. The syncer orders them so that the maps are whole after each of them (L-01).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {

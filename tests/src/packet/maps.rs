@@ -9,7 +9,6 @@ use proxy_common::abi::{
     Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, repeatable_draw};
-use proxy_common::wire::Headers;
 
 use super::world::Writer;
 
@@ -162,26 +161,7 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.sockets.borrow().contains(&(key.protocol, *address, port))
     }
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
-        let key = Headers::<N>::EMPTY.key;
-        let flow = Flow {
-            src: key.src,
-            dst: key.dst,
-            sport: key.sport,
-            dport: key.dport,
-            address_diff: 0,
-            seen: 0,
-            created: 0,
-            service: 0,
-            endpoint: 0,
-            ifindex: 0,
-            serial: 0,
-            generation: 0,
-            kind: 0,
-            state: 0,
-            tag: 0,
-        };
-        let turn = Turn { key, serial: 0 };
-        Some(work(&mut Scratch { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }))
+        Some(work(&mut Scratch::EMPTY.clone()))
     }
     fn flow(&self, key: &FlowKey<N>) -> Option<Held<N>> {
         self.flows.borrow().get(key).cloned().map(Held)
@@ -204,8 +184,7 @@ impl<const N: usize> Tables<N> for Maps<N> {
         }
     }
     fn make_room(&self) -> bool {
-        let key = Headers::<N>::EMPTY.key;
-        path::make_room(self, &mut Looked { turn: Turn { key, serial: 0 }, partner: key })
+        path::make_room(self, &mut Looked::EMPTY.clone())
     }
     fn ring_size(&self) -> u32 {
         self.pairs

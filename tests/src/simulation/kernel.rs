@@ -10,7 +10,7 @@ use proxy_common::abi::{
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, repeatable_draw};
 use proxy_common::wire::Headers;
-use proxy_userspace::sync::{Step, Word};
+use proxy_userspace::sync::Step;
 
 use super::store::Shadow;
 use crate::packet::frame::ETHERNET;
@@ -68,14 +68,7 @@ impl<const N: usize> Kernel<N> {
                 for &(index, word) in list {
                     let old = self.maps.services.get(&index).copied().unwrap_or(Service::FREE);
                     let mut new = old;
-                    match word {
-                        Word::External(run) => new.external = run,
-                        Word::Internal(run) => new.internal = run,
-                        Word::Cluster(run) => new.cluster = run,
-                        Word::Settings { flags, affinity_timeout } => {
-                            (new.flags, new.affinity_timeout) = (flags, affinity_timeout);
-                        }
-                    }
+                    word.put(&mut new);
                     let before = self.before.entry(index).or_default();
                     before.retain(|(_, until)| now <= until + 1);
                     before.push((old, now));
@@ -210,8 +203,7 @@ impl<const N: usize> Tables<N> for Kernel<N> {
         self.maps.ring_pop(turn)
     }
     fn make_room(&self) -> bool {
-        let key = Headers::<N>::EMPTY.key;
-        path::make_room(self, &mut Looked { turn: Turn { key, serial: 0 }, partner: key })
+        path::make_room(self, &mut Looked::EMPTY.clone())
     }
     fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
         self.maps.is_pod(ifindex, source)

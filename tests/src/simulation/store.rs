@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proxy_common::abi::{CHUNK, Frontend, Service, service_flags};
 use proxy_userspace::model::Family;
-use proxy_userspace::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
+use proxy_userspace::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store};
 
 /// Contents, and the writes that were asked for, one by one: packets come in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,14 +54,7 @@ impl Shadow {
             Step::Services(list) => {
                 for &(index, word) in list {
                     let service = self.services.entry(index).or_insert(Service::FREE);
-                    match word {
-                        Word::External(run) => service.external = run,
-                        Word::Internal(run) => service.internal = run,
-                        Word::Cluster(run) => service.cluster = run,
-                        Word::Settings { flags, affinity_timeout } => {
-                            (service.flags, service.affinity_timeout) = (flags, affinity_timeout);
-                        }
-                    }
+                    word.put(service);
                     self.services.retain(|_, service| *service != Service::FREE);
                 }
             }

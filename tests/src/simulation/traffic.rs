@@ -1,13 +1,15 @@
 //! Clients, servers, and the way between them.
 
+mod judge;
+
 use std::collections::{HashMap, HashSet};
 
-use proxy_common::abi::{Port, Reason, protocol};
+use proxy_common::abi::{Port, protocol};
 use proxy_common::path::Verdict;
 use proxy_common::path::socket::{self, Dial};
 
 use super::cluster::{BACKENDS, Cluster, Kind, LOCAL_POLICY, SERVICES};
-use super::conn::{Conn, Token, opens_anew};
+use super::conn::{Conn, Token};
 use super::dice::Dice;
 use super::kernel::check_pairs;
 use crate::packet::frame::{ACK, End, FIN, Flags, RST, Read, SYN, SYN_ACK, packet, read};
@@ -288,103 +290,6 @@ impl<const N: usize> Traffic<N> {
                 Ok(())
             }
         }
-    }
-
-    /// A client's packet has passed its edge. False: it goes nowhere.
-    fn translated(&mut self, id: usize, before: &Read, after: &Read) -> Result<bool, String> {
-        let now = self.now;
-        let conn = &mut self.conns[id];
-        let Some(list) = conn.list else { return Ok(true) };
-        if conn.is_ending() {
-            return Ok(true);
-        }
-        if before.flags.rst {
-            // The flow is over; a SYN begins another.
-            let former = conn.backend.take();
-            self.leave(id, former);
-            return Ok(true);
-        }
-        if after.dst == before.dst {
-            if conn.is_established() || (self.cluster.serves(list, now) && before.flags.syn) {
-                return Err(format!("a packet to {:?} of {conn:?} was not translated", before.dst));
-            }
-            self.close(id);
-            return Ok(false);
-        }
-        let backend = after.dst;
-        let same = conn.backend == Some(backend);
-        let found = conn.is_tcp() && conn.haunted && conn.backend.is_none();
-        if let Some(old) = conn.backend
-            && !same
-            && (conn.is_established() || self.cluster.has_stayed(list, old, conn.since, now))
-        {
-            return Err(format!("{conn:?} has been moved to {backend:?}"));
-        }
-        if !found && (!same || !conn.is_tcp()) && !self.cluster.may_get(list, backend, now) {
-            let lists = self.cluster.describe(list);
-            return Err(format!("{backend:?} is not the Service's, and was given to {conn:?}; {lists}"));
-        }
-        if !same {
-            conn.since = self.step;
-            let former = conn.backend.replace(backend);
-            self.leave(id, former);
-        }
-        Ok(true)
-    }
-
-    /// The flow has another endpoint now, or none: its old place is another's to take.
-    fn leave(&mut self, id: usize, former: Option<End>) {
-        let conn = &mut self.conns[id];
-        if former.is_none() {
-            return;
-        }
-        conn.former = former;
-        if let Some((own, other)) = conn.tuple.take() {
-            self.servers.remove(&(conn.protocol, own, other));
-        }
-    }
-
-    fn refused(&mut self, token: Token, reason: Reason) -> Done {
-        let conn = &self.conns[token.conn];
-        if conn.is_ending() || token.from_server {
-            return Ok(());
-        }
-        let served = conn.list.is_some_and(|list| self.cluster.serves(list, self.now));
-        if conn.is_established() || (served && reason != Reason::NoFlow) {
-            return Err(format!("refused for {}: {conn:?}", reason.name()));
-        }
-        self.close(token.conn);
-        Ok(())
-    }
-
-    fn dropped(&mut self, token: Token, packet: &Read, reason: Reason) -> Done {
-        if reason == Reason::ChallengeAck && self.cluster.kernel.is_full() {
-            // The flow was to move to another port, and there was no room: the next SYN begins anew.
-            let moving = |conn: &&mut Conn| {
-                !conn.answered && conn.backend == Some(packet.src) && conn.client.0 == packet.dst.0
-            };
-            self.conns.iter_mut().filter(moving).for_each(|conn| conn.backend = None);
-        }
-        let conn = &self.conns[token.conn];
-        if conn.is_ending() {
-            return Ok(());
-        }
-        let opens = !conn.is_tcp() || packet.flags == SYN;
-        let fine = match reason {
-            Reason::ChallengeAck => token.from_server,
-            Reason::FlowTableFull | Reason::PortsExhausted => opens && !conn.is_established(),
-            Reason::NoLocalEndpoint => {
-                opens && !conn.list.is_some_and(|list| self.cluster.serves(list, self.now))
-            }
-            Reason::NoFlow => packet.flags.rst,
-            _ => false,
-        };
-        if fine && !conn.is_tcp() && opens_anew(reason) {
-            let former = self.conns[token.conn].backend.take();
-            self.leave(token.conn, former);
-            return Ok(());
-        }
-        if fine { Ok(()) } else { Err(format!("dropped for {}: {conn:?}", reason.name())) }
     }
 
     /// A packet has come to a host.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::abi::{CHUNK, Frontend, FrontendKind, Run, Service, service_flags};
 
 use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
-use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
+use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store};
 
 #[derive(Clone, Debug)]
 pub struct Fake {
@@ -139,14 +139,7 @@ impl Store for Fake {
             Step::Services(list) => {
                 for &(index, word) in list {
                     let service = self.services.entry(index).or_insert(Service::FREE);
-                    match word {
-                        Word::External(run) => service.external = run,
-                        Word::Internal(run) => service.internal = run,
-                        Word::Cluster(run) => service.cluster = run,
-                        Word::Settings { flags, affinity_timeout } => {
-                            (service.flags, service.affinity_timeout) = (flags, affinity_timeout);
-                        }
-                    }
+                    word.put(service);
                     self.services.retain(|_, service| *service != Service::FREE);
                     self.check(step);
                 }
