@@ -5,11 +5,11 @@ use aya_ebpf::{
     bindings::bpf_spin_lock,
     btf_maps::{Array as BtfArray, ArrayOfMaps, SkStorage},
     macros::{btf_map, map},
-    maps::{Array, HashMap, PerCpuArray, Queue},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, lpm_trie::LpmTrie},
 };
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
-    SIEVE_WORDS, Service, SocketPairs, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
     path::{Looked, Scratch},
@@ -18,6 +18,9 @@ use proxy_common::{
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the agent switches runs by a 64-bit store.
 const MMAPABLE: u32 = 1 << 10;
+
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): tries have no other form.
+const NO_PREALLOC: u32 = 1;
 
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
@@ -56,6 +59,14 @@ pub static ADDRESSES_V4: HashMap<Addr<1>, AddressClass> = HashMap::with_max_entr
 pub static ADDRESSES_V6: HashMap<Addr<4>, AddressClass> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub static SIEVE: Array<u64> = Array::with_max_entries(SIEVE_WORDS, MMAPABLE);
+#[map]
+pub static RANGES_V4: LpmTrie<SourceRange<1>, u32> = LpmTrie::with_max_entries(1024, NO_PREALLOC);
+#[map]
+pub static RANGES_V6: LpmTrie<SourceRange<4>, u32> = LpmTrie::with_max_entries(1024, NO_PREALLOC);
+#[map]
+pub static AFFINITY_V4: LruHashMap<AffinityKey<1>, Affinity<1>> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+pub static AFFINITY_V6: LruHashMap<AffinityKey<4>, Affinity<4>> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 pub static ENDPOINTS: Array<u32> = Array::with_max_entries(1024, 0);
 #[map]

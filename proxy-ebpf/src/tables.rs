@@ -1,5 +1,6 @@
 //! `proxy_common::path::Tables` over the maps, one family at a time.
 
+use crate::element::Element;
 use crate::maps::*;
 use aya_ebpf::{
     bindings::{
@@ -10,20 +11,24 @@ use aya_ebpf::{
     helpers::{
         bpf_get_prandom_u32,
         generated::{
-            self, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release,
-            bpf_skc_lookup_tcp,
+            self, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp,
+            bpf_sk_release, bpf_skc_lookup_tcp,
         },
     },
-    maps::{HashMap, Queue},
+    maps::{
+        HashMap, LruHashMap, Queue,
+        lpm_trie::{Key, LpmTrie},
+    },
 };
 use core::ffi::c_void;
 use core::marker::PhantomData;
+use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
-        Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port,
-        Reason, Service, Turn, config_flags, device_flags, protocol,
+        Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
+        FrontendKey, Port, Reason, Service, SourceRange, Turn, config_flags, device_flags, protocol,
     },
-    path::{self, Entry, Insert, Scratch, Tables},
+    path::{self, Insert, Scratch, Tables},
     wire::Headers,
 };
 
@@ -44,6 +49,8 @@ pub trait Family<const N: usize> {
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
+    fn ranges() -> &'static LpmTrie<SourceRange<N>, u32>;
+    fn affinity() -> &'static LruHashMap<AffinityKey<N>, Affinity<N>>;
     fn tuple(key: &FlowKey<N>, address: &Addr<N>, port: Port) -> (bpf_sock_tuple, u32);
 }
 
@@ -51,7 +58,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $ranges:ident, $affinity:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -96,6 +103,14 @@ macro_rules! family {
                 (config.flags & config_flags::$detect != 0).then(|| config.$cluster.contains(source))
             }
             #[inline(always)]
+            fn ranges() -> &'static LpmTrie<SourceRange<$n>, u32> {
+                &$ranges
+            }
+            #[inline(always)]
+            fn affinity() -> &'static LruHashMap<AffinityKey<$n>, Affinity<$n>> {
+                &$affinity
+            }
+            #[inline(always)]
             fn tuple(key: &FlowKey<$n>, address: &Addr<$n>, port: Port) -> (bpf_sock_tuple, u32) {
                 let tuple: fn(&FlowKey<$n>, &Addr<$n>, Port) -> (bpf_sock_tuple__bindgen_ty_1, usize) =
                     $tuple;
@@ -118,6 +133,8 @@ family!(
     SCRATCH_V4,
     HEADERS_V4,
     make_room_v4,
+    RANGES_V4,
+    AFFINITY_V4,
     masquerade_v4,
     DETECT_V4,
     cluster_v4,
@@ -143,6 +160,8 @@ family!(
     SCRATCH_V6,
     HEADERS_V6,
     make_room_v6,
+    RANGES_V6,
+    AFFINITY_V6,
     masquerade_v6,
     DETECT_V6,
     cluster_v6,
@@ -180,12 +199,12 @@ extern "C" fn make_room_v6() -> u32 {
 }
 
 /// The maps of family `F`, for a program whose context is `ctx`.
-pub struct Maps<F> {
+pub struct Maps<F, const SOCKET: bool = false> {
     ctx: *mut c_void,
     family: PhantomData<F>,
 }
 
-impl<F> Maps<F> {
+impl<F, const SOCKET: bool> Maps<F, SOCKET> {
     #[inline(always)]
     pub const fn new(ctx: *mut c_void) -> Self {
         Self { ctx, family: PhantomData }
@@ -197,66 +216,7 @@ impl<F> Maps<F> {
     }
 }
 
-/// A flow element in place.
-pub struct Element<const N: usize>(*mut Flow<N>);
-
-impl<const N: usize> Entry<N> for Element<N> {
-    #[inline(always)]
-    fn read(&self) -> Flow<N> {
-        // SAFETY: the pointer is what a look-up returned in this run of the program.
-        unsafe { *self.0 }
-    }
-
-    #[inline(always)]
-    fn tag(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).tag }
-    }
-
-    #[inline(always)]
-    fn serial(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).serial }
-    }
-
-    #[inline(always)]
-    fn seen(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).seen }
-    }
-
-    #[inline(always)]
-    fn created(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).created }
-    }
-
-    #[inline(always)]
-    fn state(&self) -> u8 {
-        // SAFETY: as above.
-        unsafe { (*self.0).state }
-    }
-
-    #[inline(always)]
-    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
-        // SAFETY: as above.
-        unsafe { (*self.0).partner(key) }
-    }
-
-    #[inline(always)]
-    fn set_seen(&self, tick: u32) {
-        // SAFETY: as above; a torn or lost write of a time stamp does no harm.
-        unsafe { (*self.0).seen = tick };
-    }
-
-    #[inline(always)]
-    fn set_state(&self, state: u8) {
-        // SAFETY: as above; one byte is written at once.
-        unsafe { (*self.0).state = state };
-    }
-}
-
-impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
+impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOCKET> {
     type Entry = Element<N>;
 
     #[inline(always)]
@@ -285,6 +245,28 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
     #[inline(always)]
     fn backend(&self, slot: u32) -> Option<Backend<N>> {
         F::slot(slot)
+    }
+
+    // Apart, so that the key is off the stack when the flow is inserted.
+    #[inline(never)]
+    fn is_source_allowed(&self, service: u32, source: &Addr<N>) -> bool {
+        let range = SourceRange { service, address: *source };
+        let key = Key::new(8 * size_of::<SourceRange<N>>() as u32, range);
+        F::ranges().get(key).is_some()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool {
+        // SAFETY: a record that is changed or reused meanwhile names an endpoint that is looked for before it is used.
+        let Some(record) = (unsafe { F::affinity().get(key) }) else { return false };
+        *into = *record;
+        true
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>) {
+        // The table makes room for itself; a record less is no harm.
+        let _ = F::affinity().insert(key, record, 0);
     }
 
     #[inline(always)]
@@ -422,7 +404,21 @@ impl<const N: usize, F: Family<N>> Tables<N> for Maps<F> {
         if TEST_MODE.load() != 0 {
             return Self::config().map_or(0, |config| config.test_clock);
         }
+        if SOCKET {
+            // SAFETY: takes nothing, cannot fail. Programs of sockets may not ask the coarse clock.
+            return (unsafe { bpf_ktime_get_ns() } >> 30) as u32;
+        }
         tick()
+    }
+
+    #[inline(always)]
+    fn unknown(&self, value: u32) -> u32 {
+        let Some(config) = Self::config() else { return value };
+        let seed = &raw const config.seed;
+        // SAFETY: the field of an array's element. Volatile, so that LLVM does not see that both reads cancel out.
+        let once = unsafe { read_volatile(seed) };
+        // SAFETY: as above.
+        value ^ once ^ unsafe { read_volatile(seed) }
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::types::Problem;
@@ -237,6 +238,9 @@ pub struct ServiceView {
     /// Under external policy Local: endpoints for pods and the node itself in place of `external`.
     #[serde(default)]
     pub cluster: Vec<SocketAddr>,
+    /// Sources that may dial LoadBalancer addresses; empty without the flag `source-ranges`: everybody.
+    #[serde(default)]
+    pub ranges: Vec<IpNet>,
     pub flags: Vec<String>,
 }
 

@@ -34,11 +34,13 @@ pub enum Reason {
     Protocol = 13,
     /// Dropped: it came to the catch-all device and is nothing that can be translated there (L-08).
     CatchAll = 14,
+    /// Dropped: the source is in none of the Service's `loadBalancerSourceRanges` (C16).
+    SourceRange = 15,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::FlowCreated,
         Self::NoEndpoint,
         Self::Unlisted,
@@ -54,6 +56,7 @@ impl Reason {
         Self::Rewrite,
         Self::Protocol,
         Self::CatchAll,
+        Self::SourceRange,
     ];
 
     /// Number of counters.
@@ -78,6 +81,7 @@ impl Reason {
             Self::Rewrite => "rewrite_failed",
             Self::Protocol => "protocol",
             Self::CatchAll => "catch_all",
+            Self::SourceRange => "source_range",
         }
     }
 

@@ -20,7 +20,9 @@ pub use counters::Reason;
 pub use device::{Device, device_flags};
 pub use flow::{Flow, FlowKey, Hook, Kind, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
-pub use service::{Backend, CHUNK, Run, Service, service_flags};
+pub use service::{
+    Affinity, AffinityKey, Backend, CHUNK, RangeKey, Run, Service, SourceRange, service_flags,
+};
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs, SocketRecord};
 pub use trace::TraceRecord;
 

@@ -57,6 +57,13 @@ abi! {
 }
 
 impl Service {
+    /// Epoch of its affinity records.
+    #[must_use]
+    #[inline(always)]
+    pub const fn epoch(&self) -> u16 {
+        (self.flags >> service_flags::EPOCH_SHIFT) as u16
+    }
+
     /// A free entry: no flags, no endpoints.
     pub const FREE: Self = Self {
         external: Run::EMPTY,
@@ -80,6 +87,57 @@ pub mod service_flags {
     /// External traffic is kept to this node (policy Local, C6), except for pods and the node itself: they are served from
     /// [`super::Service::cluster`].
     pub const LOCAL_EXTERNAL: u32 = 16;
+    /// LoadBalancer addresses are open to the sources in `ranges` only (C16).
+    pub const SOURCE_RANGES: u32 = 32;
+    /// This node's own address is among them: its processes may dial, and so may the LoadBalancer address itself (C17).
+    pub const NODE_IN_RANGES: u32 = 64;
+    /// The upper half is the epoch of the service's affinity records (D5): of another one, a record does not count.
+    pub const EPOCH_SHIFT: u32 = 16;
+}
+
+abi! {
+    /// Sources that may dial LoadBalancer addresses of a service, or one such source.
+    pub struct SourceRange<const N: usize> {
+        /// Index into `services`.
+        pub service: u32,
+        /// Network address, or the source.
+        pub address: Addr<N>,
+    }
+}
+
+abi! {
+    /// Key of the `ranges` maps, longest prefix first; the value means nothing. Written for services with
+    /// [`service_flags::SOURCE_RANGES`] only.
+    pub struct RangeKey<const N: usize> {
+        /// Leading bits of `range` that count: 32 for the service, and the prefix's length.
+        pub bits: u32,
+        /// What they are compared with.
+        pub range: SourceRange<N>,
+    }
+}
+
+abi! {
+    /// Key of the `affinity` maps.
+    pub struct AffinityKey<const N: usize> {
+        /// The client; unspecified for this node's own processes, which share one record (D8).
+        pub client: Addr<N>,
+        /// Index into `services`: affinity is a Service port's (D1).
+        pub service: u32,
+    }
+}
+
+abi! {
+    /// Value of the `affinity` maps: where a client's last connection went.
+    pub struct Affinity<const N: usize> {
+        /// Endpoint address.
+        pub address: Addr<N>,
+        /// Endpoint port.
+        pub port: Port,
+        /// Epoch of the service's records when this one was written.
+        pub epoch: u16,
+        /// When the last connection was made, in ticks.
+        pub seen: u32,
+    }
 }
 
 abi! {

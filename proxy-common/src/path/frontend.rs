@@ -1,7 +1,9 @@
 //! Who is dialled: the same question for packets and for sockets.
 
 use super::traits::Tables;
-use crate::abi::{Addr, AddressClass, Frontend, FrontendKey, Port, Run, Service, service_flags};
+use crate::abi::{
+    Addr, AddressClass, Frontend, FrontendKey, FrontendKind, Port, Run, Service, service_flags,
+};
 
 /// The frontend behind an address of `class`: the exact address first, then, on addresses that serve them, the NodePorts
 /// (B9, B10).
@@ -26,15 +28,21 @@ pub(super) fn find<const N: usize, T: Tables<N>>(
     None
 }
 
-/// The Service port behind a frontend, and whether it is reached from outside by design. `None` while it is being removed:
-/// treated as unlisted.
+/// The Service port behind a frontend, and which of its addresses that is. `None` while it is being removed: treated as
+/// unlisted.
 #[inline(always)]
 pub(super) fn service<const N: usize, T: Tables<N>>(
     tables: &T,
     frontend: Frontend,
-) -> Option<(Service, bool)> {
+) -> Option<(Service, FrontendKind)> {
     let (kind, service) = (frontend.kind()?, tables.service(frontend.service)?);
-    (service.flags & service_flags::IN_USE != 0).then_some((service, kind.is_external()))
+    (service.flags & service_flags::IN_USE != 0).then_some((service, kind))
+}
+
+/// Whether `loadBalancerSourceRanges` close this frontend to some sources: LoadBalancer addresses only, as kube-proxy does.
+#[inline(always)]
+pub(super) const fn has_ranges(service: &Service, kind: FrontendKind) -> bool {
+    matches!(kind, FrontendKind::LoadBalancer) && service.flags & service_flags::SOURCE_RANGES != 0
 }
 
 /// Who dials an external frontend, as far as policy Local cares (C6 … C10).

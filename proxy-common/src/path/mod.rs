@@ -4,8 +4,10 @@
 //! edge.rs        ingress and egress of an edge: which of the stories below a packet belongs to
 //! catch_all.rs   ingress of the device that serves the node's own packets where no socket hook does
 //! frontend.rs    who is dialled, for packets and sockets alike
+//! choice.rs      what it has for a client: admission, list, backend, masquerade
+//! affinity.rs    the backend that a client had before
 //! established.rs a packet of a known flow: TCP state, stale entries, the rewrite
-//! translate.rs   the first packet to a frontend: choice of a backend, the pair translate/restore
+//! translate.rs   the first packet to a frontend: the pair translate/restore
 //! masquerade.rs  the first packet at the backend's edge: choice of a port, the pair masquerade/unmasquerade
 //! pair.rs        inserting both halves of a flow, exclusive keys, other source ports
 //! reclaim.rs     second chance: how the flow table forgets
@@ -15,7 +17,9 @@
 //! socket.rs      connect, sendmsg, recvmsg, getpeername
 //! ```
 
+mod affinity;
 mod catch_all;
+mod choice;
 mod edge;
 mod established;
 mod frontend;
@@ -31,7 +35,7 @@ mod translate;
 
 pub use edge::{egress, ingress};
 pub use reclaim::{Looked, Worth, make_room, worth};
-pub use traits::{Entry, Insert, Packet, Scratch, Tables, Verdict};
+pub use traits::{Asked, Entry, Insert, Packet, Scratch, Tables, Verdict};
 
 /// Draw number `n` of a run that must be repeatable, in the kernel and on the host alike.
 #[must_use]

@@ -1,8 +1,9 @@
 //! Sockets of the node's own processes: translated when they dial, not per packet.
 
+use super::affinity;
 use super::frontend::{self, Client};
-use super::traits::Tables;
-use super::translate;
+use super::traits::{Asked, Tables};
+
 use crate::abi::{
     Addr, AddressClass, Backend, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs, service_flags,
 };
@@ -39,9 +40,21 @@ pub fn dial<const N: usize, T: Tables<N>>(
     let Some(frontend) = frontend::find(tables, class, address, port, protocol) else {
         return if class.any(AddressClass::LOCAL) { Dial::Pass } else { refuse(Reason::Unlisted) };
     };
-    let Some((service, external)) = frontend::service(tables, frontend) else {
+    let Some((service, kind)) = frontend::service(tables, frontend) else {
         return refuse(Reason::Unlisted);
     };
+    let external = kind.is_external();
+    if frontend::has_ranges(&service, kind) {
+        if !of_node {
+            return Dial::Pass;
+        }
+        if service.flags & service_flags::NODE_IN_RANGES == 0 {
+            return refuse(Reason::SourceRange);
+        }
+    }
+    if service.affinity_timeout != 0 && !of_node {
+        return Dial::Pass;
+    }
     let mut client = Client::Outside;
     if external && service.flags & service_flags::LOCAL_EXTERNAL != 0 {
         if !of_node {
@@ -50,7 +63,8 @@ pub fn dial<const N: usize, T: Tables<N>>(
         client = Client::Node;
     }
     let (run, _) = frontend::list(&service, external, client);
-    match translate::choose(tables, run) {
+    let mut asked = Asked::new(Addr::UNSPECIFIED, frontend.service);
+    match affinity::choose(tables, &mut asked, &service, run) {
         Some(backend) => Dial::To(backend),
         None => refuse(Reason::NoEndpoint),
     }

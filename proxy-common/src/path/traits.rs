@@ -1,7 +1,8 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
 use crate::abi::{
-    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Frontend, FrontendKey, Port, Reason,
+    Service, Turn,
 };
 use crate::wire::{Diff, Headers};
 
@@ -163,6 +164,28 @@ pub struct Scratch<const N: usize> {
     pub turn: Turn<N>,
     /// The packet that an ICMP error quotes.
     pub quoted: Headers<N>,
+    /// The client of the flow.
+    pub asked: Asked<N>,
+}
+
+/// A client whose affinity is asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<const N: usize> {
+    /// Client and service.
+    pub key: AffinityKey<N>,
+    /// Its record, once it has been read.
+    pub last: Affinity<N>,
+}
+
+impl<const N: usize> Asked<N> {
+    /// `client` of the service with this index.
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(client: Addr<N>, service: u32) -> Self {
+        let last = Affinity { address: Addr::UNSPECIFIED, port: Port(0), epoch: 0, seen: 0 };
+        Self { key: AffinityKey { client, service }, last }
+    }
 }
 
 impl<const N: usize> Scratch<N> {
@@ -187,7 +210,8 @@ impl<const N: usize> Scratch<N> {
             tag: 0,
         };
         let turn = Turn { key, serial: 0 };
-        Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY }
+        let asked = Asked::new(key.src, 0);
+        Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY, asked }
     };
 }
 
@@ -209,6 +233,12 @@ pub trait Tables<const N: usize> {
     fn service(&self, index: u32) -> Option<Service>;
     /// The endpoint in this slot.
     fn backend(&self, slot: u32) -> Option<Backend<N>>;
+    /// Whether a source may dial a service that asks (C16).
+    fn is_source_allowed(&self, service: u32, source: &Addr<N>) -> bool;
+    /// Copies a client's affinity record; false: there is none.
+    fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool;
+    /// Writes a client's affinity record; the oldest one makes way if there is no room (D7).
+    fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>);
     /// Generation of a live endpoint id, 0 when it is gone.
     fn endpoint_generation(&self, id: u32) -> u32;
     /// Address that packets leaving by `ifindex` are masqueraded with.
@@ -251,6 +281,11 @@ pub trait Tables<const N: usize> {
 
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
+    /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way
+    /// through the loop a case of its own.
+    fn unknown(&self, value: u32) -> u32 {
+        value
+    }
     /// A uniform 32-bit draw.
     fn random(&self) -> u32;
     /// Counts something that happened.

@@ -1,9 +1,9 @@
 //! The first packet of a flow, at the client's edge.
 
-use super::frontend::{self, Client};
+use super::choice::{self, Choice};
 use super::traits::{Entry, Packet, Returned, Tables, Verdict};
 use super::{catch_all, pair, reject, rewrite};
-use crate::abi::{Addr, AddressClass, Backend, Flow, Frontend, Kind, Reason, Run, service_flags, state};
+use crate::abi::{Addr, AddressClass, Flow, Frontend, Kind, Reason, Run, state};
 use crate::wire::Headers;
 
 /// A packet to a frontend, without a flow.
@@ -26,54 +26,34 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     dialled: Frontend,
 ) -> Verdict {
-    let Some((service, external)) = frontend::service(tables, dialled) else {
-        return reject::answer(packet, headers, Reason::Unlisted).into();
-    };
-    if !headers.opens() {
-        return stray(packet, tables, headers);
-    }
-    let client = if external && service.flags & service_flags::LOCAL_EXTERNAL != 0 {
-        frontend::client(tables, packet.ifindex(), &headers.key.src)
-    } else {
-        Client::Outside
-    };
-    let (run, silent) = frontend::list(&service, external, client);
-    let Some(backend) = choose(tables, run) else {
-        return if silent {
-            Verdict::Drop(Reason::NoLocalEndpoint)
-        } else {
-            reject::answer(packet, headers, Reason::NoEndpoint).into()
+    let (caught, ifindex) = (packet.is_caught(), packet.ifindex());
+    let opened = tables.scratch(|room| {
+        room.asked.key.client = if caught { Addr::UNSPECIFIED } else { headers.key.src };
+        let refused = match choice::choose(tables, headers, dialled, ifindex, room) {
+            Choice::Chosen => None,
+            Choice::Unlisted => Some(reject::answer(packet, headers, Reason::Unlisted).into()),
+            Choice::Nobody => Some(reject::answer(packet, headers, Reason::NoEndpoint).into()),
+            Choice::Stray => Some(stray(packet, tables, headers)),
+            Choice::Closed => Some(Verdict::Drop(Reason::SourceRange)),
+            Choice::Silent => Some(Verdict::Drop(Reason::NoLocalEndpoint)),
         };
-    };
-    // kube-proxy's masquerade matrix: hairpin always (B7), external frontends under policy Cluster (C5).
-    let caught = packet.is_caught();
-    let marked = caught
-        || headers.key.src.same(&backend.address)
-        || if external {
-            client == Client::Node || service.flags & service_flags::MASQUERADE_EXTERNAL != 0
-        } else {
-            is_masqueraded(tables, packet.ifindex(), &headers.key.src)
-        };
-    // Nothing but the catch-all device has its source: no direct connection can be in the way.
-    let keep_port = caught || !(marked && has_edge(tables, &backend.address));
-    let opened = tables.scratch(|scratch| {
-        let (key, ifindex) = (&headers.key, packet.ifindex());
-        pair::start(&mut scratch.flow, &key.src, &backend.address, backend.port, Kind::Translate, ifindex);
-        scratch.flow.service = dialled.service;
-        scratch.flow.endpoint = backend.id;
-        scratch.flow.generation = backend.generation;
+        if let Some(verdict) = refused {
+            return Ok(verdict);
+        }
         if caught
             && let Verdict::Drop(reason) =
-                catch_all::take_source(packet, tables, headers, &mut scratch.flow).into()
+                catch_all::take_source(packet, tables, headers, &mut room.flow).into()
         {
             return Err(reason);
         }
+        let marked = room.flow.state & state::MARK != 0;
         if marked {
-            scratch.flow.state |= state::MARK;
             packet.set_mark(packet.mark() | tables.masquerade_mark());
         }
-        pair::open(tables, &headers.key, scratch, keep_port, |_| true)?;
-        Ok(rewrite::packet(packet, headers, &scratch.flow))
+        // Nothing but the catch-all device has its source: no direct connection can be in the way.
+        let keep_port = caught || !(marked && has_edge(tables, &room.flow.dst));
+        pair::open(tables, &headers.key, room, keep_port, |_| true)?;
+        Ok(rewrite::packet(packet, headers, &room.flow))
     });
     pair::verdict(opened)
 }
@@ -124,21 +104,11 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     });
 }
 
-/// The backend for a new flow: a uniform draw, since a seeded hash would pin a client's retries to a dead endpoint.
+/// The slot for a new flow: a uniform draw, since a seeded hash would pin a client's retries to a dead endpoint.
 #[inline(always)]
-pub(super) fn choose<const N: usize, T: Tables<N>>(tables: &T, run: Run) -> Option<Backend<N>> {
-    if run.count() == 0 {
-        return None;
-    }
+pub(super) fn draw<const N: usize, T: Tables<N>>(tables: &T, run: Run) -> u32 {
     let drawn = (u64::from(tables.random()) * u64::from(run.count())) >> 32;
-    tables.backend(run.offset().wrapping_add(drawn as u32))
-}
-
-/// Whether ClusterIP traffic from `source` is masqueraded: all of it by `masqueradeAll` (F4), else what comes from no pod
-/// (F5).
-#[inline(always)]
-fn is_masqueraded<const N: usize, T: Tables<N>>(tables: &T, ifindex: u32, source: &Addr<N>) -> bool {
-    tables.masquerade_all() || tables.is_pod(ifindex, source) == Some(false)
+    run.offset().wrapping_add(drawn as u32)
 }
 
 /// Whether packets to this backend leave the stack by an edge, where they are masqueraded; the node's own do not.

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind, Port, Reason, Run,
-    Service, Turn, service_flags,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind,
+    Port, Reason, Run, Service, Turn, service_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
@@ -155,6 +155,13 @@ impl<const N: usize> Tables<N> for Node<N> {
         let (ip, port) = self.backend;
         Some(Backend { address: addr(ip), port: Port::new(port), generation: 1, id: 1 })
     }
+    fn is_source_allowed(&self, _service: u32, _source: &Addr<N>) -> bool {
+        true
+    }
+    fn affinity(&self, _key: &AffinityKey<N>, _into: &mut Affinity<N>) -> bool {
+        false
+    }
+    fn set_affinity(&self, _key: &AffinityKey<N>, _record: &Affinity<N>) {}
     fn endpoint_generation(&self, _id: u32) -> u32 {
         1
     }

@@ -71,7 +71,8 @@ pub fn sluice_getpeer6(ctx: SockAddrContext) -> i32 {
     show_v6(&ctx)
 }
 
-/// An address and port as the hook shows them, IPv4 in mapped form.
+/// An address and port as the hook shows them, IPv4 in mapped form. Aligned for stores of two words at once.
+#[repr(align(8))]
 #[derive(Clone, Copy)]
 struct Name {
     address: [u32; 4],
@@ -129,16 +130,19 @@ fn show_v6(ctx: &SockAddrContext) -> i32 {
 }
 
 /// What becomes of a name that a socket dials.
+#[repr(u32)]
 enum Answer {
-    Leave,
+    Leave = 0,
     /// Use the name as it is now.
-    Rewrite,
-    Refuse,
+    Rewrite = 1,
+    Refuse = 2,
 }
 
 /// Decides about `name` and puts the backend in its place. The name is changed in place because LLVM computes with the
 /// parts of a result that was not returned, which the verifier refuses.
-#[inline(always)]
+///
+/// A subprogram of its own: in one frame the program's own result would be kept on the stack, where the verifier loses it.
+#[inline(never)]
 fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     // SAFETY: the kernel hands every sock_addr program a valid context.
     let transport = unsafe { (*ctx.sock_addr).protocol } as u8;
@@ -157,14 +161,14 @@ fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     };
     let as_ptr = ctx.sock_addr.cast();
     let answer = if name.is_mapped() {
-        let maps = Maps::<V4>::new(as_ptr);
+        let maps = Maps::<V4, true>::new(as_ptr);
         if kept(ctx, &maps, name, transport) {
             return Answer::Rewrite;
         }
         let dialled = socket::dial::<1, _>(&maps, &Addr([name.address[3]]), name.port, transport, of_node);
         chosen(dialled, &mut pair, |to, address| to[3] = address.0[0])
     } else {
-        let maps = Maps::<V6>::new(as_ptr);
+        let maps = Maps::<V6, true>::new(as_ptr);
         if kept(ctx, &maps, name, transport) {
             return Answer::Rewrite;
         }

@@ -100,6 +100,7 @@ mod tests {
             masquerade_v6: None,
             mtu: 1500,
             pod: false,
+            detected: false,
         };
         Served { edge, state, took: Some(Duration::from_micros(12_500)) }
     }

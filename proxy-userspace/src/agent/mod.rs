@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -30,7 +30,7 @@ use crate::cluster::Event;
 use crate::cluster::types::Problem;
 use crate::config::{Config, Source};
 use crate::control::{Answer, Question, Request};
-use crate::http::{Clock, Health};
+use crate::http::{Checks, Clock, Health};
 use crate::metrics::Metrics;
 use crate::model::{self, Model};
 use crate::status::{Board, Latest, Trouble};
@@ -56,6 +56,8 @@ pub struct Parts {
     pub events: mpsc::Receiver<Event>,
     pub questions: mpsc::Receiver<Question>,
     pub health: Arc<Health>,
+    /// Health check node ports, once what they tell of is installed.
+    pub checks: watch::Sender<Checks>,
     pub metrics: Arc<Metrics>,
     pub board: Board,
     pub clock: Clock,
@@ -85,7 +87,11 @@ pub struct Agent {
 impl Agent {
     #[must_use]
     pub fn new(config: &Config, node: Arc<str>, parts: Parts) -> Self {
-        let settings = model::Settings { node_name: node.clone(), external_ips: config.external_ips };
+        let settings = model::Settings {
+            node_name: node.clone(),
+            bind: config.node_ip,
+            external_ips: config.external_ips,
+        };
         Self {
             identity: Identity::new(config, node),
             model: Model::new(settings),
@@ -193,7 +199,11 @@ impl Agent {
         let node = self.model.node();
         let eligible = node.map_or(!self.needs_node, |node| node.eligible);
         self.parts.health.set_node_eligible(eligible);
-        self.parts.plane.tell(plane::Order::NodeIps(model::node_ips(self.node_ip, node)));
+        let own = plane::OwnNode {
+            ips: model::node_ips(self.node_ip, node),
+            pod_cidrs: node.map(|node| node.pod_cidrs.clone()),
+        };
+        self.parts.plane.tell(plane::Order::OwnNode(own));
     }
 
     /// Starts a round. An empty one is made too: it retries what has failed before, and is soon over.
@@ -223,6 +233,13 @@ impl Agent {
         let took = now.saturating_sub(begun);
         self.parts.metrics.synced(took, wall());
         self.parts.health.update(self.pace.waiting());
+        self.parts.checks.send_if_modified(|checks| {
+            let changed = checks != self.model.health_checks();
+            if changed {
+                checks.clone_from(self.model.health_checks());
+            }
+            changed
+        });
         if !self.born {
             self.born = true;
             let (services, endpoints) = self.model.counts();

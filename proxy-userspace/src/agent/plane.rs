@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{FlowFilter, Query};
@@ -19,8 +20,8 @@ pub enum Order {
         complete: bool,
         done: oneshot::Sender<Installed>,
     },
-    /// The node's IPs, as the cluster knows them (I5).
-    NodeIps(Vec<IpAddr>),
+    /// What the cluster knows of this node.
+    OwnNode(OwnNode),
     /// The kernel's devices or addresses have changed; when that was heard.
     Node(Vec<NodeEvent>, Instant),
     /// Look whether everything is still attached as it should be.
@@ -35,6 +36,15 @@ pub enum Order {
     Explain(Box<Query>, oneshot::Sender<Result<Explanation, Trouble>>),
     /// Trace an address for so long, or nothing any more.
     Trace(Option<IpAddr>, Duration, oneshot::Sender<Result<Option<TraceView>, Trouble>>),
+}
+
+/// The part of the Node that the data plane depends on; followed live (E10, F6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnNode {
+    /// I5.
+    pub ips: Vec<IpAddr>,
+    /// `None`: the Node is not known.
+    pub pod_cidrs: Option<Vec<IpNet>>,
 }
 
 /// What came of [`Order::Install`].

@@ -58,6 +58,13 @@ impl Worker {
         }
         degraded.extend(self.sweep_trouble.clone());
         degraded.extend(self.catch_all.troubles());
+        if self.lacks_pod_cidrs() {
+            degraded.push(Trouble::new(
+                "detectLocalMode NodeCIDR",
+                "this Node's spec.podCIDRs are not known: what they were before counts, without any no traffic to ClusterIPs is masqueraded",
+                "have the range allocated, or choose another detectLocalMode",
+            ));
+        }
         let (flows, drops) = (self.usage(), self.drops());
         let unread = [flows.as_ref().err(), drops.as_ref().err()].into_iter().flatten();
         degraded.extend(unread.map(unreadable));

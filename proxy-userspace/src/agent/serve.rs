@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
@@ -35,7 +35,8 @@ pub async fn serve(
     let health = Arc::new(Health::new(clock, config.sync.period, metrics.clone()));
     let (questions, asked) = mpsc::channel(16);
     let (events, told) = mpsc::channel(1024);
-    let Started { plane, follower } = started;
+    let Started { plane, follower, places } = started;
+    let (checks, checked) = watch::channel(http::Checks::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(async { follower.await.unwrap_or_else(|error| Err(broken(&error))) });
 
@@ -47,13 +48,15 @@ pub async fn serve(
         let routes = http::health_routes(health.clone());
         tasks.spawn(http::serve("healthz", address, config.bind_hard_fail, routes, board.clone()));
     }
+    let node_ports = http::serve_node_ports(checked, places, health.clone(), board.clone());
+    tasks.spawn(endless("health check node ports", node_ports));
     if let Some(address) = config.metrics {
         let configuration = http::configuration(&config);
         let routes = http::metrics_routes(metrics.clone(), snapshot(questions), &configuration);
         tasks.spawn(http::serve("metrics", address, config.bind_hard_fail, routes, board.clone()));
     }
     info!(node = &*node, run_dir = %config.run_dir.display(), "the agent is running");
-    let parts = Parts { plane, events: told, questions: asked, health, metrics, board, clock };
+    let parts = Parts { plane, events: told, questions: asked, health, checks, metrics, board, clock };
     let agent = Agent::new(&config, node, parts);
     tokio::select! {
         end = agent.run() => end,

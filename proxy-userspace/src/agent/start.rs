@@ -2,7 +2,7 @@ use std::io;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -11,6 +11,7 @@ use super::plane::{Order, Plane};
 use super::worker::Worker;
 use crate::config::{Config, Sockets};
 use crate::datapath::{Datapath, DatapathError, Options, Sizes, netns_cookie};
+use crate::http;
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeError};
 use crate::status::{Mode, Trouble};
@@ -38,6 +39,8 @@ pub enum StartError {
 pub struct Started {
     pub plane: Plane,
     pub follower: JoinHandle<Result<(), Trouble>>,
+    /// Where health check node ports are open.
+    pub places: watch::Receiver<http::Places>,
 }
 
 /// Loads or adopts the data plane in this thread's network namespace, attaches it everywhere, and hands it to a thread
@@ -67,8 +70,9 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
             info!(cgroup = %cgroup.display(), cleared, "sockets are off: an earlier agent's programs are removed");
         }
     }
-    let node = runtime.block_on(Node::open(config.edges.clone()))?;
+    let node = runtime.block_on(Node::open(config.edges.clone(), config.detect_local.clone()))?;
     let mut worker = Worker::new(config, datapath, sockets, metrics.clone(), runtime.clone())?;
+    let places = worker.health_places();
     worker.begin(node.facts());
     info!(adopted = worker.adopted(), edges = node.facts().edges.len(), "the data plane is loaded");
     let (orders, received) = mpsc::unbounded_channel();
@@ -76,7 +80,7 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
     thread.spawn(move || worker.run(received)).map_err(|source| StartError::Thread { source })?;
     let plane = Plane::new(orders);
     let follower = runtime.spawn(follow(node, plane.clone()));
-    Ok(Started { plane, follower })
+    Ok(Started { plane, follower, places })
 }
 
 async fn follow(mut node: Node, plane: Plane) -> Result<(), Trouble> {
@@ -110,11 +114,12 @@ fn sockets(asked: Sockets, cgroup: bool) -> Mode {
 fn set_config(config: &Config, datapath: &Datapath) -> Result<(), StartError> {
     use std::hash::{BuildHasher, Hasher};
     let cookie = netns_cookie().map_err(|source| StartError::Cookie { source })?;
-    let seed = match datapath.config()?.seed {
+    let earlier = datapath.config()?;
+    let seed = match earlier.seed {
         0 => std::hash::RandomState::new().build_hasher().finish() as u32 | 1,
         earlier => earlier,
     };
-    Ok(datapath.set_config(&config.abi(seed, cookie))?)
+    Ok(datapath.set_config(&config.abi(&earlier, seed, cookie))?)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::plane::{Installed, Order, PlaneReport};
@@ -46,8 +46,16 @@ fn bed() -> Bed {
     let config = config();
     let health = Health::new(clock, config.sync.period, metrics.clone()).into();
     let plane = Plane::new(plane);
-    let parts =
-        Parts { plane, events: told, questions: asked, health, metrics, board: Board::default(), clock };
+    let parts = Parts {
+        plane,
+        events: told,
+        questions: asked,
+        health,
+        checks: watch::channel(std::collections::BTreeMap::new()).0,
+        metrics,
+        board: Board::default(),
+        clock,
+    };
     let agent = Agent::new(&config, "n1".into(), parts);
     Bed { events, questions, orders, installed: false, ended: tokio::spawn(agent.run()) }
 }
@@ -70,7 +78,7 @@ impl Bed {
         loop {
             match tokio::time::timeout(PATIENCE, self.orders.recv()).await.unwrap().unwrap() {
                 Order::Beat(answer) => answer.send(()).unwrap(),
-                Order::NodeIps(_) | Order::Check => {}
+                Order::OwnNode(_) | Order::Check => {}
                 order => return order,
             }
         }
@@ -220,7 +228,7 @@ async fn i5_the_nodes_addresses_go_to_the_data_plane() {
     bed.tell([Event::Nodes(Change::Apply(node))]).await;
     let ips = loop {
         match tokio::time::timeout(PATIENCE, bed.orders.recv()).await.unwrap().unwrap() {
-            Order::NodeIps(ips) if !ips.is_empty() => break ips,
+            Order::OwnNode(own) if !own.ips.is_empty() => break own.ips,
             _ => {}
         }
     };

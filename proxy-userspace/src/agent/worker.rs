@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::catch_all::CatchAll;
 use super::edges::{Edges, Served, State};
-use super::plane::{Installed, Order};
+use super::plane::{Installed, Order, OwnNode};
 use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
-use crate::config::{Config, NodePortAddresses, NodePorts};
+use crate::config::{Config, DetectLocal, NodePortAddresses, NodePorts};
 use crate::datapath::{Datapath, DatapathError};
-use crate::http::Clock;
+use crate::http::{Clock, Places};
 use crate::metrics::Metrics;
 use crate::model::{PortChange, node_port_addresses};
 use crate::node::{Address, Edge, EdgeKind, Facts, NodeEvent};
@@ -36,7 +37,10 @@ pub struct Worker {
     pub(super) metrics: Arc<Metrics>,
     pub(super) edges: Edges,
     pub(super) addresses: Vec<Address>,
-    node_ips: Vec<IpAddr>,
+    own_node: OwnNode,
+    /// Where health check node ports are open.
+    places: watch::Sender<Places>,
+    detect_local: DetectLocal,
     pub(super) latest: Latest,
     /// When the flow tables were last counted, and what came of it.
     pub(super) usage: Option<(Duration, Usage)>,
@@ -66,13 +70,20 @@ impl Worker {
             metrics,
             edges: Edges::new(),
             addresses: Vec::new(),
-            node_ips: config.node_ip.into_iter().collect(),
+            own_node: OwnNode { ips: config.node_ip.into_iter().collect(), pod_cidrs: None },
+            detect_local: config.detect_local.clone(),
+            places: watch::channel(Places::default()).0,
             latest: Latest::default(),
             usage: None,
             sweeps: Sweeps::default(),
             sockets_probed: false,
             sweep_trouble: None,
         })
+    }
+
+    /// Where NodePorts are served, and so health checks.
+    pub fn health_places(&self) -> watch::Receiver<Places> {
+        self.places.subscribe()
     }
 
     pub const fn adopted(&self) -> bool {
@@ -111,11 +122,7 @@ impl Worker {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Install { changes, complete, done } => drop(done.send(self.install(changes, complete))),
-            Order::NodeIps(ips) if ips == self.node_ips => {}
-            Order::NodeIps(ips) => {
-                self.node_ips = ips;
-                self.set_addresses(self.addresses.clone());
-            }
+            Order::OwnNode(own) => self.set_own_node(own),
             Order::Node(events, heard) => events.into_iter().for_each(|event| self.node(event, heard)),
             Order::Check => self.check(),
             Order::Beat(answer) => {
@@ -236,12 +243,46 @@ impl Worker {
         }
     }
 
+    fn set_own_node(&mut self, own: OwnNode) {
+        if own.ips != self.own_node.ips {
+            self.own_node.ips.clone_from(&own.ips);
+            self.set_addresses(self.addresses.clone());
+        }
+        // F6: an earlier agent's ranges stay until the Node is known.
+        if let Some(pod_cidrs) = own.pod_cidrs.filter(|cidrs| Some(cidrs) != self.own_node.pod_cidrs.as_ref())
+        {
+            let changed = self.datapath.config().and_then(|mut config| {
+                if !self.detect_local.set_node(&pod_cidrs, &mut config) {
+                    return Ok(());
+                }
+                self.datapath.set_config(&config)
+            });
+            match changed {
+                Ok(()) => self.own_node.pod_cidrs = Some(pod_cidrs),
+                Err(error) => self.failed("the node's podCIDRs", &error),
+            }
+        }
+    }
+
+    /// F6: no pod is told from other clients.
+    pub(super) fn lacks_pod_cidrs(&self) -> bool {
+        let known = self.own_node.pod_cidrs.as_ref().is_some_and(|cidrs| !cidrs.is_empty());
+        self.detect_local == DetectLocal::NodeCidr && !known
+    }
+
     /// The node's own addresses, and those of them that serve NodePorts.
     fn set_addresses(&mut self, addresses: Vec<Address>) {
         self.addresses = addresses;
         let local: Vec<_> = self.addresses.iter().map(|address| address.ip).collect();
         let node_port = self.node_port_addresses(&local);
         debug!(?local, ?node_port, "node addresses");
+        self.places.send_if_modified(|places| {
+            let now = match self.node_ports.addresses {
+                NodePortAddresses::All => Places::Everywhere,
+                _ => Places::Addresses(node_port.clone()),
+            };
+            std::mem::replace(places, now.clone()) != now
+        });
         let node =
             NodeAddresses { local: local.into_iter().collect(), node_port: node_port.into_iter().collect() };
         let report = self.syncer.set_node(&mut self.datapath, node, self.clock.now());
@@ -252,10 +293,10 @@ impl Worker {
 
     /// As long as the node's IPs are not known, those that an earlier agent served stay (C-35).
     fn node_port_addresses(&self, local: &[IpAddr]) -> BTreeSet<IpAddr> {
-        if self.node_ports.addresses == NodePortAddresses::Primary && self.node_ips.is_empty() {
+        if self.node_ports.addresses == NodePortAddresses::Primary && self.own_node.ips.is_empty() {
             return self.served_node_ports().unwrap_or_default().into_iter().collect();
         }
-        node_port_addresses(&self.node_ports, local, &self.node_ips)
+        node_port_addresses(&self.node_ports, local, &self.own_node.ips)
     }
 
     /// What another program has undone is done again (L-10), and what failed is tried again.

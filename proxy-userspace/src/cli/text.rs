@@ -134,6 +134,9 @@ pub fn services(services: &[ServiceView]) -> String {
         if !service.cluster.is_empty() {
             rows.push(row([&"  this node", &list(&service.cluster)]));
         }
+        if !service.ranges.is_empty() {
+            rows.push(row([&"  sources", &list(&service.ranges)]));
+        }
         if !service.flags.is_empty() {
             rows.push(row([&"  flags", &list(&service.flags)]));
         }
@@ -260,6 +263,7 @@ degraded
             external: vec!["[fd00:2::1]:8080".parse().unwrap()],
             internal: Vec::new(),
             cluster: Vec::new(),
+            ranges: Vec::new(),
             flags: vec!["drop-internal".to_owned()],
         };
         assert_eq!(

@@ -1,38 +1,73 @@
-//! From settings to the one element of the `config` map.
+//! From settings to the one element of the `config` map, and to marks on devices.
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy_common::abi::{self, Addr, Cidr, config_flags};
 
 use super::{Config, DetectLocal, Sockets};
 
 impl Config {
-    /// The settings that programs read (F3, F4, F5, F8). A detector by device or by the Node's own range is not
-    /// part of it: without a cluster range there is no detector, and ClusterIP traffic keeps its source.
+    /// The settings that programs read (F3, F4, F5, F8). `earlier` is what is in force: the secret is kept, and with it the
+    /// ranges of `NodeCIDR`, until the Node is known (F6).
     #[must_use]
-    pub fn abi(&self, seed: u32, netns_cookie: u64) -> abi::Config {
-        let (v4, v6) = match self.detect_local {
-            DetectLocal::ClusterCidr { v4, v6 } => (v4, v6),
-            _ => (None, None),
-        };
-        let mut flags = 0;
-        for (on, flag) in [
-            (v4.is_some(), config_flags::DETECT_V4),
-            (v6.is_some(), config_flags::DETECT_V6),
-            (self.masquerade_all, config_flags::MASQUERADE_ALL),
-            (self.sockets == Sockets::All, config_flags::SOCKETS_ALL),
-        ] {
-            flags |= if on { flag } else { 0 };
-        }
-        abi::Config {
-            cluster_v4: cidr_v4(v4.unwrap_or_default()),
-            cluster_v6: cidr_v6(v6.unwrap_or_default()),
-            flags,
+    pub fn abi(&self, earlier: &abi::Config, seed: u32, netns_cookie: u64) -> abi::Config {
+        const RANGES: u32 = config_flags::DETECT_V4 | config_flags::DETECT_V6;
+        let mut config = abi::Config {
+            flags: if self.detect_local == DetectLocal::NodeCidr { earlier.flags & RANGES } else { 0 },
             masquerade_mark: 1 << self.masquerade_bit,
             seed,
             test_clock: 0,
             netns_cookie,
+            ..*earlier
+        };
+        for (on, flag) in [
+            (self.masquerade_all, config_flags::MASQUERADE_ALL),
+            (self.sockets == Sockets::All, config_flags::SOCKETS_ALL),
+        ] {
+            config.flags |= if on { flag } else { 0 };
+        }
+        match self.detect_local {
+            DetectLocal::ClusterCidr { v4, v6 } => set_ranges(&mut config, v4, v6),
+            DetectLocal::NodeCidr => {}
+            DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => {
+                config.flags |= config_flags::DETECT_DEVICE;
+            }
+        }
+        config
+    }
+}
+
+impl DetectLocal {
+    /// F6: the first range of each family of the node's `podCIDRs`. False: this detector does not go by them.
+    pub fn set_node(&self, pod_cidrs: &[IpNet], config: &mut abi::Config) -> bool {
+        if *self != Self::NodeCidr {
+            return false;
+        }
+        let v4 = pod_cidrs.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None });
+        let v6 = pod_cidrs.iter().find_map(|net| if let IpNet::V6(net) = net { Some(*net) } else { None });
+        set_ranges(config, v4, v6);
+        true
+    }
+
+    /// F7: whether what comes in by a device is a pod's; `device` is the one that the stack sees, for a bridge's port the
+    /// bridge.
+    #[must_use]
+    pub fn is_pods(&self, device: &str) -> bool {
+        match self {
+            Self::BridgeInterface(name) => device == name,
+            Self::InterfaceNamePrefix(prefix) => device.starts_with(prefix.as_str()),
+            Self::ClusterCidr { .. } | Self::NodeCidr => false,
         }
     }
+}
+
+/// A family without a range has no detector (F5, F8).
+fn set_ranges(config: &mut abi::Config, v4: Option<Ipv4Net>, v6: Option<Ipv6Net>) {
+    config.flags &= !(config_flags::DETECT_V4 | config_flags::DETECT_V6);
+    for (on, flag) in [(v4.is_some(), config_flags::DETECT_V4), (v6.is_some(), config_flags::DETECT_V6)] {
+        config.flags |= if on { flag } else { 0 };
+    }
+    config.cluster_v4 = cidr_v4(v4.unwrap_or_default());
+    config.cluster_v6 = cidr_v6(v6.unwrap_or_default());
 }
 
 fn cidr_v4(net: Ipv4Net) -> Cidr<1> {
@@ -41,4 +76,81 @@ fn cidr_v4(net: Ipv4Net) -> Cidr<1> {
 
 fn cidr_v6(net: Ipv6Net) -> Cidr<4> {
     Cidr { address: Addr::v6(net.network().octets()), mask: Addr::v6(net.netmask().octets()) }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::super::{RunArgs, load};
+    use super::*;
+
+    /// Nothing is in force yet.
+    pub const ZERO: abi::Config = abi::Config {
+        cluster_v4: Cidr { address: Addr([0]), mask: Addr([0]) },
+        cluster_v6: Cidr { address: Addr([0; 4]), mask: Addr([0; 4]) },
+        flags: 0,
+        masquerade_mark: 0,
+        seed: 0,
+        test_clock: 0,
+        netns_cookie: 0,
+    };
+
+    fn config(detect_local: DetectLocal) -> Config {
+        let mut args = RunArgs::default();
+        args.sluice.manifests = Some("/unused".into());
+        args.sluice.edges = "auto".to_owned();
+        args.sluice.sockets = "host".to_owned();
+        Config { detect_local, ..load(&args).unwrap() }
+    }
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn contains(config: &abi::Config, address: [u8; 4]) -> bool {
+        config.flags & config_flags::DETECT_V4 != 0 && config.cluster_v4.contains(&Addr::v4(address))
+    }
+
+    #[test]
+    fn f5_f8_cluster_cidr() {
+        let v4 = Some("10.244.0.0/16".parse().unwrap());
+        let both = config(DetectLocal::ClusterCidr { v4, v6: None }).abi(&ZERO, 7, 9);
+        assert_eq!((both.flags, both.seed, both.netns_cookie), (config_flags::DETECT_V4, 7, 9));
+        assert!(contains(&both, [10, 244, 9, 1]) && !contains(&both, [10, 245, 9, 1]));
+        let none = config(DetectLocal::ClusterCidr { v4: None, v6: None }).abi(&both, 7, 9);
+        assert_eq!(none.flags, 0, "F8: an earlier agent's range is not kept");
+    }
+
+    #[test]
+    fn f6_node_cidr_follows_the_node_and_is_kept_over_a_restart() {
+        let detect = DetectLocal::NodeCidr;
+        let mut first = config(detect.clone()).abi(&ZERO, 7, 9);
+        assert_eq!(first.flags, 0, "not known yet: no detector");
+        let ranges = nets(&["10.244.1.0/24", "fd00:10:1::/64", "10.244.2.0/24"]);
+        assert!(detect.set_node(&ranges, &mut first));
+        assert_eq!(first.flags, config_flags::DETECT_V4 | config_flags::DETECT_V6);
+        assert!(contains(&first, [10, 244, 1, 9]) && !contains(&first, [10, 244, 2, 9]), "the first counts");
+        let mut next = config(detect.clone()).abi(&first, 7, 9);
+        assert_eq!(next, first);
+        assert!(detect.set_node(&nets(&["fd00:10:7::/64"]), &mut next));
+        assert_eq!(next.flags, config_flags::DETECT_V6, "F5: a family without a range has no detector");
+        assert!(!DetectLocal::BridgeInterface("cni0".into()).set_node(&ranges, &mut next));
+    }
+
+    #[test]
+    fn f7_devices() {
+        let (bridge, prefix) =
+            (DetectLocal::BridgeInterface("cni0".into()), DetectLocal::InterfaceNamePrefix("cali".into()));
+        for (detect, device, want) in [
+            (&bridge, "cni0", true),
+            (&bridge, "cni01", false),
+            (&prefix, "cali12", true),
+            (&prefix, "cali", true),
+            (&prefix, "eth0", false),
+            (&DetectLocal::NodeCidr, "cni0", false),
+        ] {
+            assert_eq!(detect.is_pods(device), want, "{detect:?} {device}");
+        }
+        assert_eq!(config(bridge).abi(&ZERO, 7, 9).flags, config_flags::DETECT_DEVICE);
+        assert_eq!(config(prefix).abi(&ZERO, 7, 9).flags, config_flags::DETECT_DEVICE);
+    }
 }

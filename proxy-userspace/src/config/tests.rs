@@ -3,6 +3,7 @@ use std::path::Path;
 use clap::Parser;
 use proxy_common::abi::{Addr, config_flags};
 
+use super::abi::tests::ZERO;
 use super::file;
 use super::*;
 
@@ -251,15 +252,15 @@ fn errors_name_the_option_its_value_and_what_is_allowed() {
 
 #[test]
 fn f3_f4_f5_f8_settings_as_programs_read_them() {
-    let abi = flags("--cluster-cidr 10.244.7.0/16 --masquerade-all --sockets all").abi(7, 9);
+    let abi = flags("--cluster-cidr 10.244.7.0/16 --masquerade-all --sockets all").abi(&ZERO, 7, 9);
     assert_eq!(abi.flags, config_flags::DETECT_V4 | config_flags::MASQUERADE_ALL | config_flags::SOCKETS_ALL);
     assert_eq!((abi.masquerade_mark, abi.seed, abi.netns_cookie), (0x4000, 7, 9));
     assert!(
         abi.cluster_v4.contains(&Addr::v4([10, 244, 255, 1]))
             && !abi.cluster_v4.contains(&Addr::v4([10, 245, 0, 1]))
     );
-    let abi = flags("--cluster-cidr fd00:10::/56 --iptables-masquerade-bit 0").abi(0, 0);
+    let abi = flags("--cluster-cidr fd00:10::/56 --iptables-masquerade-bit 0").abi(&ZERO, 0, 0);
     assert_eq!((abi.flags, abi.masquerade_mark), (config_flags::DETECT_V6, 1));
-    assert_eq!(flags("").abi(0, 0).flags, 0);
+    assert_eq!(flags("").abi(&ZERO, 0, 0).flags, 0);
     assert_eq!(flags("").warnings.len(), 1, "F8 is warned about");
 }

@@ -40,6 +40,7 @@ pub fn service_view(installed: &InstalledPort, node_port: &[IpAddr]) -> ServiceV
         external: installed.external.clone(),
         internal: installed.internal.clone(),
         cluster: installed.cluster.clone(),
+        ranges: installed.ranges.clone(),
         flags,
     }
 }
@@ -108,6 +109,7 @@ mod tests {
             external: vec!["10.2.0.9:8080".parse().unwrap()],
             internal: Vec::new(),
             cluster: Vec::new(),
+            ranges: Vec::new(),
             flags: vec!["masquerade-external"],
             affinity_timeout: 600,
         }

@@ -212,8 +212,17 @@ pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Resu
 }
 
 /// Maps that programs write: a copy of the programs that must change nothing has its own.
-pub const WRITTEN: [&str; 7] =
-    ["FLOWS_V4", "FLOWS_V6", "RING_V4", "RING_V6", "RING_USED", "COUNTERS", "SOCKETS"];
+pub const WRITTEN: [&str; 9] = [
+    "FLOWS_V4",
+    "FLOWS_V6",
+    "RING_V4",
+    "RING_V6",
+    "RING_USED",
+    "AFFINITY_V4",
+    "AFFINITY_V6",
+    "COUNTERS",
+    "SOCKETS",
+];
 
 /// Prepares a copy of the object over the same maps, except for those that programs write: small ones of its own.
 pub fn load_copy(pins: &Pins, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
@@ -332,7 +341,7 @@ mod tests {
     /// A map in neither list would be written by programs that are only asked, or be empty when they look.
     #[test]
     fn every_map_is_read_by_copies_or_their_own() {
-        const READ: [&str; 11] = [
+        const READ: [&str; 13] = [
             "FRONTENDS_V4",
             "FRONTENDS_V6",
             "SERVICES",
@@ -341,6 +350,8 @@ mod tests {
             "ADDRESSES_V4",
             "ADDRESSES_V6",
             "SIEVE",
+            "RANGES_V4",
+            "RANGES_V6",
             "ENDPOINTS",
             "DEVICES",
             "CONFIG",

@@ -1,8 +1,8 @@
 //! Which maps outlive the agent, and what each must look like to be taken over.
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Service,
-    SocketPairs, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, RangeKey, Service, SocketPairs, Turn,
 };
 
 use super::sys::MapInfo;
@@ -12,6 +12,8 @@ pub mod kind {
     pub const HASH: u32 = 1;
     pub const ARRAY: u32 = 2;
     pub const PERCPU_ARRAY: u32 = 6;
+    pub const LRU_HASH: u32 = 9;
+    pub const LPM_TRIE: u32 = 11;
     pub const ARRAY_OF_MAPS: u32 = 12;
     pub const QUEUE: u32 = 22;
     pub const SK_STORAGE: u32 = 24;
@@ -34,6 +36,10 @@ pub struct Sizes {
     pub endpoints: u32,
     /// Distinct addresses of one family.
     pub addresses: u32,
+    /// Source ranges of one family.
+    pub ranges: u32,
+    /// Affinity records of one family: clients times Service ports that ask. The oldest makes way (D7).
+    pub affinity: u32,
     /// Flow entries of one family; a connection takes two, four where it is masqueraded.
     pub flows: u32,
 }
@@ -45,6 +51,8 @@ impl Default for Sizes {
             frontends: 65_536,
             endpoints: 262_144,
             addresses: 131_072,
+            ranges: 65_536,
+            affinity: 65_536,
             flows: default_flows(),
         }
     }
@@ -103,6 +111,10 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, 0, Some(sizes.addresses)),
         spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, 0, Some(sizes.addresses)),
         spec::<u32, u64>("SIEVE", kind::ARRAY, MMAPABLE, None),
+        spec::<RangeKey<1>, u32>("RANGES_V4", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
+        spec::<RangeKey<4>, u32>("RANGES_V6", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
+        spec::<AffinityKey<1>, Affinity<1>>("AFFINITY_V4", kind::LRU_HASH, 0, Some(sizes.affinity)),
+        spec::<AffinityKey<4>, Affinity<4>>("AFFINITY_V6", kind::LRU_HASH, 0, Some(sizes.affinity)),
         spec::<u32, u32>("ENDPOINTS", kind::ARRAY, 0, Some(sizes.endpoints)),
         spec::<u32, Device>("DEVICES", kind::HASH, 0, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),

@@ -5,8 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
+use ipnet::IpNet;
 use proxy_common::abi::{
-    Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Port, Run, Service, service_flags,
+    Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Port, RangeKey, Run, Service,
+    SourceRange, service_flags,
 };
 
 use super::Datapath;
@@ -161,6 +163,23 @@ where
         set_all(&self.addresses, &keys, &values)
     }
 
+    fn read_ranges(&self, into: &mut Vec<(u32, IpNet)>) -> io::Result<()> {
+        let read = |(key, _): (RangeKey<N>, u32)| {
+            let length = u8::try_from(key.bits.checked_sub(SERVICE_BITS)?).ok()?;
+            Some((key.range.service, IpNet::new(Net::ip(key.range.address), length).ok()?))
+        };
+        into.extend(self.ranges.dump()?.into_iter().filter_map(read));
+        Ok(())
+    }
+
+    fn set_ranges(&self, list: &[(u32, IpNet)]) -> io::Result<()> {
+        list.iter().filter_map(range_key).try_for_each(|key| self.ranges.set(&key, &1))
+    }
+
+    fn remove_ranges(&self, list: &[(u32, IpNet)]) -> io::Result<()> {
+        list.iter().filter_map(range_key).try_for_each(|key| self.ranges.remove(&key).map(drop))
+    }
+
     fn remove_addresses(&self, list: &[IpAddr]) -> io::Result<()> {
         remove_all(&self.addresses, &list.iter().filter_map(|ip| Net::wire(*ip)).collect::<Vec<_>>())
     }
@@ -180,6 +199,20 @@ where
 {
     let address = Net::wire(dialled.address)?;
     Some(FrontendKey { address, port: Port::new(dialled.port), protocol: dialled.protocol.number(), pad: 0 })
+}
+
+/// Bits of a range's key before its address.
+const SERVICE_BITS: u32 = 32;
+
+fn range_key<const N: usize>((service, net): &(u32, IpNet)) -> Option<RangeKey<N>>
+where
+    Net: Wire<N>,
+{
+    let address = Net::wire(net.network())?;
+    Some(RangeKey {
+        bits: SERVICE_BITS + u32::from(net.prefix_len()),
+        range: SourceRange { service: *service, address },
+    })
 }
 
 /// Kernels before 5.6 have no batches.
@@ -253,6 +286,7 @@ impl Store for Datapath {
             frontends: tables.v4.frontends.max_entries().min(tables.v6.frontends.max_entries()),
             addresses: tables.v4.addresses.max_entries().min(tables.v6.addresses.max_entries()),
             chunks: CHUNKS,
+            ranges: tables.v4.ranges.max_entries().min(tables.v6.ranges.max_entries()),
         }
     }
 
@@ -287,6 +321,13 @@ impl Store for Datapath {
         Ok(found)
     }
 
+    fn ranges(&self) -> Result<Vec<(u32, IpNet)>, DatapathError> {
+        let mut found = Vec::new();
+        self.tables.v4.read_ranges(&mut found).map_err(failed("read", "RANGES_V4"))?;
+        self.tables.v6.read_ranges(&mut found).map_err(failed("read", "RANGES_V6"))?;
+        Ok(found)
+    }
+
     fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, DatapathError> {
         let mut found = Vec::new();
         self.tables.v4.read_addresses(&mut found).map_err(failed("read", "ADDRESSES_V4"))?;
@@ -307,6 +348,14 @@ impl Store for Datapath {
             Step::Slots(Family::V6, slots) => v6.write_slots(slots),
             Step::Services(words) => {
                 words.iter().try_for_each(|(index, word)| self.store_word(*index, *word))
+            }
+            Step::Ranges(list) => {
+                v4.set_ranges(list).map_err(failed("write", "RANGES_V4"))?;
+                v6.set_ranges(list).map_err(failed("write", "RANGES_V6"))
+            }
+            Step::RemoveRanges(list) => {
+                v4.remove_ranges(list).map_err(failed("remove from", "RANGES_V4"))?;
+                v6.remove_ranges(list).map_err(failed("remove from", "RANGES_V6"))
             }
             Step::Frontends(list) => {
                 v4.set_frontends(list).map_err(failed("write", "FRONTENDS_V4"))?;

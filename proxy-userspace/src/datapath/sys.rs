@@ -197,7 +197,7 @@ impl<K: Abi, V: Abi> Table<K, V> {
         bpf(command, &mut attr).map(drop)
     }
 
-    /// Every element of a hash map or an array. An element that is added or removed meanwhile may be missing.
+    /// Every element of a hash map, an array or a trie. An element that is added or removed meanwhile may be missing.
     pub fn dump(&self) -> Result<Vec<(K, V)>> {
         let mut found = Vec::new();
         self.scan(|keys, values| found.extend(keys.iter().copied().zip(values.iter().copied())))?;
@@ -213,7 +213,9 @@ impl<K: Abi, V: Abi> Table<K, V> {
 
     fn scan(&self, mut each: impl FnMut(&[K], &[V])) -> Result<()> {
         self.expect_per_cpu(false)?;
-        let (mut position, mut next) = (0_u32, 0_u32);
+        // A position is a bucket's number; where there are no buckets, a key.
+        const { assert!(size_of::<K>() <= 64, "a key must fit into a position") };
+        let (mut position, mut next) = ([0_u64; 8], [0_u64; 8]);
         let mut first = true;
         let mut room = 1024_usize;
         let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());

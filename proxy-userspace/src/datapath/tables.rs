@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, SIEVE_WORDS, Service,
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, RangeKey, SIEVE_WORDS,
+    Service,
 };
 
 use super::error::DatapathError;
@@ -16,6 +17,7 @@ pub struct FamilyTables<const N: usize> {
     pub frontends: Table<FrontendKey<N>, Frontend>,
     pub addresses: Table<Addr<N>, AddressClass>,
     pub flows: Table<FlowKey<N>, Flow<N>>,
+    pub ranges: Table<RangeKey<N>, u32>,
     /// Chunk number → inner map; read back, it gives the inner map's id.
     pub slots: Table<u32, u32>,
     pub chunks: Vec<Table<u32, Backend<N>>>,
@@ -54,6 +56,7 @@ impl Tables {
                 frontends: take(maps, "FRONTENDS_V4")?,
                 addresses: take(maps, "ADDRESSES_V4")?,
                 flows: take(maps, "FLOWS_V4")?,
+                ranges: take(maps, "RANGES_V4")?,
                 slots: take(maps, "SLOTS_V4")?,
                 chunks: Vec::new(),
             },
@@ -61,6 +64,7 @@ impl Tables {
                 frontends: take(maps, "FRONTENDS_V6")?,
                 addresses: take(maps, "ADDRESSES_V6")?,
                 flows: take(maps, "FLOWS_V6")?,
+                ranges: take(maps, "RANGES_V6")?,
                 slots: take(maps, "SLOTS_V6")?,
                 chunks: Vec::new(),
             },

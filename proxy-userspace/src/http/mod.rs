@@ -2,7 +2,9 @@
 
 mod configz;
 pub mod health;
+mod node_ports;
 mod server;
 
 pub use configz::configuration;
+pub use node_ports::{Checks, Places, serve_node_ports};
 pub use server::{Clock, Health, Snapshot, health_routes, metrics_routes, serve};

@@ -91,21 +91,31 @@ impl Health {
         self.node_eligible.store(eligible, Ordering::Relaxed);
     }
 
+    /// Whether what the cluster asks for is installed in time, whatever the Node's state (H7).
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.judge(None).code == 200
+    }
+
     fn report(&self, path: HealthPath) -> Report {
+        let node = match path {
+            HealthPath::Healthz => Some(self.node_eligible.load(Ordering::Relaxed)),
+            HealthPath::Livez => None,
+        };
+        let report = self.judge(node);
+        self.metrics.health_answered(path, report.code);
+        report
+    }
+
+    fn judge(&self, node: Option<bool>) -> Report {
         let now = self.clock.now();
         let mut progress = *self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let beat = *self.beat.lock().unwrap_or_else(PoisonError::into_inner);
         if now.saturating_sub(beat) >= self.patience.max(STALL) {
             progress.queue(beat);
         }
-        let node = match path {
-            HealthPath::Healthz => Some(self.node_eligible.load(Ordering::Relaxed)),
-            HealthPath::Livez => None,
-        };
         let at = Moment { now, wall: Timestamp::now(), patience: self.patience };
-        let report = health::report(&[(Family::V4, progress), (Family::V6, progress)], node, &at);
-        self.metrics.health_answered(path, report.code);
-        report
+        health::report(&[(Family::V4, progress), (Family::V6, progress)], node, &at)
     }
 }
 

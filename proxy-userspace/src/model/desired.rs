@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use proxy_common::abi::{FrontendKind, protocol};
 use serde::{Deserialize, Serialize};
 
@@ -95,7 +96,9 @@ pub struct PortState {
     /// Under external policy Local: endpoints for pods and the node itself, that dial what `external` is for (C7, C8).
     /// Empty otherwise.
     pub cluster: Vec<SocketAddr>,
-    /// Bits of `proxy_common::abi::service_flags`, without `IN_USE`.
+    /// With the flag `SOURCE_RANGES`: who may dial LoadBalancer addresses (C16), sorted. Empty otherwise.
+    pub ranges: Vec<IpNet>,
+    /// Bits of `proxy_common::abi::service_flags`, without `IN_USE` and the epoch.
     pub flags: u32,
     /// Seconds; 0: no affinity.
     pub affinity_timeout: u32,
@@ -107,6 +110,14 @@ impl PortState {
     pub const fn lists(&self) -> [&Vec<SocketAddr>; 3] {
         [&self.external, &self.internal, &self.cluster]
     }
+}
+
+/// A port on which load balancers ask whether this node has endpoints of a Service (H7).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub port: u16,
+    /// Distinct addresses of ready endpoints on this node, for each family that the Service has (H9).
+    pub ready: Vec<(Family, usize)>,
 }
 
 /// One step of the plan: install this, or (`None`) remove the port.

@@ -16,15 +16,16 @@ mod tests;
 mod tests_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use desired::{Family, PortChange, PortFrontend, PortId, PortState, Protocol};
+pub use desired::{Family, HealthCheck, PortChange, PortFrontend, PortId, PortState, Protocol};
 pub use node_ports::{node_ips, node_port_addresses};
 
 use crate::cluster::types::{Node, ObjectName, Problem, Service, Slice};
 use crate::cluster::{Change, Event};
 use claims::Claims;
-use plan::Planned;
+use plan::{Place, Planned};
 use store::Store;
 
 /// What the plan needs to know besides objects.
@@ -32,6 +33,8 @@ use store::Store;
 pub struct Settings {
     /// This node's name, as in the endpoints' `nodeName` (A9, I6).
     pub node_name: Arc<str>,
+    /// `bindAddress`, in place of the Node's own address (I5).
+    pub bind: Option<IpAddr>,
     /// Whether `spec.externalIPs` is served (gate AllowServiceExternalIPs, A10).
     pub external_ips: bool,
 }
@@ -43,6 +46,7 @@ pub struct Model {
     store: Store,
     claims: Claims,
     dirty: BTreeSet<ObjectName>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
     node: Option<Node>,
     source_problems: Vec<Problem>,
     connected: bool,
@@ -58,6 +62,7 @@ impl Model {
             store: Store::default(),
             claims: Claims::default(),
             dirty: BTreeSet::new(),
+            health_checks: BTreeMap::new(),
             node: None,
             source_problems: Vec::new(),
             connected: false,
@@ -91,7 +96,11 @@ impl Model {
         }
         let mut changes = Vec::new();
         for name in std::mem::take(&mut self.dirty) {
-            let Planned { ports, problems } = self.plan(&name);
+            let Planned { ports, problems, health } = self.plan(&name);
+            match health {
+                Some(check) => drop(self.health_checks.insert(name.clone(), check)),
+                None => drop(self.health_checks.remove(&name)),
+            }
             if let Some(entry) = self.store.entries.get_mut(&name) {
                 let now: Vec<_> = ports.iter().map(|(id, _)| id.clone()).collect();
                 let before = std::mem::replace(&mut entry.ports, now);
@@ -120,15 +129,21 @@ impl Model {
         problems
     }
 
+    /// Health check node ports, as of the last [`Self::drain_changes`].
+    #[must_use]
+    pub const fn health_checks(&self) -> &BTreeMap<ObjectName, HealthCheck> {
+        &self.health_checks
+    }
+
     /// This node's own object, once it has been seen.
     #[must_use]
     pub const fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
 
-    /// This node's zone (C11).
-    fn zone(&self) -> Option<&str> {
-        self.node.as_ref()?.zone.as_deref()
+    fn place(&self) -> Place<'_> {
+        let zone = self.node.as_ref().and_then(|node| node.zone.as_deref());
+        Place { zone, ips: node_ips(self.settings.bind, self.node.as_ref()) }
     }
 
     /// Whether the source can be reached at present.
@@ -148,7 +163,7 @@ impl Model {
     fn plan(&self, name: &ObjectName) -> Planned {
         let Some(entry) = self.store.entries.get(name) else { return Planned::default() };
         let Some(service) = &entry.service else { return Planned::default() };
-        plan::plan(service, entry.slices.iter(), &self.claims, self.zone())
+        plan::plan(service, entry.slices.iter(), &self.claims, &self.place())
     }
 
     fn apply_services(&mut self, change: Change<Service, ObjectName>) {
@@ -205,11 +220,15 @@ impl Model {
             Change::Apply(_) | Change::Delete(_) => return,
         };
         let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
-        let moved = zone(&self.node) != zone(&node);
+        let ips = |node: &Option<Node>| node_ips(self.settings.bind, node.as_ref());
+        let (moved, renumbered) = (zone(&self.node) != zone(&node), ips(&self.node) != ips(&node));
         self.node = node;
+        // C15, C17: at once.
         if moved {
-            // C15: at once.
             self.dirty.extend(self.store.zoned().cloned());
+        }
+        if renumbered {
+            self.dirty.extend(self.store.ranged().cloned());
         }
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use proxy_common::abi::{CHUNK, FrontendKind};
+use ipnet::IpNet;
+use proxy_common::abi::{CHUNK, FrontendKind, service_flags};
 
 use super::addresses::{endpoint_refusal, frontend_refusal};
 use super::claims::{ClaimKey, Claims};
-use super::desired::{Family, PortFrontend, PortId, PortState, Protocol};
+use super::desired::{Family, HealthCheck, PortFrontend, PortId, PortState, Protocol};
 use super::select::{Candidate, Policy, Selection, merge, select};
-use super::store::StoredSlice;
+use super::store::{StoredEndpoint, StoredSlice};
 use crate::cluster::types::{ObjectName, Problem, Service, ServicePort, ServiceType};
 
 /// A frontend that a Service asks for, before it is known whether it gets it.
@@ -40,9 +41,31 @@ impl Service {
     }
 }
 
+/// Where this node stands.
+#[derive(Clone, Debug, Default)]
+pub struct Place<'a> {
+    /// C11.
+    pub zone: Option<&'a str>,
+    /// One of each family (I5).
+    pub ips: Vec<IpAddr>,
+}
+
+/// C16, C17: who may dial the LoadBalancer addresses of one family, and the flags that go with it.
+fn admission(service: &Service, family: Family, place: &Place<'_>) -> (Vec<IpNet>, u32) {
+    let of_family = |ip: &IpAddr| Family::of(ip) == family;
+    let has_balancer = service.load_balancer_ips.iter().any(of_family);
+    let Some(ranges) = service.source_ranges.of(family).filter(|_| has_balancer) else {
+        return (Vec::new(), 0);
+    };
+    let node = place.ips.iter().any(|ip| ranges.iter().any(|range| range.contains(ip)));
+    let node = if node { service_flags::NODE_IN_RANGES } else { 0 };
+    (ranges, service_flags::SOURCE_RANGES | node)
+}
+
 /// What one Service comes to.
 #[derive(Debug, Default)]
 pub struct Planned {
+    pub health: Option<HealthCheck>,
     pub ports: Vec<(PortId, PortState)>,
     pub problems: Vec<Problem>,
 }
@@ -86,13 +109,14 @@ pub fn plan<'a>(
     service: &Service,
     slices: impl Iterator<Item = (&'a ObjectName, &'a StoredSlice)> + Clone,
     claims: &Claims,
-    zone: Option<&str>,
+    place: &Place<'_>,
 ) -> Planned {
-    let mut planned = Planned { ports: Vec::new(), problems: service_problems(service) };
+    let mut planned = Planned { problems: service_problems(service), ..Planned::default() };
     if !service.is_served() {
         return planned;
     }
     planned.problems.extend(slices.clone().flat_map(|(name, slice)| slice_problems(name, slice)));
+    planned.health = health(service, slices.clone().map(|(_, slice)| slice));
     let mut taken = BTreeSet::new();
     for port in service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
         let mut asked = frontends(service, port);
@@ -110,21 +134,42 @@ pub fn plan<'a>(
             let own = asked.iter().filter(|f| Family::of(&f.key.address) == family);
             let frontends = granted(service, own, claims, &mut planned.problems);
             let candidates =
-                slices.clone().flat_map(|(_, slice)| candidates(slice, port, family, zone)).collect();
+                slices.clone().flat_map(|(_, slice)| candidates(slice, port, family, place.zone)).collect();
             let selection = select(&merge(candidates), service.policy());
             let selection = within_chunk(selection, &id, &mut planned.problems);
+            let (ranges, admission) = admission(service, family, place);
             let state = PortState {
                 frontends,
                 external: selection.external,
                 internal: selection.internal,
                 cluster: selection.cluster,
-                flags: selection.flags,
+                ranges,
+                flags: selection.flags | admission,
                 affinity_timeout: service.affinity_timeout,
             };
             planned.ports.push((id, state));
         }
     }
     planned
+}
+
+/// H7: LoadBalancer Services under policy Local (A14). Terminating endpoints do not count.
+fn health<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a StoredSlice> + Clone,
+) -> Option<HealthCheck> {
+    let port = service.health_check_node_port;
+    if service.kind != ServiceType::LoadBalancer || !service.external_local || port == 0 {
+        return None;
+    }
+    let ready = |family| {
+        let slices = slices.clone().filter(move |s| s.family == Some(family) && !s.ports.is_empty());
+        let fit =
+            |e: &&StoredEndpoint| e.ready() && e.local() && endpoint_refusal(&e.address, family).is_none();
+        slices.flat_map(|s| s.endpoints.iter()).filter(fit).map(|e| e.address).collect::<BTreeSet<_>>()
+    };
+    let families = service.families().map(|family| (family, ready(family).len())).collect();
+    Some(HealthCheck { port, ready: families })
 }
 
 /// A frontend that an earlier port of the same Service has: left out.

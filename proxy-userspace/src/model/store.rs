@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::desired::{Family, PortId};
 use super::select::Hint;
-use crate::cluster::types::{Defect, Hints, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort};
+use crate::cluster::types::{
+    Defect, Hints, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort, SourceRanges,
+};
 
 /// A slice without what never decides anything: 20 bytes an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +175,13 @@ impl Store {
     pub fn zoned(&self) -> impl Iterator<Item = &ObjectName> {
         let zoned = |entry: &Entry| entry.slices.values().any(StoredSlice::has_zones);
         self.entries.iter().filter(move |(_, entry)| zoned(entry)).map(|(name, _)| name)
+    }
+
+    /// Services that ask where their clients come from.
+    pub fn ranged(&self) -> impl Iterator<Item = &ObjectName> {
+        let asks = |service: &Service| service.source_ranges != SourceRanges::default();
+        let ranged = move |entry: &Entry| entry.service.as_ref().is_some_and(asks);
+        self.entries.iter().filter(move |(_, entry)| ranged(entry)).map(|(name, _)| name)
     }
 
     pub fn slice_names(&self) -> impl Iterator<Item = &ObjectName> {

@@ -16,7 +16,7 @@ fn created(name: &str, time: &str, spec: Value) -> Service {
     with_status(name, time, spec, Value::Null)
 }
 
-fn with_status(name: &str, time: &str, spec: Value, status: Value) -> Service {
+pub fn with_status(name: &str, time: &str, spec: Value, status: Value) -> Service {
     let metadata = json!({"name": name, "namespace": "ns", "creationTimestamp": time});
     let object = json!({"metadata": metadata, "spec": spec, "status": status});
     serde_json::from_value::<Watched<Service>>(object).unwrap().object
@@ -36,7 +36,7 @@ fn ready(name: &str, service: &str, addresses: &[&str]) -> Slice {
 }
 
 pub fn model() -> Model {
-    let mut model = Model::new(Settings { node_name: "n1".into(), external_ips: true });
+    let mut model = Model::new(Settings { node_name: "n1".into(), bind: None, external_ips: true });
     model.apply(Event::Services(Change::Snapshot(Vec::new())));
     model.apply(Event::Slices(Change::Snapshot(Vec::new())));
     model
@@ -88,7 +88,7 @@ fn problems(model: &mut Model) -> Vec<String> {
 
 #[test]
 fn i1_c35_nothing_before_both_lists() {
-    let mut model = Model::new(Settings { node_name: "n1".into(), external_ips: true });
+    let mut model = Model::new(Settings { node_name: "n1".into(), bind: None, external_ips: true });
     model.apply(Event::Services(Change::Snapshot(vec![service(
         "a",
         json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}),

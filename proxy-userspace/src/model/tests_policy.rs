@@ -3,7 +3,7 @@
 use proxy_common::abi::service_flags;
 use serde_json::{Value, json};
 
-use super::tests::{endpoints, frontends, model, service, slice, with};
+use super::tests::{endpoints, frontends, model, service, slice, with, with_status};
 use super::*;
 use crate::cluster::types::Watched;
 
@@ -157,4 +157,115 @@ fn a13_a16_ignored_fields_change_nothing() {
     let not_ready = json!([{"addresses": ["10.0.0.1"], "conditions": {"ready": false}}]);
     let planned = |spec| with(&[service("x", spec)], &[in_slice(not_ready.clone())]).desired();
     assert_eq!(planned(plain), planned(odd));
+}
+
+fn balanced(ranges: &[&str], status: &str) -> Service {
+    let spec = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00:96::1"], "ports": [{"port": 80}],
+                      "loadBalancerSourceRanges": ranges});
+    let ingress: Vec<_> = status.split(' ').map(|ip| json!({"ip": ip})).collect();
+    with_status("x", "2026-01-01T00:00:00Z", spec, json!({"loadBalancer": {"ingress": ingress}}))
+}
+
+#[test]
+fn a12_c16_source_ranges() {
+    let both = "203.0.113.1 fd00:113::1";
+    /// Ranges, the addresses in the status, and what closes each family.
+    type Case<'a> = (&'a str, &'a [&'a str], &'a str, [Option<&'a str>; 2]);
+    let cases: [Case<'_>; 9] = [
+        ("none", &[], both, [None, None]),
+        ("A12 white space", &[" 192.0.2.0/24 "], both, [Some("192.0.2.0/24"), None]),
+        (
+            "A12 by family",
+            &["192.0.2.0/24", "fd00:2::/64"],
+            both,
+            [Some("192.0.2.0/24"), Some("fd00:2::/64")],
+        ),
+        ("A12 ranges of the other family only: open", &["fd00:2::/64"], both, [None, Some("fd00:2::/64")]),
+        ("A12 everything", &["192.0.2.0/24", "0.0.0.0/0"], both, [None, None]),
+        ("host bits, twice", &["192.0.2.9/24", "192.0.2.0/24"], both, [Some("192.0.2.0/24"), None]),
+        ("unreadable ones close", &["192.0.2.0/33"], both, [Some(""), Some("")]),
+        ("no LoadBalancer address of the family", &["192.0.2.0/24"], "fd00:113::1", [None, None]),
+        ("one range of two is unreadable", &["x", "192.0.2.0/24"], both, [Some("192.0.2.0/24"), Some("")]),
+    ];
+    for (name, ranges, status, want) in cases {
+        let model = with(&[balanced(ranges, status)], &[]);
+        let got: Vec<Option<String>> = model
+            .desired()
+            .values()
+            .map(|state| {
+                let asks = state.flags & service_flags::SOURCE_RANGES != 0;
+                let ranges = state.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                asks.then_some(ranges)
+            })
+            .collect();
+        assert_eq!(got, want.map(|text| text.map(str::to_owned)), "{name}");
+    }
+    let mut model = with(&[balanced(&["x"], both)], &[]);
+    model.drain_changes();
+    assert!(model.problems()[0].what.contains("is no CIDR, admits nobody"), "{:?}", model.problems());
+}
+
+#[test]
+fn c17_the_node_is_admitted_by_its_own_address_followed_live() {
+    let ips = |list: &[&str]| {
+        let addresses: Vec<_> = list.iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+        let object = json!({"metadata": {"name": "n1"}, "status": {"addresses": addresses}});
+        Event::Nodes(Change::Apply(serde_json::from_value::<Watched<Node>>(object).unwrap().object))
+    };
+    let other = service("y", json!({"clusterIP": "10.96.0.2", "ports": [{"port": 80}]}));
+    let ranged = balanced(&["192.0.2.0/24", "fd00:2::/64"], "203.0.113.1 fd00:113::1");
+    let mut model = with(&[ranged, other], &[]);
+    model.drain_changes();
+    let steps: [(&[&str], [bool; 2]); 4] = [
+        (&["192.0.2.11", "fd00:2::11"], [true, true]),
+        (&["192.0.2.11", "fd00:9::11"], [true, false]),
+        (&["198.51.100.1", "192.0.2.11"], [false, false]),
+        (&["192.0.2.12", "fd00:2::11"], [true, true]),
+    ];
+    for (addresses, want) in steps {
+        model.apply(ips(addresses));
+        let changes = model.drain_changes();
+        let node =
+            |(_, state): &PortChange| state.as_ref().unwrap().flags & service_flags::NODE_IN_RANGES != 0;
+        assert_eq!(changes.iter().map(node).collect::<Vec<_>>(), want, "{addresses:?}");
+        model.apply(ips(addresses));
+        assert!(model.drain_changes().is_empty(), "the same addresses change nothing");
+    }
+}
+
+#[test]
+fn h7_health_checks() {
+    let spec = |kind: &str, policy: &str| {
+        json!({"type": kind, "clusterIPs": ["10.96.0.1", "fd00:96::1"], "externalTrafficPolicy": policy,
+               "healthCheckNodePort": 32_000, "ports": [{"port": 80}, {"name": "b", "port": 81}]})
+    };
+    let on = |ip: &str, node: &str, conditions: Value| json!({"addresses": [ip], "nodeName": node, "conditions": conditions});
+    let ready = json!({});
+    let terminating = json!({"ready": false, "serving": true, "terminating": true});
+    let v4 = json!([
+        on("10.0.0.1", "n1", ready.clone()),
+        on("10.0.0.2", "n1", ready.clone()),
+        on("10.0.0.3", "n2", ready.clone()),
+        on("10.0.0.4", "n1", terminating.clone()),
+    ]);
+    let ports = json!([{"port": 8080}, {"name": "b", "port": 8081}]);
+    let slices = [
+        slice("s", "x", "IPv4", ports.clone(), v4.clone()),
+        slice("t", "x", "IPv4", ports.clone(), json!([on("10.0.0.1", "n1", ready)])),
+        slice("u", "x", "IPv6", ports, json!([on("fd00::1", "n1", terminating)])),
+    ];
+    let cases = [
+        ("A14 Local", "LoadBalancer", "Local", Some(vec![(Family::V4, 2), (Family::V6, 0)])),
+        ("A14 Cluster", "LoadBalancer", "Cluster", None),
+        ("A14 no LoadBalancer", "NodePort", "Local", None),
+    ];
+    for (name, kind, policy, want) in cases {
+        let mut model = with(&[service("x", spec(kind, policy))], &slices);
+        model.drain_changes();
+        let got = model.health_checks().get(&ObjectName::new("ns", "x")).cloned();
+        assert_eq!(got, want.map(|ready| HealthCheck { port: 32_000, ready }), "{name}");
+        model.apply(Event::Services(Change::Delete(ObjectName::new("ns", "x"))));
+        model.drain_changes();
+        assert!(model.health_checks().is_empty(), "{name}");
+    }
 }

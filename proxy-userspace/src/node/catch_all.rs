@@ -196,6 +196,7 @@ impl CatchAll {
             masquerade_v6: Some(SOURCE_V6),
             mtu: link.mtu,
             pod: false,
+            detected: false,
         }
     }
 

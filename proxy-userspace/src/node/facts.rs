@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::catch_all::{SOURCE_V4, SOURCE_V6};
 use super::classify::{EdgeKind, Link, LinkType, selected};
 use super::{Edge, NodeEvent};
-use crate::config::Edges;
+use crate::config::{DetectLocal, Edges};
 
 /// An address of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,21 +65,18 @@ impl Inventory {
         self.addresses.retain(|known| known.ip != ip || known.ifindex != ifindex);
     }
 
-    /// The facts under `--edges`.
+    /// The facts under `--edges` and `detectLocalMode`.
     #[must_use]
-    pub fn facts(&self, edges: &Edges) -> Facts {
+    pub fn facts(&self, edges: &Edges, detect: &DetectLocal) -> Facts {
         let own = Sources::new(&self.addresses);
         let edge = |link: &Link| {
             let master = link.master.and_then(|ifindex| self.links.get(&ifindex));
             let kind = selected(link, master.map(|master| master.kind), edges)?;
-            // Routes lead to the bridge, so netfilter sees the bridge as the device that packets leave by.
-            let leaves_by = match master {
-                Some(bridge) if bridge.kind == LinkType::Bridge => bridge.ifindex,
-                _ => link.ifindex,
-            };
+            // Routes lead to the bridge, so netfilter sees the bridge as the device that packets leave by, and come by.
+            let seen = master.filter(|master| master.kind == LinkType::Bridge).unwrap_or(link);
             let (masquerade_v4, masquerade_v6) = match kind {
                 EdgeKind::CatchAll => (Some(SOURCE_V4), Some(SOURCE_V6)),
-                _ => (own.v4(leaves_by), own.v6(leaves_by)),
+                _ => (own.v4(seen.ifindex), own.v6(seen.ifindex)),
             };
             Some(Edge {
                 name: link.name.clone(),
@@ -90,6 +87,7 @@ impl Inventory {
                 masquerade_v6,
                 mtu: link.mtu,
                 pod: matches!(kind, EdgeKind::Veth | EdgeKind::Netkit) && link.peer_elsewhere,
+                detected: detect.is_pods(&seen.name),
             })
         };
         Facts { addresses: self.addresses.clone(), edges: self.links.values().filter_map(edge).collect() }
@@ -207,7 +205,7 @@ mod tests {
 
     #[test]
     fn masquerade_address_is_what_the_kernel_would_take() {
-        let facts = node().facts(&Edges::Auto);
+        let facts = node().facts(&Edges::Auto, &DetectLocal::NodeCidr);
         let got: Vec<_> = facts
             .edges
             .iter()
@@ -225,13 +223,35 @@ mod tests {
     }
 
     #[test]
+    fn f7_devices_of_pods() {
+        let (prefix, bridge) = (
+            |text: &str| DetectLocal::InterfaceNamePrefix(text.into()),
+            |text: &str| DetectLocal::BridgeInterface(text.into()),
+        );
+        let cases: [(&str, DetectLocal, &[&str]); 5] = [
+            ("bridge: its ports", bridge("cni0"), &["veth1"]),
+            ("prefix of routed veths", prefix("cali"), &["cali1"]),
+            ("prefix of the bridge", prefix("cni"), &["veth1"]),
+            ("ports are seen as the bridge", prefix("veth"), &[]),
+            ("by range", DetectLocal::NodeCidr, &[]),
+        ];
+        for (name, detect, want) in cases {
+            let facts = node().facts(&Edges::Auto, &detect);
+            let got: Vec<_> =
+                facts.edges.iter().filter(|edge| edge.detected).map(|edge| edge.name.as_str()).collect();
+            assert_eq!(got, want, "{name}");
+        }
+    }
+
+    #[test]
     fn events_say_what_changed_and_nothing_else() {
         let edges = Edges::Auto;
         let before = node();
         let change = |edit: &dyn Fn(&mut Inventory)| {
             let mut after = before.clone();
             edit(&mut after);
-            after.events(&before.facts(&edges), &after.facts(&edges))
+            let facts = |node: &Inventory| node.facts(&edges, &DetectLocal::NodeCidr);
+            after.events(&facts(&before), &facts(&after))
         };
         let names = |events: &[NodeEvent]| -> Vec<String> {
             let name = |event: &NodeEvent| match event {

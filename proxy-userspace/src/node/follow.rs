@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::task::JoinHandle;
 
 use super::{Address, Facts, Inventory, Link, LinkType, NodeEvent};
-use crate::config::Edges;
+use crate::config::{DetectLocal, Edges};
 
 /// What can go wrong with netlink.
 #[derive(Debug, Error)]
@@ -29,6 +29,7 @@ type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, rtnetlin
 /// The node as netlink tells it, followed live. Belongs to the network namespace of the thread that opened it.
 pub struct Node {
     edges: Edges,
+    detect: DetectLocal,
     handle: Handle,
     messages: Messages,
     connection: JoinHandle<()>,
@@ -49,15 +50,15 @@ impl Node {
     ///
     /// # Errors
     /// If netlink cannot be used.
-    pub async fn open(edges: Edges) -> Result<Self, NodeError> {
+    pub async fn open(edges: Edges, detect: DetectLocal) -> Result<Self, NodeError> {
         let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
         let (connection, handle, messages) =
             new_multicast_connection(&groups).map_err(|source| NodeError::Open { source })?;
         let connection = tokio::spawn(connection);
         let (inventory, facts) = (Inventory::default(), Facts::default());
-        let mut node = Self { edges, handle, messages, connection, inventory, facts, stale: true };
+        let mut node = Self { edges, detect, handle, messages, connection, inventory, facts, stale: true };
         node.rescan().await?;
-        node.facts = node.inventory.facts(&node.edges);
+        node.facts = node.inventory.facts(&node.edges, &node.detect);
         Ok(node)
     }
 
@@ -85,7 +86,7 @@ impl Node {
             if lost {
                 self.rescan().await?;
             }
-            let facts = self.inventory.facts(&self.edges);
+            let facts = self.inventory.facts(&self.edges, &self.detect);
             let mut events = self.inventory.events(&self.facts, &facts);
             if lost {
                 // A device may have been replaced by one that looks the same: have every edge looked at.

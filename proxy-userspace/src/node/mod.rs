@@ -33,6 +33,8 @@ pub struct Edge {
     pub mtu: u32,
     /// Leads to a pod rather than to other hosts.
     pub pod: bool,
+    /// What comes in by it is a pod's, by a detector that goes by device (F7).
+    pub detected: bool,
 }
 
 /// A change of [`Facts`].

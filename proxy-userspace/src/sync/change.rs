@@ -1,10 +1,11 @@
 //! One port's change: whether it fits, what it takes, what is written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use proxy_common::abi::{Frontend, Run};
+use ipnet::IpNet;
+use proxy_common::abi::{Frontend, Run, service_flags};
 use thiserror::Error;
 
 use super::PerFamily;
@@ -25,6 +26,8 @@ pub enum Lack {
     Endpoints(u32),
     #[error("no room for its frontends: all {0} of its family are in use")]
     Frontends(u32),
+    #[error("no room for its source ranges: all {0} of its family are in use")]
+    Ranges(u32),
     #[error("no room for its addresses: all {0} of its family are in use")]
     Addresses(u32),
     #[error("no room for a list of {0} endpoints: a list holds at most 16384, and all slots are in use")]
@@ -38,6 +41,9 @@ pub struct Batch {
     endpoints: Vec<(u32, u32)>,
     slots: PerFamily<Vec<(u32, Slot)>>,
     words: Vec<(u32, Word)>,
+    /// In force before the services that ask for them, and until those ask no more.
+    ranges: Vec<(u32, IpNet)>,
+    closed: PerFamily<Vec<(u32, IpNet)>>,
     /// `None`: to be removed.
     frontends: BTreeMap<Dialled, Option<Frontend>>,
     /// Services and endpoints that nothing leads to any more.
@@ -52,7 +58,9 @@ pub struct Batch {
 impl Batch {
     /// Something goes, so there may be room for what waits.
     pub fn frees(&self) -> bool {
-        !self.gone.is_empty() || !self.cleared.is_empty() || self.leaving.v4 + self.leaving.v6 > 0
+        let closed = self.closed.v4.len() + self.closed.v6.len();
+        let leaving = self.leaving.v4 + self.leaving.v6;
+        !self.gone.is_empty() || !self.cleared.is_empty() || leaving > 0 || closed > 0
     }
 
     /// See [`super::Report::departed`].
@@ -80,6 +88,7 @@ impl Batch {
             Step::Endpoints(self.endpoints),
             Step::Slots(Family::V4, self.slots.v4),
             Step::Slots(Family::V6, self.slots.v6),
+            Step::Ranges(self.ranges),
             // Before a list leads there: answers are looked at only where one end is known.
             Step::Addresses(classes.early),
             Step::Services(self.words),
@@ -89,6 +98,7 @@ impl Batch {
             Step::RemoveAddresses(classes.remove),
             Step::RemoveFrontends(remove),
             Step::Services(self.cleared),
+            Step::RemoveRanges([self.closed.v4, self.closed.v6].concat()),
             Step::Endpoints(self.gone),
         ];
         steps.retain(|step| match step {
@@ -96,6 +106,7 @@ impl Batch {
             Step::Endpoints(list) => !list.is_empty(),
             Step::Slots(_, list) => !list.is_empty(),
             Step::Services(list) => !list.is_empty(),
+            Step::Ranges(list) | Step::RemoveRanges(list) => !list.is_empty(),
             Step::Frontends(list) => !list.is_empty(),
             Step::RemoveFrontends(list) => !list.is_empty(),
             Step::Addresses(list) => !list.is_empty(),
@@ -117,6 +128,12 @@ pub struct Room {
     /// Frontend → index of the service it leads to.
     pub owners: HashMap<Dialled, u32>,
     pub owned: PerFamily<u32>,
+    /// Source ranges in the maps.
+    pub ranged: PerFamily<usize>,
+    /// Those of services that nothing is known of, by index.
+    pub stray_ranges: HashMap<u32, BTreeSet<IpNet>>,
+    /// The next epoch of affinity records (D5).
+    pub epoch: u16,
 }
 
 impl Room {
@@ -139,17 +156,23 @@ impl Room {
             .collect();
         let fresh = fresh_endpoints(port.as_ref(), want);
         self.check(id.family, port.as_ref(), &frontends, &fresh, batch)?;
+        self.check_ranges(id.family, port.as_ref(), want, batch)?;
         let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)?;
         batch.chunks[id.family].extend(&lists.chunks);
         let is_new = port.is_none();
         let index = if is_new { self.services.take() } else { None };
         let port = match index {
-            Some(index) => port.insert(empty(index, id.family)),
+            Some(index) => {
+                let ranges = self.stray_ranges.remove(&index).unwrap_or_default();
+                port.insert(Port { ranges, ..empty(index, id.family) })
+            }
             None => port.as_mut().ok_or(Lack::Services(self.capacity.services))?,
         };
         self.add_endpoints(port, &fresh, batch);
         batch.slots[id.family].extend(lists.slots(port, want));
-        lists.switch(port, want, is_new, |word| batch.words.push(word));
+        self.set_ranges(port, want.ranges.iter().copied().collect(), batch);
+        let epoch = self.epoch_of(port, want);
+        lists.switch(port, want, epoch, is_new, |word| batch.words.push(word));
         self.set_frontends(port, frontends, batch);
         self.retire_lists(port, want, &lists, until, batch);
         Ok(())
@@ -159,6 +182,7 @@ impl Room {
     pub fn remove(&mut self, mut port: Port, until: Duration, batch: &mut Batch) {
         batch.departs |= port.is_udp();
         self.set_frontends(&mut port, BTreeMap::new(), batch);
+        self.set_ranges(&mut port, BTreeSet::new(), batch);
         let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
         let words = std::iter::once(settings).chain(WORDS.map(|word| word(Run::EMPTY)));
         batch.cleared.extend(words.map(|word| (port.index, word)));
@@ -201,6 +225,56 @@ impl Room {
             return Err(Lack::Addresses(self.capacity.addresses));
         }
         Ok(())
+    }
+
+    fn check_ranges(
+        &self,
+        family: Family,
+        port: Option<&Port>,
+        want: &PortState,
+        batch: &Batch,
+    ) -> Result<(), Lack> {
+        let known = |range: &&IpNet| port.is_some_and(|port| port.ranges.contains(range));
+        let more = want.ranges.iter().filter(|range| !known(range)).count();
+        if more > 0 && self.ranged[family] + batch.closed[family].len() + more > self.capacity.ranges as usize
+        {
+            return Err(Lack::Ranges(self.capacity.ranges));
+        }
+        Ok(())
+    }
+
+    fn set_ranges(&mut self, port: &mut Port, want: BTreeSet<IpNet>, batch: &mut Batch) {
+        for range in want.difference(&port.ranges) {
+            self.ranged[Family::of(&range.addr())] += 1;
+            batch.ranges.push((port.index, *range));
+        }
+        for range in port.ranges.difference(&want) {
+            self.close(port.index, *range, batch);
+        }
+        port.ranges = want;
+    }
+
+    fn close(&mut self, index: u32, range: IpNet, batch: &mut Batch) {
+        // A port found without frontends does not tell its family.
+        let family = Family::of(&range.addr());
+        self.ranged[family] -= 1;
+        batch.closed[family].push((index, range));
+    }
+
+    /// Source ranges that nobody has claimed.
+    pub fn bury_ranges(&mut self, batch: &mut Batch) {
+        for (index, ranges) in std::mem::take(&mut self.stray_ranges) {
+            ranges.into_iter().for_each(|range| self.close(index, range, batch));
+        }
+    }
+
+    /// D5: a port that begins to ask for affinity does not remember what was before.
+    fn epoch_of(&mut self, port: &Port, want: &PortState) -> u16 {
+        if port.affinity_timeout != 0 || want.affinity_timeout == 0 {
+            return (port.flags >> service_flags::EPOCH_SHIFT) as u16;
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        self.epoch
     }
 
     /// `check` has seen that there are enough ids.
@@ -289,6 +363,7 @@ fn empty(index: u32, family: Family) -> Port {
         family,
         frontends: BTreeMap::new(),
         lists: [list.clone(), list.clone(), list],
+        ranges: BTreeSet::new(),
         flags: 0,
         affinity_timeout: 0,
         endpoints: BTreeMap::new(),

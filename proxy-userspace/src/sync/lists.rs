@@ -67,13 +67,14 @@ impl Lists {
         &self,
         port: &mut Port,
         want: &PortState,
+        epoch: u16,
         is_new: bool,
         mut store: impl FnMut((u32, Word)),
     ) {
         const BOTH: u32 =
             service_flags::DROP_EXTERNAL | service_flags::DROP_INTERNAL | service_flags::LOCAL_EXTERNAL;
         let index = port.index;
-        let flags = want.flags | service_flags::IN_USE;
+        let flags = want.flags | service_flags::IN_USE | u32::from(epoch) << service_flags::EPOCH_SHIFT;
         let affinity_timeout = want.affinity_timeout;
         let both = flags | (port.flags & BOTH);
         let switch = |which: usize, store: &mut dyn FnMut((u32, Word))| {

@@ -1,8 +1,9 @@
 //! One installed port: as it is remembered, and as it is read back from the maps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
 use proxy_common::abi::{CHUNK, FrontendKind, Run, Service, service_flags};
 
 use super::PerFamily;
@@ -11,6 +12,9 @@ use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
 
 /// The words of a service's lists, in the order in which everything here has the lists.
 pub const WORDS: [fn(Run) -> Word; 3] = [Word::External, Word::Internal, Word::Cluster];
+
+/// Flags that come from the plan.
+pub const SETTINGS: u32 = ((1 << service_flags::EPOCH_SHIFT) - 1) & !service_flags::IN_USE;
 
 /// An endpoint list and where it lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +33,7 @@ pub struct Port {
     pub frontends: BTreeMap<Dialled, u32>,
     /// In the order of [`WORDS`].
     pub lists: [List; 3],
+    pub ranges: BTreeSet<IpNet>,
     /// Bits of `service_flags`.
     pub flags: u32,
     pub affinity_timeout: u32,
@@ -51,7 +56,8 @@ impl Port {
             external,
             internal,
             cluster,
-            flags: self.flags & !service_flags::IN_USE,
+            ranges: self.ranges.iter().copied().collect(),
+            flags: self.flags & SETTINGS,
             affinity_timeout: self.affinity_timeout,
         }
     }
@@ -79,6 +85,7 @@ pub struct Found {
     pub service: Service,
     /// With the kind's number.
     pub frontends: BTreeMap<Dialled, u32>,
+    pub ranges: BTreeSet<IpNet>,
     /// In the order of [`WORDS`]; `None`: the run lies outside the slots.
     pub lists: [Option<Vec<Slot>>; 3],
 }
@@ -98,13 +105,29 @@ pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<Vec<Fou
         let entry = services.entry(frontend.service).or_insert((Service::FREE, BTreeMap::new()));
         entry.1.insert(dialled, frontend.kind);
     }
+    let mut ranges = ranges(store)?;
     let found = |(index, (service, frontends)): (u32, (Service, BTreeMap<Dialled, u32>))| {
-        let mut found = Found { index, service, frontends, lists: [None, None, None] };
+        let mut found = Found {
+            index,
+            service,
+            frontends,
+            ranges: ranges.remove(&index).unwrap_or_default(),
+            lists: [None, None, None],
+        };
         let all = found.family().map_or(&[][..], |family| &slots[family]);
         found.lists = runs_of(&service).map(|run| members(all, run));
         found
     };
     Ok(services.into_iter().map(found).collect())
+}
+
+/// Source ranges by service.
+pub fn ranges<S: Store>(store: &S) -> Result<HashMap<u32, BTreeSet<IpNet>>, S::Error> {
+    let mut ranges: HashMap<u32, BTreeSet<IpNet>> = HashMap::new();
+    for (index, range) in store.ranges()? {
+        ranges.entry(index).or_default().insert(range);
+    }
+    Ok(ranges)
 }
 
 /// A service's runs in the order of [`WORDS`].
@@ -145,6 +168,7 @@ pub struct InstalledPort {
     pub internal: Vec<SocketAddr>,
     /// Sorted.
     pub cluster: Vec<SocketAddr>,
+    pub ranges: Vec<IpNet>,
     /// Names of the bits of `service_flags`, without `IN_USE`.
     pub flags: Vec<&'static str>,
     /// Seconds; 0: none.
@@ -174,6 +198,8 @@ impl InstalledPort {
             (service_flags::DROP_EXTERNAL, "drop-external"),
             (service_flags::DROP_INTERNAL, "drop-internal"),
             (service_flags::LOCAL_EXTERNAL, "local-external"),
+            (service_flags::SOURCE_RANGES, "source-ranges"),
+            (service_flags::NODE_IN_RANGES, "node-in-ranges"),
         ];
         let [external, internal, cluster] = found.lists.each_ref().map(addresses);
         let set = |(bit, name): (u32, &'static str)| (found.service.flags & bit != 0).then_some(name);
@@ -183,6 +209,7 @@ impl InstalledPort {
             external,
             internal,
             cluster,
+            ranges: found.ranges.iter().copied().collect(),
             flags: names.into_iter().filter_map(set).collect(),
             affinity_timeout: found.service.affinity_timeout,
         }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use proxy_common::abi::{Frontend, Run, Service};
 
 use crate::model::{Family, Protocol};
@@ -63,6 +64,9 @@ pub enum Step {
     Slots(Family, Vec<(u32, Slot)>),
     /// Stores in this order.
     Services(Vec<(u32, Word)>),
+    /// Sources that may dial a service.
+    Ranges(Vec<(u32, IpNet)>),
+    RemoveRanges(Vec<(u32, IpNet)>),
     Frontends(Vec<(Dialled, Frontend)>),
     RemoveFrontends(Vec<Dialled>),
     /// Class bits of addresses.
@@ -79,6 +83,8 @@ impl Step {
             Self::Endpoints(_) => "endpoints",
             Self::Slots(..) => "slots",
             Self::Services(_) => "services",
+            Self::Ranges(_) => "source ranges",
+            Self::RemoveRanges(_) => "source ranges to remove",
             Self::Frontends(_) => "frontends",
             Self::RemoveFrontends(_) => "frontends to remove",
             Self::Addresses(_) => "addresses",
@@ -98,6 +104,8 @@ pub struct Capacity {
     pub addresses: u32,
     /// Of each family.
     pub chunks: u32,
+    /// Of each family.
+    pub ranges: u32,
 }
 
 /// Reads and writes of the maps.
@@ -126,6 +134,12 @@ pub trait Store {
     /// # Errors
     /// See [`Store::frontends`].
     fn endpoints(&self) -> Result<Vec<(u32, u32)>, Self::Error>;
+
+    /// Every source range, with the index of its service.
+    ///
+    /// # Errors
+    /// See [`Store::frontends`].
+    fn ranges(&self) -> Result<Vec<(u32, IpNet)>, Self::Error>;
 
     /// Every classified address.
     ///

@@ -122,19 +122,30 @@ impl Syncer {
             port.endpoints.keys().for_each(|address| classes.add_endpoint(address.ip()));
             strays.insert(port.index, port);
         }
+        let known: HashSet<u32> = strays.keys().copied().collect();
+        let mut stray_ranges = port::ranges(store)?;
+        stray_ranges.retain(|index, _| !known.contains(index));
+        let mut ranged = PerFamily::<usize>::default();
+        let of_ports = strays.values().map(|port| &port.ranges);
+        for range in of_ports.chain(stray_ranges.values()).flatten() {
+            ranged[Family::of(&range.addr())] += 1;
+        }
         let capacity = store.capacity();
         let runs = free_runs(capacity.chunks, &slots, &strays);
         let referred: HashSet<u32> =
             strays.values().flat_map(|port| port.endpoints.values().map(|endpoint| endpoint.id)).collect();
         let room = Room {
             capacity,
-            services: Ids::new(capacity.services, &strays.keys().copied().collect()),
+            services: Ids::new(capacity.services, &known),
             endpoints: Ids::new(capacity.endpoints, &live.keys().copied().collect()),
             generations,
             runs,
             classes,
             owners,
             owned,
+            ranged,
+            stray_ranges,
+            epoch: settings.first_generation,
         };
         let mut orphans: Vec<u32> = live.into_keys().filter(|id| !referred.contains(id)).collect();
         orphans.sort_unstable();
@@ -201,6 +212,7 @@ impl Syncer {
                 self.room.endpoints.retire(*id, until);
             }
             batch.bury(std::mem::take(&mut self.orphans));
+            self.room.bury_ranges(&mut batch);
             self.room.classes.review();
             self.commit(store, batch, now, &mut report);
             self.retry(store, now, &mut report);
@@ -446,6 +458,7 @@ fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
         family: found.family().unwrap_or(Family::V4),
         frontends: found.frontends.clone(),
         lists,
+        ranges: found.ranges.clone(),
         flags: found.service.flags,
         affinity_timeout: found.service.affinity_timeout,
         endpoints,

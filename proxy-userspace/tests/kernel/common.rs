@@ -45,12 +45,21 @@ pub fn edge(name: &str) -> Edge {
         masquerade_v6: None,
         mtu: 1500,
         pod: true,
+        detected: false,
     }
 }
 
 /// Small maps, so that tests run side by side.
 pub fn options() -> Options {
-    let sizes = Sizes { services: 1024, frontends: 1024, endpoints: 4096, addresses: 4096, flows: 1024 };
+    let sizes = Sizes {
+        services: 1024,
+        frontends: 1024,
+        endpoints: 4096,
+        addresses: 4096,
+        flows: 1024,
+        ranges: 64,
+        affinity: 64,
+    };
     Options { sizes, ..Options::default() }
 }
 

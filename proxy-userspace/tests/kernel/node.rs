@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_userspace::config::{EdgePattern, Edges};
+use proxy_userspace::config::{DetectLocal, EdgePattern, Edges};
 use proxy_userspace::datapath::{Change, Datapath, Named, cleanup};
 use proxy_userspace::node::{Node, NodeEvent};
 
@@ -32,7 +32,7 @@ fn edges_and_addresses_are_followed() {
         ip("link set lo up");
         ip("address add 192.0.2.1/24 dev edge0");
         block_on(async {
-            let mut node = Node::open(Edges::Auto).await.unwrap();
+            let mut node = Node::open(Edges::Auto, DetectLocal::NodeCidr).await.unwrap();
             let names: Vec<_> = node.facts().edges.iter().map(|edge| edge.name.as_str()).collect();
             assert_eq!(names, ["pod0", "edge0"], "lo is none; in order of ifindex");
             assert!(node.facts().edges.iter().all(|edge| edge.ethernet && edge.mtu == 1500));
@@ -73,7 +73,7 @@ fn named_edges_only() {
     in_namespace(|| {
         block_on(async {
             let edges = Edges::Names(vec![EdgePattern::Prefix("edge".into())]);
-            let node = Node::open(edges).await.unwrap();
+            let node = Node::open(edges, DetectLocal::NodeCidr).await.unwrap();
             let names: Vec<_> = node.facts().edges.iter().map(|edge| edge.name.as_str()).collect();
             assert_eq!(names, ["edge0"]);
         });
@@ -86,7 +86,10 @@ fn pods_that_come_and_go_are_attached() {
     in_namespace(|| {
         let mut datapath = Datapath::load(&options()).unwrap();
         block_on(async {
-            let mut node = Node::open(Edges::Names(vec![EdgePattern::Prefix("pod".into())])).await.unwrap();
+            let mut node =
+                Node::open(Edges::Names(vec![EdgePattern::Prefix("pod".into())]), DetectLocal::NodeCidr)
+                    .await
+                    .unwrap();
             let mut slowest = Duration::ZERO;
             for round in 0..20 {
                 ip(&format!("link add pod-{round} type veth peer name eth-{round}"));

@@ -103,7 +103,7 @@ fn fill(
     samples: &mut Samples,
 ) -> Result<Model> {
     let started = Instant::now();
-    let mut model = Model::new(ModelSettings { node_name: "node-1".into(), external_ips: true });
+    let mut model = Model::new(ModelSettings { node_name: "node-1".into(), bind: None, external_ips: true });
     model.apply(Event::Services(Change::Snapshot(services)));
     model.apply(Event::Slices(Change::Snapshot(slices)));
     let changes = model.drain_changes();

@@ -38,6 +38,8 @@ pub struct App {
     /// From 1 to 99; all its addresses and ports follow from it.
     pub number: u8,
     pub backends: Vec<Backend>,
+    /// Fields of the Service's spec in place of the usual ones.
+    pub spec: serde_json::Map<String, Value>,
 }
 
 /// The ways a client can reach an [`App`].
@@ -72,7 +74,19 @@ impl Via {
 impl App {
     #[must_use]
     pub fn new(name: &str, number: u8, backends: impl IntoIterator<Item = Backend>) -> Self {
-        Self { name: name.into(), number, backends: backends.into_iter().collect() }
+        Self {
+            name: name.into(),
+            number,
+            backends: backends.into_iter().collect(),
+            spec: serde_json::Map::new(),
+        }
+    }
+
+    /// With this field in the Service's spec.
+    #[must_use]
+    pub fn with(mut self, field: &str, value: Value) -> Self {
+        self.spec.insert(field.to_owned(), value);
+        self
     }
 
     /// The NodePort, the same for TCP and UDP.
@@ -122,7 +136,7 @@ impl App {
             .collect();
         let ingress: Vec<_> =
             both(load_balancer_ip).iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
-        json!({
+        let mut service = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {
                 "namespace": "lab", "name": self.name, "uid": format!("00000000-0000-4000-8000-0000000000{:02}", self.number),
@@ -136,7 +150,11 @@ impl App {
                 "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
             },
             "status": {"loadBalancer": {"ingress": ingress}},
-        })
+        });
+        for (field, value) in &self.spec {
+            service["spec"][field] = value.clone();
+        }
+        service
     }
 
     fn slice(&self, family: Family, port: u16) -> Value {

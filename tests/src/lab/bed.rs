@@ -205,7 +205,7 @@ impl Bed {
         let Some(agent) = &self.agent else { return Ok(()) };
         until(&format!("{} to be removed", app.name), PATIENCE, || {
             let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
-            let left = installed(&services, &format!("lab/{}", app.name));
+            let left = installed(&services, &format!("lab/{}", app.name), &["external", "internal"]);
             if left.is_empty() { Ok(()) } else { Err(format!("installed: {services}")) }
         })
     }
@@ -246,13 +246,16 @@ impl Bed {
             sockets.collect::<BTreeSet<_>>().iter().map(ToString::to_string).collect()
         };
         let (v4, v6) = (want(Family::V4), want(Family::V6));
-        // Two transports, two families, two lists.
+        // A policy may leave endpoints out of the external list.
+        let lists = if app.spec.is_empty() { &["external", "internal"][..] } else { &["internal"] };
+        // Two transports, two families.
         let complete = |found: &[(bool, Vec<&str>)]| {
-            found.len() == 8 && found.iter().all(|(is_v6, list)| *list == if *is_v6 { &*v6 } else { &*v4 })
+            found.len() == 4 * lists.len()
+                && found.iter().all(|(is_v6, list)| *list == if *is_v6 { &*v6 } else { &*v4 })
         };
         until(&format!("{} to be installed", app.name), PATIENCE, || {
             let services = agent.home.services().map_err(|e| format!("{e:#}"))?;
-            if complete(&installed(&services, &format!("lab/{}", app.name))) {
+            if complete(&installed(&services, &format!("lab/{}", app.name), lists)) {
                 Ok(())
             } else {
                 Err(format!("installed: {services}"))
@@ -338,10 +341,14 @@ impl Bed {
 }
 
 /// Endpoint lists of each port and family of `service` in the answer of `sluice services`.
-fn installed<'a>(services: &'a serde_json::Value, service: &str) -> Vec<(bool, Vec<&'a str>)> {
+fn installed<'a>(
+    services: &'a serde_json::Value,
+    service: &str,
+    lists: &[&str],
+) -> Vec<(bool, Vec<&'a str>)> {
     let ports = services.as_array().into_iter().flatten().filter(|port| port["name"] == service);
     ports
-        .flat_map(|port| ["external", "internal"].map(|list| (port["family"] == "IPv6", &port[list])))
+        .flat_map(|port| lists.iter().map(|list| (port["family"] == "IPv6", &port[*list])))
         .map(|(v6, list)| (v6, list.as_array().into_iter().flatten().filter_map(|e| e.as_str()).collect()))
         .collect()
 }

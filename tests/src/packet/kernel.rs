@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
-    Abi, Addr, AddressClass, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Reason,
-    Service, Turn,
+    Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, Reason, Service, SourceRange, Turn,
 };
 
 use super::host::PAIRS;
@@ -83,8 +84,10 @@ impl Kernel {
     /// Everything that packets have left behind, and what stories may have changed.
     fn forget(&mut self) -> Result<()> {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
-        self.clear::<1>("FLOWS_V4")?;
-        self.clear::<4>("FLOWS_V6")?;
+        self.clear::<FlowKey<1>, Flow<1>>("FLOWS_V4")?;
+        self.clear::<FlowKey<4>, Flow<4>>("FLOWS_V6")?;
+        self.clear::<AffinityKey<1>, Affinity<1>>("AFFINITY_V4")?;
+        self.clear::<AffinityKey<4>, Affinity<4>>("AFFINITY_V6")?;
         self.drain::<1>("RING_V4")?;
         self.drain::<4>("RING_V6")?;
         let mut used: Array<_, Wire<[u32; 2]>> = self.writable("RING_USED")?;
@@ -118,15 +121,15 @@ impl Kernel {
         }
     }
 
-    fn entries<const N: usize>(&mut self, name: &str) -> Result<Vec<(FlowKey<N>, Flow<N>)>> {
-        let map: HashMap<_, Wire<FlowKey<N>>, Wire<Flow<N>>> = self.writable(name)?;
-        let entries = map.iter().map(|entry| entry.map(|(key, flow)| (key.0, flow.0)));
+    fn entries<K: Abi, V: Abi>(&mut self, name: &str) -> Result<Vec<(K, V)>> {
+        let map: HashMap<_, Wire<K>, Wire<V>> = self.writable(name)?;
+        let entries = map.iter().map(|entry| entry.map(|(key, value)| (key.0, value.0)));
         Ok(entries.collect::<Result<_, _>>()?)
     }
 
-    fn clear<const N: usize>(&mut self, name: &str) -> Result<()> {
-        let entries = self.entries::<N>(name)?;
-        let mut map: HashMap<_, Wire<FlowKey<N>>, Wire<Flow<N>>> = self.writable(name)?;
+    fn clear<K: Abi, V: Abi>(&mut self, name: &str) -> Result<()> {
+        let entries = self.entries::<K, V>(name)?;
+        let mut map: HashMap<_, Wire<K>, Wire<V>> = self.writable(name)?;
         for (key, _) in entries {
             map.remove(&Wire(key))?;
         }
@@ -221,6 +224,14 @@ impl<const N: usize> Writer<N> for Maps<'_> {
     }
     fn endpoint(&mut self, id: u32, generation: u32) {
         self.array("ENDPOINTS", id, generation);
+    }
+    fn range(&mut self, service: u32, address: Addr<N>, length: u32) {
+        let name = format!("RANGES_{}", self.family);
+        let result = (|| {
+            let mut map: LpmTrie<_, Wire<SourceRange<N>>, u32> = self.kernel.writable(&name)?;
+            Ok(map.insert(&Key::new(32 + length, Wire(SourceRange { service, address })), 1, 0)?)
+        })();
+        self.keep(result);
     }
     fn device(&mut self, ifindex: u32, device: Device) {
         self.hash("DEVICES", ifindex, device);

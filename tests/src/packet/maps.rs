@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service,
-    Turn, config_flags, device_flags,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
+    Port, Reason, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, repeatable_draw};
 
@@ -61,6 +61,8 @@ pub struct Maps<const N: usize> {
     pub(crate) services: HashMap<u32, Service>,
     pub(crate) backends: HashMap<u32, Backend<N>>,
     pub(crate) endpoints: RefCell<HashMap<u32, u32>>,
+    pub(crate) ranges: Vec<(u32, Addr<N>, u32)>,
+    pub(crate) affinity: RefCell<HashMap<AffinityKey<N>, Affinity<N>>>,
     pub(crate) devices: HashMap<u32, Device>,
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
@@ -88,6 +90,8 @@ impl<const N: usize> Maps<N> {
             services: HashMap::new(),
             backends: HashMap::new(),
             endpoints: RefCell::default(),
+            ranges: Vec::new(),
+            affinity: RefCell::default(),
             devices: HashMap::new(),
             flows: RefCell::default(),
             ring: RefCell::default(),
@@ -124,6 +128,9 @@ impl<const N: usize> Writer<N> for Maps<N> {
     fn endpoint(&mut self, id: u32, generation: u32) {
         self.endpoints.borrow_mut().insert(id, generation);
     }
+    fn range(&mut self, service: u32, address: Addr<N>, length: u32) {
+        self.ranges.push((service, address, length));
+    }
     fn device(&mut self, ifindex: u32, device: Device) {
         self.devices.insert(ifindex, device);
     }
@@ -146,6 +153,21 @@ impl<const N: usize> Tables<N> for Maps<N> {
     }
     fn backend(&self, slot: u32) -> Option<Backend<N>> {
         self.backends.get(&slot).copied()
+    }
+    fn is_source_allowed(&self, service: u32, source: &Addr<N>) -> bool {
+        let bit = |address: &Addr<N>, n: u32| u32::from_be(address.0[n as usize / 32]) >> (31 - n % 32) & 1;
+        let inside = |(of, network, length): &(u32, Addr<N>, u32)| {
+            *of == service && (0..*length).all(|n| bit(network, n) == bit(source, n))
+        };
+        self.ranges.iter().any(inside)
+    }
+    fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool {
+        let found = self.affinity.borrow().get(key).copied();
+        *into = found.unwrap_or(*into);
+        found.is_some()
+    }
+    fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>) {
+        self.affinity.borrow_mut().insert(*key, *record);
     }
     fn endpoint_generation(&self, id: u32) -> u32 {
         self.endpoints.borrow().get(&id).copied().unwrap_or(0)

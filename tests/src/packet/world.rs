@@ -60,6 +60,19 @@ pub const MANY_PORT: u16 = 87;
 pub const LOCAL_NODE_PORT: u16 = 30_083;
 /// A NodePort under policy Local whose endpoints are elsewhere (C6 … C8).
 pub const AWAY_NODE_PORT: u16 = 30_086;
+/// A port of the LoadBalancer addresses that is open to the network of [`Plan::outside`] only (C16); a NodePort, an external
+/// IP and the VIP lead to the same Service.
+pub const CLOSED_PORT: u16 = 88;
+pub const CLOSED_NODE_PORT: u16 = 30_088;
+/// The same, closed to this node too.
+pub const FOREIGN_PORT: u16 = 89;
+/// A port of the VIP with three endpoints and affinity of [`AFFINITY`] seconds; the NodePort leads to the same Service (D1).
+pub const STICKY_PORT: u16 = 90;
+pub const STICKY_NODE_PORT: u16 = 30_090;
+/// A port of the VIP of another Service with affinity and the same endpoints.
+pub const OTHER_STICKY_PORT: u16 = 91;
+/// Seconds.
+pub const AFFINITY: u32 = 60;
 
 /// The protocols that stories are told in.
 pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
@@ -127,6 +140,7 @@ pub trait Writer<const N: usize> {
     /// All slots, from the first on.
     fn backends(&mut self, slots: &[Backend<N>]);
     fn endpoint(&mut self, id: u32, generation: u32);
+    fn range(&mut self, service: u32, address: Addr<N>, length: u32);
     fn device(&mut self, ifindex: u32, device: Device);
 }
 
@@ -213,6 +227,14 @@ fn services<const N: usize>(to: &mut impl Writer<N>) {
     let empty = served(Run::EMPTY);
     let one = served(Run::new(1, 1));
     let local = service_flags::IN_USE | service_flags::LOCAL_EXTERNAL;
+    let ranges = used | service_flags::SOURCE_RANGES;
+    let sticky = Service { affinity_timeout: AFFINITY, ..served(Run::new(5, 3)) };
+    let asking = [
+        Service { flags: ranges | service_flags::NODE_IN_RANGES, ..one },
+        Service { flags: ranges, ..one },
+        sticky,
+        sticky,
+    ];
     let silent = used | service_flags::DROP_INTERNAL | service_flags::DROP_EXTERNAL;
     let services = [
         one,
@@ -232,8 +254,11 @@ fn services<const N: usize>(to: &mut impl Writer<N>) {
             ..one
         },
     ];
-    for (service, index) in services.into_iter().zip(base + 1..) {
+    for (service, index) in services.into_iter().chain(asking).zip(base + 1..) {
         to.service(index, service);
+    }
+    for service in [12, 13] {
+        to.range(base + service, addr(p.outside), if N == 1 { 24 } else { 32 });
     }
 }
 
@@ -263,6 +288,15 @@ fn frontends<const N: usize>(to: &mut impl Writer<N>, p: &Plan) {
         (addr(p.vip), MANY_PORT, both, 9, ClusterIp),
         (any, LOCAL_NODE_PORT, both, 10, NodePort),
         (any, AWAY_NODE_PORT, both, 11, NodePort),
+        (addr(p.load_balancer), CLOSED_PORT, both, 12, LoadBalancer),
+        (addr(p.bound), CLOSED_PORT, both, 12, LoadBalancer),
+        (addr(p.external), CLOSED_PORT, both, 12, ExternalIp),
+        (addr(p.vip), CLOSED_PORT, both, 12, ClusterIp),
+        (any, CLOSED_NODE_PORT, both, 12, NodePort),
+        (addr(p.bound), FOREIGN_PORT, both, 13, LoadBalancer),
+        (addr(p.vip), STICKY_PORT, both, 14, ClusterIp),
+        (any, STICKY_NODE_PORT, both, 14, NodePort),
+        (addr(p.vip), OTHER_STICKY_PORT, both, 15, ClusterIp),
     ];
     for (address, port, protocols, service, kind) in frontends {
         for &protocol in protocols {

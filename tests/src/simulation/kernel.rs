@@ -4,9 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Port, Reason, Service,
-    Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
+    Port, Reason, Service, Turn,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, repeatable_draw};
 use proxy_common::wire::Headers;
@@ -81,6 +82,16 @@ impl<const N: usize> Kernel<N> {
             Step::RemoveFrontends(list) => {
                 list.iter().for_each(|key| _ = self.maps.frontends.remove(&frontend_key(key)));
             }
+            Step::Ranges(list) => {
+                let range = |(service, net): &(u32, IpNet)| {
+                    self.maps.range(*service, addr(net.addr()), u32::from(net.prefix_len()));
+                };
+                list.iter().for_each(range);
+            }
+            Step::RemoveRanges(list) => list.iter().for_each(|(service, net)| {
+                let gone = (*service, addr(net.addr()), u32::from(net.prefix_len()));
+                self.maps.ranges.retain(|range| *range != gone);
+            }),
             Step::Addresses(list) => list.iter().for_each(|(ip, bits)| self.maps.address(addr(*ip), *bits)),
             Step::RemoveAddresses(list) => {
                 list.iter().for_each(|ip: &IpAddr| _ = self.maps.addresses.remove(&addr(*ip)));
@@ -171,6 +182,15 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     }
     fn backend(&self, slot: u32) -> Option<Backend<N>> {
         self.maps.backend(slot)
+    }
+    fn is_source_allowed(&self, service: u32, source: &Addr<N>) -> bool {
+        self.maps.is_source_allowed(service, source)
+    }
+    fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool {
+        self.maps.affinity(key, into)
+    }
+    fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>) {
+        self.maps.set_affinity(key, record);
     }
     fn endpoint_generation(&self, id: u32) -> u32 {
         self.maps.endpoint_generation(id)

@@ -1,9 +1,10 @@
 //! The maps as the agent sees them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::IpNet;
 use proxy_common::abi::{CHUNK, Frontend, Service, service_flags};
 use proxy_userspace::model::Family;
 use proxy_userspace::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store};
@@ -15,6 +16,7 @@ pub struct Shadow {
     services: BTreeMap<u32, Service>,
     slots: [Vec<Slot>; 2],
     pub endpoints: BTreeMap<u32, u32>,
+    ranges: BTreeSet<(u32, IpNet)>,
     pub addresses: BTreeMap<IpAddr, u32>,
     pub asked: Vec<Step>,
 }
@@ -62,6 +64,8 @@ impl Shadow {
                 self.frontends.extend(list.iter().map(|(key, value)| (*key, (value.service, value.kind))));
             }
             Step::RemoveFrontends(list) => list.iter().for_each(|key| _ = self.frontends.remove(key)),
+            Step::Ranges(list) => self.ranges.extend(list.iter().copied()),
+            Step::RemoveRanges(list) => list.iter().for_each(|range| _ = self.ranges.remove(range)),
             Step::Addresses(list) => self.addresses.extend(list.iter().copied()),
             Step::RemoveAddresses(list) => list.iter().for_each(|ip| _ = self.addresses.remove(ip)),
         }
@@ -72,7 +76,7 @@ impl Store for Shadow {
     type Error = Infallible;
 
     fn capacity(&self) -> Capacity {
-        Capacity { services: 64, endpoints: 256, frontends: 64, addresses: 64, chunks: 1 }
+        Capacity { services: 64, endpoints: 256, frontends: 64, addresses: 64, chunks: 1, ranges: 64 }
     }
 
     fn frontends(&self) -> Result<Vec<(Dialled, Frontend)>, Infallible> {
@@ -93,6 +97,10 @@ impl Store for Shadow {
 
     fn endpoints(&self) -> Result<Vec<(u32, u32)>, Infallible> {
         Ok(self.endpoints.iter().map(|(id, generation)| (*id, *generation)).collect())
+    }
+
+    fn ranges(&self) -> Result<Vec<(u32, IpNet)>, Infallible> {
+        Ok(self.ranges.iter().copied().collect())
     }
 
     fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, Infallible> {
@@ -122,6 +130,8 @@ fn singles(step: &Step) -> Vec<Step> {
         Step::Services(list) => list.iter().map(|one| Step::Services(vec![*one])).collect(),
         Step::Frontends(list) => each(list, |(key, _)| *key, Step::Frontends),
         Step::RemoveFrontends(list) => each(list, |key| *key, Step::RemoveFrontends),
+        Step::Ranges(list) => each(list, |range| *range, Step::Ranges),
+        Step::RemoveRanges(list) => each(list, |range| *range, Step::RemoveRanges),
         Step::Addresses(list) => each(list, |(ip, _)| *ip, Step::Addresses),
         Step::RemoveAddresses(list) => each(list, |ip| *ip, Step::RemoveAddresses),
     }

@@ -11,6 +11,7 @@ mod input;
 mod matrix;
 mod mtu;
 mod operator;
+mod policy;
 mod ports;
 mod restart;
 mod trace;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     groups.extend(matrix::control());
     groups.extend(matrix::groups());
     groups.extend(ports::groups());
+    groups.extend(policy::groups());
     groups.extend(mtu::groups());
     groups.extend(choice::groups());
     groups.extend(change::groups());

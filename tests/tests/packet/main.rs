@@ -6,8 +6,10 @@
 //! collide.rs    one five-tuple, several flows        table.rs       how the flow table forgets
 //! headers.rs    options, extensions, tags, fragments errors.rs      ICMP about flows
 //! malformed.rs  packets that lie or end early        policy.rs      which endpoints serve whom
+//! asking.rs     source ranges, session affinity
 //! ```
 
+mod asking;
 mod collide;
 mod errors;
 mod frontends;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         ("frontends", frontends::rows()),
         ("masquerade", masquerade::rows()),
         ("policy", policy::rows()),
+        ("asking", asking::rows()),
         ("tcp", tcp::rows()),
         ("udp", udp::rows()),
         ("collide", collide::rows()),
@@ -43,5 +46,6 @@ fn main() -> ExitCode {
     groups.push(group("errors", errors::stories()));
     groups.push(group("malformed", malformed::stories()));
     groups.push(group("draws", table::draws()));
+    groups.push(group("affinity", asking::affinity()));
     harness::main("packet", groups)
 }

@@ -141,13 +141,19 @@ fn after(flood: Tale, lives: u32) -> Tale {
 
 /// Stories about chance and about ports that are chosen.
 pub fn draws() -> Vec<Story<Both>> {
-    type Draw = fn(&mut Both, bool, u8) -> Result<()>;
-    let stories: [(&str, Draw); 2] = [
+    each_way(&[
         ("flows are spread over the endpoints and stay where they are", spread),
         ("masquerade ports are exclusive and outside the ephemeral range P-64", exclusive),
-    ];
+    ])
+}
+
+/// A story that cannot be told as a row; it is told the family and the protocol.
+pub type Draw = fn(&mut Both, bool, u8) -> Result<()>;
+
+/// In both families and protocols.
+pub fn each_way(stories: &[(&str, Draw)]) -> Vec<Story<Both>> {
     let mut all = Vec::new();
-    for (title, draw) in stories {
+    for &(title, draw) in stories {
         for v6 in [false, true] {
             for protocol in PROTOCOLS {
                 let name = format!("{}::{}::{}", slug(title), family(v6), transport(protocol));

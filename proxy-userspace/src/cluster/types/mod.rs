@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use meta::{Kind, Watched};
 pub use node::Node;
-pub use service::{Service, ServicePort, ServiceType};
+pub use service::{Service, ServicePort, ServiceType, SourceRanges};
 pub use slice::{Hints, Slice, SliceEndpoint, SlicePort};
 
 /// Namespace and name of an object.

@@ -1,12 +1,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use super::loose::{Defects, Loose, Nested};
 use super::meta::{Kind, Meta, Metadata};
 use super::{Defect, ObjectName};
-use crate::model::Protocol;
+use crate::model::{Family, Protocol};
 
 /// A Service, reduced to what the plan reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub struct Service {
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
+    pub source_ranges: SourceRanges,
+    /// `spec.healthCheckNodePort`; 0: none.
+    pub health_check_node_port: u16,
     /// Seconds; 0: no session affinity.
     pub affinity_timeout: u32,
     pub ports: Vec<ServicePort>,
@@ -41,6 +45,30 @@ pub struct ServicePort {
     pub port: u16,
     /// 0: none.
     pub node_port: u16,
+}
+
+/// `spec.loadBalancerSourceRanges` (A12).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    pub ranges: Vec<IpNet>,
+    /// Some could not be read: they must not open what they were to close.
+    pub unreadable: bool,
+}
+
+impl SourceRanges {
+    /// The ranges for one family; `None`: open to everybody. A range of all addresses opens it, and so does a list that has
+    /// ranges of the other family only.
+    #[must_use]
+    pub fn of(&self, family: Family) -> Option<Vec<IpNet>> {
+        let same = self.ranges.iter().filter(|net| Family::of(&net.addr()) == family);
+        let mut ranges: Vec<_> = same.map(IpNet::trunc).collect();
+        if ranges.iter().any(|net| net.prefix_len() == 0) || (ranges.is_empty() && !self.unreadable) {
+            return None;
+        }
+        ranges.sort_unstable();
+        ranges.dedup();
+        Some(ranges)
+    }
 }
 
 /// `spec.type`.
@@ -72,6 +100,8 @@ struct Spec {
     external_ips: Loose<Vec<Loose<String>>>,
     external_traffic_policy: Loose<String>,
     internal_traffic_policy: Loose<String>,
+    load_balancer_source_ranges: Loose<Vec<Loose<String>>>,
+    health_check_node_port: Loose<i64>,
     session_affinity: Loose<String>,
     session_affinity_config: Loose<Nested<AffinityConfig>>,
     ports: Loose<Vec<Loose<Nested<Port>>>>,
@@ -145,6 +175,8 @@ impl Kind for Service {
             load_balancer_ips: ingress(status, &mut defects),
             external_local: local(spec.external_traffic_policy, "spec.externalTrafficPolicy", &mut defects),
             internal_local: local(spec.internal_traffic_policy, "spec.internalTrafficPolicy", &mut defects),
+            source_ranges: source_ranges(spec.load_balancer_source_ranges, &mut defects),
+            health_check_node_port: health_check(spec.health_check_node_port, &mut defects),
             affinity_timeout: affinity(spec.session_affinity, spec.session_affinity_config, &mut defects),
             ports: ports(spec.ports, &mut defects),
             defects: defects.0,
@@ -222,6 +254,28 @@ fn ingress(status: Status, defects: &mut Defects) -> Vec<IpAddr> {
         }
     }
     addresses
+}
+
+fn source_ranges(field: Loose<Vec<Loose<String>>>, defects: &mut Defects) -> SourceRanges {
+    let path = "spec.loadBalancerSourceRanges";
+    let before = defects.0.len();
+    let mut ranges = Vec::new();
+    for (i, text) in defects.items(field, path) {
+        match text.trim().parse() {
+            Ok(net) => ranges.push(net),
+            Err(_) => {
+                let what = format_args!("{path}[{i}] {text:?} is no CIDR, admits nobody");
+                defects.add(what, "write a prefix such as 192.0.2.0/24");
+            }
+        }
+    }
+    SourceRanges { ranges, unreadable: defects.0.len() > before }
+}
+
+fn health_check(field: Loose<i64>, defects: &mut Defects) -> u16 {
+    let path = "spec.healthCheckNodePort";
+    let number = defects.take(field, path).filter(|number| *number != 0);
+    number.and_then(|number| defects.port(number, path)).unwrap_or(0)
 }
 
 fn local(field: Loose<String>, path: &'static str, defects: &mut Defects) -> bool {

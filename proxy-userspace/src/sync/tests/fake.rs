@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use proxy_common::abi::{CHUNK, Frontend, FrontendKind, Run, Service, service_flags};
 
 use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
@@ -16,6 +17,7 @@ pub struct Fake {
     pub slots: [Vec<Slot>; 2],
     pub endpoints: BTreeMap<u32, u32>,
     pub addresses: BTreeMap<IpAddr, u32>,
+    pub ranges: BTreeSet<(u32, IpNet)>,
     /// Steps until one fails.
     pub fail_in: Option<usize>,
     pub steps: Vec<Step>,
@@ -31,12 +33,20 @@ pub const EMPTY_SLOT: Slot = Slot {
 impl Fake {
     pub fn new() -> Self {
         Self {
-            capacity: Capacity { services: 100, endpoints: 1000, frontends: 100, addresses: 1000, chunks: 4 },
+            capacity: Capacity {
+                services: 100,
+                endpoints: 1000,
+                frontends: 100,
+                addresses: 1000,
+                chunks: 4,
+                ranges: 50,
+            },
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),
             slots: [Vec::new(), Vec::new()],
             endpoints: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            ranges: BTreeSet::new(),
             fail_in: None,
             steps: Vec::new(),
             allowed: BTreeSet::new(),
@@ -53,6 +63,9 @@ impl Fake {
         for (dialled, frontend) in &self.frontends {
             let service = self.services.get(&frontend.service).copied().unwrap_or(Service::FREE);
             assert!(service.flags & service_flags::IN_USE != 0, "{dialled:?} leads nowhere after {step:?}");
+            let asks = service.flags & service_flags::SOURCE_RANGES != 0;
+            let has = self.ranges.iter().any(|(index, _)| *index == frontend.service);
+            assert!(has || !asks, "{dialled:?} is closed to all after {step:?}");
             for run in [service.external, service.internal, service.cluster] {
                 let slots = &self.slots[index(Family::of(&dialled.address))];
                 let from = run.offset() as usize;
@@ -103,6 +116,10 @@ impl Store for Fake {
         Ok(self.endpoints.iter().map(|(id, generation)| (*id, *generation)).collect())
     }
 
+    fn ranges(&self) -> Result<Vec<(u32, IpNet)>, Refusal> {
+        Ok(self.ranges.iter().copied().collect())
+    }
+
     fn addresses(&self) -> Result<Vec<(IpAddr, u32)>, Refusal> {
         Ok(self.addresses.iter().map(|(ip, bits)| (*ip, *bits)).collect())
     }
@@ -144,6 +161,12 @@ impl Store for Fake {
                     self.check(step);
                 }
             }
+            Step::Ranges(list) => list.iter().for_each(|range| {
+                assert!(self.ranges.insert(*range), "{range:?} was there");
+            }),
+            Step::RemoveRanges(list) => list.iter().for_each(|range| {
+                assert!(self.ranges.remove(range), "{range:?} was not there");
+            }),
             Step::Frontends(list) => self.frontends.extend(list.iter().copied()),
             Step::RemoveFrontends(list) => list.iter().for_each(|dialled| {
                 assert!(self.frontends.remove(dialled).is_some(), "{dialled:?} was not there");
@@ -182,6 +205,7 @@ pub fn cluster_ip(number: u8, endpoints: &[&str]) -> PortState {
         external: endpoints.clone(),
         internal: endpoints,
         cluster: Vec::new(),
+        ranges: Vec::new(),
         flags: service_flags::MASQUERADE_EXTERNAL,
         affinity_timeout: 0,
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
+use crate::model::PortState;
 use crate::sync::{Lack, NodeAddresses, Settings, Step, Syncer, Word};
 
 fn at(seconds: u64) -> Duration {
@@ -200,4 +201,50 @@ fn c7_the_list_for_pods_is_there_for_as_long_as_the_policy_is() {
         }
         assert_eq!((policy, list), (state == &local, state == &local));
     }
+}
+
+#[test]
+fn d5_affinity_records_count_from_one_switch_to_the_next() {
+    let (mut fake, mut syncer) = start();
+    let plain = cluster_ip(1, &["10.1.0.1:80"]);
+    let sticky = |seconds| PortState { affinity_timeout: seconds, ..plain.clone() };
+    fake.allow(&plain);
+    let epoch = |syncer: &mut Syncer, fake: &mut Fake, state: PortState| {
+        assert!(syncer.apply(fake, vec![(id("a"), Some(state))], at(0)).is_clean());
+        fake.services.values().next().unwrap().epoch()
+    };
+    let first = epoch(&mut syncer, &mut fake, sticky(10));
+    assert_eq!(epoch(&mut syncer, &mut fake, sticky(99)), first, "another timeout: the records stay");
+    let mut heir = Syncer::adopt(&fake, Settings { first_generation: 77, ..Settings::default() }).unwrap();
+    assert_eq!(epoch(&mut heir, &mut fake, sticky(99)), first, "D6 another agent: the records stay");
+    epoch(&mut heir, &mut fake, plain.clone());
+    assert_ne!(epoch(&mut heir, &mut fake, sticky(99)), first, "off and on again");
+}
+
+#[test]
+fn c16_source_ranges_are_there_before_a_service_asks_and_change_one_by_one() {
+    let (mut fake, _) = start();
+    fake.capacity.ranges = 3;
+    let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+    let with = |ranges: &[&str]| {
+        let mut state = cluster_ip(1, &["10.1.0.1:80"]);
+        state.ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        state.flags |= if ranges.is_empty() { 0 } else { service_flags::SOURCE_RANGES };
+        state
+    };
+    fake.allow(&with(&[]));
+    let lists: [&[&str]; 4] = [&["10.0.0.0/8"], &["10.0.0.0/8", "192.0.2.0/24"], &[], &["192.0.2.0/24"]];
+    for ranges in lists {
+        assert!(syncer.apply(&mut fake, vec![(id("a"), Some(with(ranges)))], at(0)).is_clean());
+        let got: Vec<_> = fake.ranges.iter().map(|(_, range)| range.to_string()).collect();
+        assert_eq!(got, ranges);
+    }
+    let many = with(&["10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16"]);
+    let report = syncer.apply(&mut fake, vec![(id("a"), Some(many))], at(0));
+    assert_eq!(report.refused[0].why, Lack::Ranges(3));
+    assert_eq!(fake.ranges.len(), 1, "C-32 what was there stays");
+    fake.ranges.insert((99, "10.9.0.0/16".parse().unwrap()));
+    let mut heir = Syncer::adopt(&fake, Settings::default()).unwrap();
+    heir.replace_all(&mut fake, vec![(id("a"), with(&["192.0.2.0/24"]))], at(1));
+    assert_eq!(fake.ranges.len(), 1, "what an agent that was killed has left is removed");
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy_common::abi::{AddressClass, FrontendKind, service_flags};
 
@@ -54,25 +55,35 @@ fn state(
     }
     let external = list(external);
     let internal = if *same { external.clone() } else { list(internal) };
-    let flags = flags << 1;
+    let mut flags = flags << 1;
+    let mut ranges: Vec<IpNet> = Vec::new();
+    if *same {
+        flags |= service_flags::SOURCE_RANGES;
+        ranges = external.iter().map(|endpoint| endpoint.ip().into()).collect();
+        ranges.push(IpNet::new(address(family, 7, 0), 16).unwrap().trunc());
+        ranges.sort_unstable();
+    }
     let mut cluster = Vec::new();
     if flags & service_flags::LOCAL_EXTERNAL != 0 {
         cluster = [&external[..], &internal[..]].concat();
         cluster.sort();
         cluster.dedup();
     }
-    PortState { frontends, external, internal, cluster, flags, affinity_timeout: 0 }
+    let affinity_timeout = if *node_port { 10 } else { 0 };
+    PortState { frontends, external, internal, cluster, ranges, flags, affinity_timeout }
 }
 
 fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
     let installed = syncer.installed(fake).unwrap();
     let got: BTreeMap<_, _> = installed.iter().map(|port| (port.id.clone(), port)).collect();
     assert_eq!(got.len(), desired.len(), "{installed:#?}");
-    let mut endpoints = 0;
+    let (mut endpoints, mut ranges) = (0, 0);
     let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
     for (id, want) in desired {
         let is: &InstalledPort = got[&Some(id.clone())];
         assert_eq!([&is.external, &is.internal, &is.cluster], want.lists(), "{id}");
+        assert_eq!((&is.ranges, is.affinity_timeout), (&want.ranges, want.affinity_timeout), "{id}");
+        ranges += is.ranges.len();
         let frontends: Vec<_> = is.frontends.iter().map(|f| (f.kind.unwrap(), f.address, f.port)).collect();
         let wanted: Vec<_> = want.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
         assert_eq!(frontends, wanted, "{id}");
@@ -87,6 +98,7 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
         }
     }
     assert_eq!(fake.endpoints.len(), endpoints, "no endpoint id is left behind");
+    assert_eq!(fake.ranges.len(), ranges, "no source range is left behind");
     assert_eq!(fake.addresses, addresses);
     assert_eq!(fake.services.len(), desired.len(), "no service is left behind");
 }

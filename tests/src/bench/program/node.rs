@@ -208,6 +208,7 @@ fn loopback() -> Edge {
         masquerade_v6: Some([0xfd00, 0x10, 0, 0, 0, 0, 0xffff, 1].into()),
         mtu: 1500,
         pod: true,
+        detected: false,
     }
 }
 
@@ -240,6 +241,7 @@ fn port(v6: bool, (net, n): (Net, u32), backends: Net, count: u32) -> PortState 
     let endpoints: Vec<_> =
         (0..count).map(|i| SocketAddr::new(ip(v6, backends, n * count + i), BACKEND_PORT)).collect();
     PortState {
+        ranges: Vec::new(),
         frontends: vec![PortFrontend { kind: FrontendKind::ClusterIp, address, port: SERVICE_PORT }],
         external: endpoints.clone(),
         internal: endpoints,

@@ -1,0 +1,131 @@
+//! Session affinity: a client's new connections go where its last one went (D1 … D9).
+
+use super::traits::{Asked, Tables};
+use super::translate::draw;
+use crate::abi::{Affinity, Backend, Run, Service};
+
+/// Probes of a binary search that find any slot of a list. 64 bits wide: a narrower counter shares its place on the stack
+/// with others, and the verifier loses count.
+const PROBES: u64 = 15;
+
+/// The endpoint for a new connection of the client in `asked`, from one of its service's lists.
+#[inline(always)]
+pub(super) fn choose<const N: usize, T: Tables<N>>(
+    tables: &T,
+    asked: &mut Asked<N>,
+    service: &Service,
+    run: Run,
+) -> Option<Backend<N>> {
+    if run.count() == 0 {
+        return None;
+    }
+    let slot =
+        if service.affinity_timeout == 0 { draw(tables, run) } else { sticky(tables, asked, service, run) };
+    tables.backend(tables.unknown(slot))
+}
+
+/// Where the client's last connection went, if that is in the list still (D3) and not too long ago, else a draw. Either is
+/// written down: each new connection refreshes (D2).
+///
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn sticky<const N: usize, T: Tables<N>>(
+    tables: &T,
+    asked: &mut Asked<N>,
+    service: &Service,
+    run: Run,
+) -> u32 {
+    let (now, epoch) = (tables.now(), service.epoch());
+    let mut slot = NONE;
+    if tables.affinity(&asked.key, &mut asked.last)
+        && asked.last.epoch == epoch
+        && is_fresh(now.wrapping_sub(asked.last.seen), service.affinity_timeout)
+    {
+        slot = find(tables, run, &asked.last);
+        if slot != NONE && asked.last.seen == now {
+            return slot;
+        }
+    }
+    if slot == NONE {
+        slot = draw(tables, run);
+    }
+    if let Some(backend) = tables.backend(slot) {
+        asked.last.address = backend.address;
+        asked.last.port = backend.port;
+        asked.last.epoch = epoch;
+        asked.last.seen = now;
+        tables.set_affinity(&asked.key, &asked.last);
+    }
+    slot
+}
+
+const NONE: u32 = u32::MAX;
+
+/// Whether `ticks` are not more than `seconds`. Both ends of the time were cut down to ticks: the one that may be too many
+/// does not count.
+#[inline(always)]
+const fn is_fresh(ticks: u32, seconds: u32) -> bool {
+    (ticks.saturating_sub(1) as u64) << 30 <= seconds as u64 * 1_000_000_000
+}
+
+/// The slot of an endpoint in a list, which is sorted by address and port; [`NONE`]: not there.
+#[inline(always)]
+fn find<const N: usize, T: Tables<N>>(tables: &T, run: Run, wanted: &Affinity<N>) -> u32 {
+    let (mut low, mut high) = (0, run.count());
+    for _ in 0..PROBES {
+        if low >= high {
+            break;
+        }
+        (low, high) = (tables.unknown(low), tables.unknown(high));
+        let middle = low.wrapping_add(high.wrapping_sub(low) >> 1);
+        let slot = run.offset().wrapping_add(middle);
+        let Some(backend) = tables.backend(slot) else { break };
+        match order(&backend, wanted) {
+            0 => return slot,
+            1 => low = middle.wrapping_add(1),
+            _ => high = middle,
+        }
+    }
+    NONE
+}
+
+/// 0: it is the endpoint; 1: the endpoint comes later in the list; 2: earlier.
+#[inline(always)]
+fn order<const N: usize>(backend: &Backend<N>, wanted: &Affinity<N>) -> u32 {
+    let mut word = 0;
+    while word < N {
+        let (is, want) = (u32::from_be(backend.address.0[word]), u32::from_be(wanted.address.0[word]));
+        if is != want {
+            return if is < want { 1 } else { 2 };
+        }
+        word += 1;
+    }
+    let (is, want) = (backend.port.number(), wanted.port.number());
+    if is == want {
+        0
+    } else if is < want {
+        1
+    } else {
+        2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_fresh;
+
+    #[test]
+    fn d2_a_timeout_is_never_shorter_than_asked_for() {
+        for (ticks, seconds, want) in [
+            (0, 1, true),
+            (1, 1, true),
+            (2, 1, false),
+            (3, 3, true),
+            (4, 3, false),
+            (80_467, 86_400, true),
+            (u32::MAX, 86_400, false),
+        ] {
+            assert_eq!(is_fresh(ticks, seconds), want, "{ticks} ticks, {seconds} s");
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Health check node ports: whether this node has endpoints for a LoadBalancer's Service (H7 … H9).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
+};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tracing::{info, warn};
+
+use super::Health;
+use crate::cluster::types::ObjectName;
+use crate::model::{Family, HealthCheck};
+use crate::status::{Board, Trouble};
+
+/// Name of this part on the board: the first port that cannot be opened stands for all.
+const PART: &str = "health check node ports";
+
+/// A port that is taken is tried again this often.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Where health check node ports are open: where NodePorts are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Places {
+    #[default]
+    Everywhere,
+    Addresses(BTreeSet<IpAddr>),
+}
+
+impl Places {
+    fn of(&self, family: Family) -> Vec<IpAddr> {
+        match (self, family) {
+            (Self::Everywhere, Family::V4) => vec![Ipv4Addr::UNSPECIFIED.into()],
+            (Self::Everywhere, Family::V6) => vec![Ipv6Addr::UNSPECIFIED.into()],
+            (Self::Addresses(list), _) => {
+                let fit = |ip: &&IpAddr| Family::of(ip) == family && !ip.is_loopback();
+                list.iter().filter(fit).copied().collect()
+            }
+        }
+    }
+}
+
+/// The checks of all Services.
+pub type Checks = BTreeMap<ObjectName, HealthCheck>;
+
+/// Every listener that there should be: an address, the Service, its number of endpoints in that family. Of two Services with
+/// one port the first by name counts.
+fn wanted(checks: &Checks, places: &Places) -> BTreeMap<SocketAddr, (ObjectName, usize)> {
+    let mut wanted = BTreeMap::new();
+    for (service, check) in checks {
+        for (family, ready) in &check.ready {
+            for ip in places.of(*family) {
+                let socket = SocketAddr::new(ip, check.port);
+                wanted.entry(socket).or_insert_with(|| (service.clone(), *ready));
+            }
+        }
+    }
+    wanted
+}
+
+/// What one listener answers by.
+#[derive(Debug)]
+struct Answerer {
+    service: ObjectName,
+    ready: AtomicUsize,
+    health: Arc<Health>,
+}
+
+#[derive(Debug)]
+struct Listening {
+    answerer: Arc<Answerer>,
+    task: AbortHandle,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Opens and closes listeners as the checks and the node's addresses change. Ends when nobody can change them any more.
+pub async fn serve_node_ports(
+    mut checks: watch::Receiver<Checks>,
+    mut places: watch::Receiver<Places>,
+    health: Arc<Health>,
+    board: Board,
+) {
+    let mut open: BTreeMap<SocketAddr, Listening> = BTreeMap::new();
+    loop {
+        let wanted = wanted(&checks.borrow_and_update(), &places.borrow_and_update());
+        open.retain(|socket, listening| {
+            wanted.get(socket).is_some_and(|(service, _)| *service == listening.answerer.service)
+        });
+        let mut failed = None;
+        for (socket, (service, ready)) in wanted {
+            if let Some(listening) = open.get(&socket) {
+                listening.answerer.ready.store(ready, Ordering::Relaxed);
+                continue;
+            }
+            match listen_at(socket) {
+                Ok(listener) => {
+                    info!(%service, %socket, "health check node port open");
+                    let answerer = Arc::new(Answerer {
+                        service,
+                        ready: AtomicUsize::new(ready),
+                        health: health.clone(),
+                    });
+                    open.insert(socket, serve(listener, answerer));
+                }
+                Err(error) => {
+                    let what = format!("Service {service}: health check node port {socket}");
+                    let next = "free the port; it is tried again every 5 s";
+                    failed.get_or_insert(Trouble::new(what, error, next));
+                }
+            }
+        }
+        let retry = failed.is_some();
+        match failed {
+            Some(trouble) => {
+                if board.post(PART, trouble.clone()) {
+                    warn!("{trouble}");
+                }
+            }
+            None => drop(board.clear(PART)),
+        }
+        let ended = tokio::select! {
+            changed = checks.changed() => changed.is_err(),
+            changed = places.changed() => changed.is_err(),
+            () = tokio::time::sleep(AGAIN), if retry => false,
+        };
+        if ended {
+            return;
+        }
+    }
+}
+
+/// A socket of its own for each family: the two have their own counts (H9).
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = match address {
+        SocketAddr::V4(_) => std::net::TcpListener::bind(address)?,
+        SocketAddr::V6(v6) => {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let fd = socket(AddressFamily::Inet6, SockType::Stream, flags, None)?;
+            setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+            bind(fd.as_raw_fd(), &SockaddrIn6::from(v6))?;
+            listen(&fd, Backlog::new(128)?)?;
+            fd.into()
+        }
+    };
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+fn serve(listener: TcpListener, answerer: Arc<Answerer>) -> Listening {
+    let routes = Router::new().fallback(answer).with_state(answerer.clone());
+    let task = tokio::spawn(async move {
+        // It ends by being aborted only.
+        drop(axum::serve(listener, routes).await);
+    });
+    Listening { answerer, task: task.abort_handle() }
+}
+
+/// Every path answers.
+async fn answer(State(answerer): State<Arc<Answerer>>) -> Response {
+    let ready = answerer.ready.load(Ordering::Relaxed);
+    let healthy = answerer.health.is_healthy();
+    let code = if ready > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (HeaderName::from_static("x-load-balancing-endpoint-weight"), HeaderValue::from(ready)),
+    ];
+    (code, headers, body(&answerer.service, ready, healthy)).into_response()
+}
+
+/// kube-proxy's text, white space included. Names of objects need no escaping.
+fn body(service: &ObjectName, ready: usize, healthy: bool) -> String {
+    let ObjectName { namespace, name } = service;
+    format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": {namespace:?},\n\t\t\"name\": {name:?}\n\t}},\n\t\"localEndpoints\": {ready},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::http::Clock;
+    use crate::metrics::Metrics;
+
+    fn name(name: &str) -> ObjectName {
+        ObjectName::new("ns", name)
+    }
+
+    fn check(port: u16, v4: usize, v6: usize) -> HealthCheck {
+        HealthCheck { port, ready: vec![(Family::V4, v4), (Family::V6, v6)] }
+    }
+
+    #[test]
+    fn h7_h9_listeners_by_family_and_place() {
+        let checks = Checks::from([(name("a"), check(31_000, 2, 0)), (name("b"), check(31_000, 5, 5))]);
+        let some = ["192.0.2.11", "127.0.0.1", "fd00:2::11"].map(|ip| ip.parse().unwrap());
+        let cases = [
+            (Places::Everywhere, vec!["0.0.0.0:31000 ns/a 2", "[::]:31000 ns/a 0"]),
+            (Places::Addresses(some.into()), vec!["192.0.2.11:31000 ns/a 2", "[fd00:2::11]:31000 ns/a 0"]),
+            (Places::Addresses(BTreeSet::new()), vec![]),
+        ];
+        for (places, want) in cases {
+            let got: Vec<_> = wanted(&checks, &places)
+                .into_iter()
+                .map(|(socket, (service, ready))| format!("{socket} {service} {ready}"))
+                .collect();
+            assert_eq!(got, want, "{places:?}");
+        }
+    }
+
+    #[test]
+    fn h7_body_is_kube_proxys() {
+        let text = body(&name("web"), 2, true);
+        let want = "{\n\t\"service\": {\n\t\t\"namespace\": \"ns\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}";
+        assert_eq!(text, want);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let service = json!({"namespace": "ns", "name": "web"});
+        assert_eq!(value, json!({"service": service, "localEndpoints": 2, "serviceProxyHealthy": true}));
+    }
+
+    /// Status and weight that `socket` answers with; `None`: nobody listens.
+    fn ask(socket: SocketAddr) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(socket).ok()?;
+        stream.write_all(b"GET /any/path HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        let code = text.split(' ').nth(1)?.parse().ok()?;
+        let weight = text.lines().find_map(|line| line.strip_prefix("x-load-balancing-endpoint-weight: "))?;
+        assert!(text.contains("content-type: application/json\r\n"), "{text}");
+        assert!(text.contains("x-content-type-options: nosniff\r\n"), "{text}");
+        Some((code, weight.to_owned()))
+    }
+
+    async fn becomes(socket: SocketAddr, want: Option<(u16, &str)>) {
+        let want = want.map(|(code, weight)| (code, weight.to_owned()));
+        loop {
+            let got = tokio::task::spawn_blocking(move || ask(socket)).await.unwrap();
+            if got == want {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn h7_h8_ports_open_follow_the_count_and_close() {
+        // Both families at one number, as the node would have it: found by binding to none.
+        let port =
+            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let (v4, v6) = (
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
+            SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port),
+        );
+        let (checks, checked) = watch::channel(Checks::new());
+        let (_places, placed) = watch::channel(Places::Everywhere);
+        let health = Health::new(Clock::start(), Duration::from_secs(30), Arc::new(Metrics::new()));
+        let board = Board::default();
+        let server = tokio::spawn(serve_node_ports(checked, placed, Arc::new(health), board.clone()));
+        let set = |list: Vec<(ObjectName, HealthCheck)>| {
+            checks.send(list.into_iter().collect()).unwrap();
+        };
+        let patience = Duration::from_secs(60);
+        let story = async {
+            set(vec![(name("a"), check(port, 2, 0))]);
+            becomes(v4, Some((200, "2"))).await;
+            becomes(v6, Some((503, "0"))).await;
+            set(vec![(name("a"), check(port, 0, 3))]);
+            becomes(v4, Some((503, "0"))).await;
+            becomes(v6, Some((200, "3"))).await;
+            set(vec![]);
+            becomes(v4, None).await;
+            let squatter = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+            set(vec![(name("b"), check(port, 1, 1))]);
+            becomes(v6, Some((200, "1"))).await;
+            assert!(board.all()[0].what.contains("Service ns/b"), "H8 {:?}", board.all());
+            drop(squatter);
+            becomes(v4, Some((200, "1"))).await;
+            becomes(v6, Some((200, "1"))).await;
+        };
+        tokio::time::timeout(patience, story).await.expect("the ports follow");
+        while !board.all().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        server.abort();
+    }
+}
