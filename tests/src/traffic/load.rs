@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::client::{Dial, Outcome};
-use crate::lab::Place;
+use crate::lab::{Place, Who};
 use crate::wait::{PATIENCE, until};
 use crate::wire::Transport;
 
@@ -122,7 +122,12 @@ fn run(stream: &Stream, number: usize, account: &Account) {
     };
     if !stream.lasting {
         while going() {
-            match dial.probe() {
+            let outcome = match dial.probe() {
+                // The node's own socket was bound to an endpoint that has left: its owner dials again (S-08).
+                Outcome::Ended if stream.from.who == Who::Host => dial.probe(),
+                outcome => outcome,
+            };
+            match outcome {
                 Outcome::Ok(_) => count.fetch_add(1, Ordering::Relaxed),
                 outcome => return trouble("a new connection", &outcome),
             };
