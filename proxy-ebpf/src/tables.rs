@@ -25,8 +25,9 @@ use core::marker::PhantomData;
 use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
-        Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
-        FrontendKey, Port, Reason, Service, SourceRange, Turn, config_flags, device_flags, protocol,
+        Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey,
+        Frontend, FrontendKey, Port, Reason, Service, SourceRange, Turn, config_flags, device_flags,
+        protocol,
     },
     path::{self, Insert, Scratch, Tables},
     wire::Headers,
@@ -49,6 +50,7 @@ pub trait Family<const N: usize> {
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
+    fn is_service_range(config: &Config, address: &Addr<N>) -> bool;
     fn ranges() -> &'static LpmTrie<SourceRange<N>, u32>;
     fn affinity() -> &'static LruHashMap<AffinityKey<N>, Affinity<N>>;
     fn tuple(key: &FlowKey<N>, address: &Addr<N>, port: Port) -> (bpf_sock_tuple, u32);
@@ -59,7 +61,7 @@ pub struct V6;
 
 macro_rules! family {
     ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $ranges:ident, $affinity:ident, $masquerade:ident,
-     $detect:ident, $cluster:ident, $tuple:expr) => {
+     $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
             #[inline(always)]
@@ -103,6 +105,10 @@ macro_rules! family {
                 (config.flags & config_flags::$detect != 0).then(|| config.$cluster.contains(source))
             }
             #[inline(always)]
+            fn is_service_range(config: &Config, address: &Addr<$n>) -> bool {
+                Cidr::inside_any(&config.$services, address)
+            }
+            #[inline(always)]
             fn ranges() -> &'static LpmTrie<SourceRange<$n>, u32> {
                 &$ranges
             }
@@ -138,6 +144,7 @@ family!(
     masquerade_v4,
     DETECT_V4,
     cluster_v4,
+    services_v4,
     |key, address, port| {
         let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
             saddr: key.dst.0[0],
@@ -165,6 +172,7 @@ family!(
     masquerade_v6,
     DETECT_V6,
     cluster_v6,
+    services_v6,
     |key, address, port| {
         let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
             saddr: key.dst.0,

@@ -27,6 +27,29 @@ impl<const N: usize> Cidr<N> {
     }
 }
 
+/// Ranges of Service addresses that are guarded, for each family.
+pub const SERVICE_CIDRS: usize = 4;
+
+impl<const N: usize> Cidr<N> {
+    /// No range: nothing is [`Cidr::inside_any`] of these.
+    pub const NONE: Self = Self { address: Addr::UNSPECIFIED, mask: Addr::UNSPECIFIED };
+
+    /// Whether `address` lies in one of `ranges`, which come before the first [`Cidr::NONE`]. The mask of a range is not zero.
+    #[must_use]
+    #[inline(always)]
+    pub fn inside_any(ranges: &[Self; SERVICE_CIDRS], address: &Addr<N>) -> bool {
+        for range in ranges {
+            if range.mask.0[0] == 0 {
+                return false;
+            }
+            if range.contains(address) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
 abi! {
     /// Value of the `config` array's only element.
     pub struct Config {
@@ -34,6 +57,10 @@ abi! {
         pub cluster_v4: Cidr<1>,
         /// The cluster's pods, IPv6; used with [`config_flags::DETECT_V6`].
         pub cluster_v6: Cidr<4>,
+        /// Ranges that ClusterIPs come from, where what is not assigned is guarded (B15); the rest is [`Cidr::NONE`].
+        pub services_v4: [Cidr<1>; SERVICE_CIDRS],
+        /// The same for IPv6.
+        pub services_v6: [Cidr<4>; SERVICE_CIDRS],
         /// Bits of [`config_flags`].
         pub flags: u32,
         /// kube-proxy's masquerade mark, `1 << masqueradeBit` (F3).

@@ -36,11 +36,13 @@ pub enum Reason {
     CatchAll = 14,
     /// Dropped: the source is in none of the Service's `loadBalancerSourceRanges` (C16).
     SourceRange = 15,
+    /// Dropped: to an address of a ServiceCIDR that no Service has, on its way off the node (B15).
+    Unassigned = 16,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::FlowCreated,
         Self::NoEndpoint,
         Self::Unlisted,
@@ -57,6 +59,7 @@ impl Reason {
         Self::Protocol,
         Self::CatchAll,
         Self::SourceRange,
+        Self::Unassigned,
     ];
 
     /// Number of counters.
@@ -82,6 +85,7 @@ impl Reason {
             Self::Protocol => "protocol",
             Self::CatchAll => "catch_all",
             Self::SourceRange => "source_range",
+            Self::Unassigned => "unassigned",
         }
     }
 

@@ -15,7 +15,7 @@ mod socket;
 mod trace;
 
 pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
-pub use config::{Cidr, Config, config_flags};
+pub use config::{Cidr, Config, SERVICE_CIDRS, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};
 pub use flow::{Flow, FlowKey, Hook, Kind, Turn, state};
@@ -28,7 +28,7 @@ pub use trace::TraceRecord;
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// A type that may lie in a map: no padding, every bit pattern valid, safe to copy bytewise.
 ///

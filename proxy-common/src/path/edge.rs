@@ -80,6 +80,10 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     let headers = &*room;
+    // Whatever is assigned has been translated by now, by us or by another proxy: the rest would circle between routers.
+    if tables.is_service_range(&headers.key.dst) {
+        return counted(tables, Verdict::Drop(Reason::Unassigned));
+    }
     match headers.transport {
         Transport::Tcp(_) | Transport::Udp => {}
         Transport::IcmpError | Transport::IcmpRedirect => {

@@ -225,6 +225,10 @@ pub trait Tables<const N: usize> {
     fn is_stranger(&self, _address: &Addr<N>) -> bool {
         false
     }
+    /// Whether an address lies in a range whose unassigned addresses are guarded (B15).
+    fn is_service_range(&self, _address: &Addr<N>) -> bool {
+        false
+    }
     /// What an address is to this node; no bits for a stranger.
     fn address_class(&self, address: &Addr<N>) -> AddressClass;
     /// Who is dialled.

@@ -164,10 +164,13 @@ impl Agent {
                 }
                 _ => {}
             }
-            let node = matches!(event, Event::Nodes(_));
+            let (node, ranges) = (matches!(event, Event::Nodes(_)), matches!(event, Event::ServiceCidrs(_)));
             self.model.apply(event);
             if node {
                 self.node_changed();
+            }
+            if ranges {
+                self.parts.plane.tell(plane::Order::ServiceCidrs(self.model.service_cidrs()));
             }
         }
         if self.model.connected() {

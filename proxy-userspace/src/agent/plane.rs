@@ -22,6 +22,8 @@ pub enum Order {
     },
     /// What the cluster knows of this node.
     OwnNode(OwnNode),
+    /// All ranges that ClusterIPs come from.
+    ServiceCidrs(Vec<IpNet>),
     /// The kernel's devices or addresses have changed; when that was heard.
     Node(Vec<NodeEvent>, Instant),
     /// Look whether everything is still attached as it should be.

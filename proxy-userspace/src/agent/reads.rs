@@ -65,6 +65,10 @@ impl Worker {
                 "have the range allocated, or choose another detectLocalMode",
             ));
         }
+        degraded.extend(self.unguarded.iter().map(|range| {
+            let what = "too many ranges of ClusterIPs: what no Service has of this one is routed on";
+            Trouble::new(format_args!("ServiceCIDR range {range}"), what, "use fewer, larger ranges")
+        }));
         let (flows, drops) = (self.usage(), self.drops());
         let unread = [flows.as_ref().err(), drops.as_ref().err()].into_iter().flatten();
         degraded.extend(unread.map(unreadable));

@@ -42,7 +42,8 @@ pub async fn serve(
 
     let control = Listener::bind(&RunDir::new(&config.run_dir), &lock)?;
     tasks.spawn(endless("the control socket", control.serve(questions.clone())));
-    let source = cluster::follow(config.source.clone(), node.clone(), events);
+    let scope = cluster::Scope { node: node.clone(), service_cidrs: config.guards_service_cidrs() };
+    let source = cluster::follow(config.source.clone(), scope, events);
     tasks.spawn(endless("the source", source));
     if let Some(address) = config.healthz {
         let routes = http::health_routes(health.clone());

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -16,7 +17,7 @@ use super::plane::{Installed, Order, OwnNode};
 use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
-use crate::config::{Config, DetectLocal, NodePortAddresses, NodePorts};
+use crate::config::{Config, DetectLocal, NodePortAddresses, NodePorts, set_service_cidrs};
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::{Clock, Places};
 use crate::metrics::Metrics;
@@ -41,6 +42,9 @@ pub struct Worker {
     /// Where health check node ports are open.
     places: watch::Sender<Places>,
     detect_local: DetectLocal,
+    guards_service_cidrs: bool,
+    /// Ranges of ClusterIPs that there is no room for.
+    pub(super) unguarded: Vec<IpNet>,
     pub(super) latest: Latest,
     /// When the flow tables were last counted, and what came of it.
     pub(super) usage: Option<(Duration, Usage)>,
@@ -72,6 +76,8 @@ impl Worker {
             addresses: Vec::new(),
             own_node: OwnNode { ips: config.node_ip.into_iter().collect(), pod_cidrs: None },
             detect_local: config.detect_local.clone(),
+            guards_service_cidrs: config.guards_service_cidrs(),
+            unguarded: Vec::new(),
             places: watch::channel(Places::default()).0,
             latest: Latest::default(),
             usage: None,
@@ -123,6 +129,7 @@ impl Worker {
         match order {
             Order::Install { changes, complete, done } => drop(done.send(self.install(changes, complete))),
             Order::OwnNode(own) => self.set_own_node(own),
+            Order::ServiceCidrs(ranges) => self.set_service_cidrs(&ranges),
             Order::Node(events, heard) => events.into_iter().for_each(|event| self.node(event, heard)),
             Order::Check => self.check(),
             Order::Beat(answer) => {
@@ -261,6 +268,20 @@ impl Worker {
                 Ok(()) => self.own_node.pod_cidrs = Some(pod_cidrs),
                 Err(error) => self.failed("the node's podCIDRs", &error),
             }
+        }
+    }
+
+    /// B15; only where kube-proxy does so.
+    fn set_service_cidrs(&mut self, ranges: &[IpNet]) {
+        if !self.guards_service_cidrs {
+            return;
+        }
+        let changed = self.datapath.config().and_then(|mut config| {
+            self.unguarded = set_service_cidrs(&mut config, ranges);
+            self.datapath.set_config(&config)
+        });
+        if let Err(error) = changed {
+            self.failed("the ServiceCIDRs", &error);
         }
     }
 

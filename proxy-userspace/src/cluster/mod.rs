@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::config::Source;
-use types::{Node, ObjectName, Problem, Service, Slice};
+use types::{Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 
 /// What a source tells. Lists are whole: nothing may be removed before Services and EndpointSlices have each
 /// delivered one (I1, C-35).
@@ -19,6 +19,7 @@ pub enum Event {
     Services(Change<Service, ObjectName>),
     Slices(Change<Slice, ObjectName>),
     Nodes(Change<Node, Arc<str>>),
+    ServiceCidrs(Change<ServiceCidr, Arc<str>>),
     /// The source's own problems (files that cannot be read, requests that are refused); replaces the previous list.
     Problems(Vec<Problem>),
     /// Whether the source can be reached, told when it changes; at first it counts as not reached.
@@ -36,13 +37,22 @@ pub enum Change<T, N> {
     Delete(N),
 }
 
-/// Follows the configured source until the receiver is gone. `node` is this node's name.
-pub async fn follow(source: Source, node: Arc<str>, events: mpsc::Sender<Event>) {
+/// What to look at.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// This node's name.
+    pub node: Arc<str>,
+    /// Whether ServiceCIDRs matter.
+    pub service_cidrs: bool,
+}
+
+/// Follows the configured source until the receiver is gone.
+pub async fn follow(source: Source, scope: Scope, events: mpsc::Sender<Event>) {
     match source {
         Source::Manifests(folder) => manifests::follow(folder, events).await,
         Source::Kubernetes { kubeconfig, master } => {
             let environment = kubernetes::login::Environment::of_process();
-            kubernetes::follow(kubernetes::Access { kubeconfig, master, environment }, node, events).await;
+            kubernetes::follow(kubernetes::Access { kubeconfig, master, environment }, scope, events).await;
         }
     }
 }

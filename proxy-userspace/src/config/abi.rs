@@ -1,9 +1,9 @@
 //! From settings to the one element of the `config` map, and to marks on devices.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use proxy_common::abi::{self, Addr, Cidr, config_flags};
+use proxy_common::abi::{self, Addr, Cidr, SERVICE_CIDRS, config_flags};
 
-use super::{Config, DetectLocal, Sockets};
+use super::{Config, DetectLocal, Profile, Sockets};
 
 impl Config {
     /// The settings that programs read (F3, F4, F5, F8). `earlier` is what is in force: the secret is kept, and with it the
@@ -25,6 +25,9 @@ impl Config {
         ] {
             config.flags |= if on { flag } else { 0 };
         }
+        if !self.guards_service_cidrs() {
+            set_service_cidrs(&mut config, &[]);
+        }
         match self.detect_local {
             DetectLocal::ClusterCidr { v4, v6 } => set_ranges(&mut config, v4, v6),
             DetectLocal::NodeCidr => {}
@@ -34,6 +37,24 @@ impl Config {
         }
         config
     }
+
+    /// Whether ClusterIPs that no Service has are guarded: in kube-proxy's nftables mode they are (B15). An earlier agent's
+    /// ranges stay until they are known.
+    #[must_use]
+    pub fn guards_service_cidrs(&self) -> bool {
+        self.profile == Profile::Nftables
+    }
+}
+
+/// Guards these ranges and no others; returns those that there is no room for (B15).
+pub fn set_service_cidrs(config: &mut abi::Config, ranges: &[IpNet]) -> Vec<IpNet> {
+    (config.services_v4, config.services_v6) = ([Cidr::NONE; SERVICE_CIDRS], [Cidr::NONE; SERVICE_CIDRS]);
+    let (mut v4, mut v6) = (config.services_v4.iter_mut(), config.services_v6.iter_mut());
+    let place = |range: &&IpNet| match range {
+        IpNet::V4(net) => v4.next().map(|place| *place = cidr_v4(*net)).is_none(),
+        IpNet::V6(net) => v6.next().map(|place| *place = cidr_v6(*net)).is_none(),
+    };
+    ranges.iter().filter(place).copied().collect()
 }
 
 impl DetectLocal {
@@ -87,6 +108,8 @@ pub mod tests {
     pub const ZERO: abi::Config = abi::Config {
         cluster_v4: Cidr { address: Addr([0]), mask: Addr([0]) },
         cluster_v6: Cidr { address: Addr([0; 4]), mask: Addr([0; 4]) },
+        services_v4: [Cidr::NONE; SERVICE_CIDRS],
+        services_v6: [Cidr::NONE; SERVICE_CIDRS],
         flags: 0,
         masquerade_mark: 0,
         seed: 0,
@@ -134,6 +157,26 @@ pub mod tests {
         assert!(detect.set_node(&nets(&["fd00:10:7::/64"]), &mut next));
         assert_eq!(next.flags, config_flags::DETECT_V6, "F5: a family without a range has no detector");
         assert!(!DetectLocal::BridgeInterface("cni0".into()).set_node(&ranges, &mut next));
+    }
+
+    #[test]
+    fn b15_ranges_are_guarded_in_nftables_mode_as_far_as_there_is_room() {
+        let nft = Config { profile: Profile::Nftables, ..config(DetectLocal::NodeCidr) };
+        let mut first = nft.abi(&ZERO, 7, 9);
+        let ranges = nets(&["10.1.0.0/16", "10.3.0.0/16", "fd00:96::/112", "10.5.0.0/16", "10.7.0.0/16"]);
+        assert_eq!(set_service_cidrs(&mut first, &ranges), []);
+        let more = nets(&["10.9.0.0/16"]);
+        assert_eq!(set_service_cidrs(&mut first, &[ranges, more.clone()].concat()), more);
+        let guarded =
+            |config: &abi::Config, address| Cidr::inside_any(&config.services_v4, &Addr::v4(address));
+        assert!(guarded(&first, [10, 7, 3, 4]) && !guarded(&first, [10, 9, 3, 4]));
+        assert!(Cidr::inside_any(
+            &first.services_v6,
+            &Addr([u32::from_ne_bytes([0xfd, 0, 0, 0x96]), 0, 0, 0])
+        ));
+        assert_eq!(nft.abi(&first, 7, 9), first, "kept over a restart");
+        let iptables = config(DetectLocal::NodeCidr).abi(&first, 7, 9);
+        assert!(!guarded(&iptables, [10, 7, 3, 4]), "another mode's next agent");
     }
 
     #[test]

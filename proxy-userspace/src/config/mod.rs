@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use abi::set_service_cidrs;
 pub use error::ConfigError;
 pub use flags::{IgnoredArgs, ProxyArgs, RunArgs, SluiceArgs};
 pub use resolve::load;

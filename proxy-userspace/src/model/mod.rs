@@ -19,10 +19,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 pub use desired::{Family, HealthCheck, PortChange, PortFrontend, PortId, PortState, Protocol};
 pub use node_ports::{node_ips, node_port_addresses};
 
-use crate::cluster::types::{Node, ObjectName, Problem, Service, Slice};
+use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 use crate::cluster::{Change, Event};
 use claims::Claims;
 use plan::{Place, Planned};
@@ -48,6 +50,7 @@ pub struct Model {
     dirty: BTreeSet<ObjectName>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     node: Option<Node>,
+    service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     source_problems: Vec<Problem>,
     connected: bool,
     services_listed: bool,
@@ -64,6 +67,7 @@ impl Model {
             dirty: BTreeSet::new(),
             health_checks: BTreeMap::new(),
             node: None,
+            service_cidrs: BTreeMap::new(),
             source_problems: Vec::new(),
             connected: false,
             services_listed: false,
@@ -77,6 +81,7 @@ impl Model {
             Event::Services(change) => self.apply_services(change),
             Event::Slices(change) => self.apply_slices(change),
             Event::Nodes(change) => self.apply_nodes(change),
+            Event::ServiceCidrs(change) => self.apply_service_cidrs(change),
             Event::Problems(problems) => self.source_problems = problems,
             Event::Connection { connected } => self.connected = connected,
         }
@@ -125,6 +130,11 @@ impl Model {
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = self.source_problems.clone();
         problems.extend(self.store.entries.values().flat_map(|entry| entry.problems.iter().cloned()));
+        let ranges = self.service_cidrs.values();
+        problems.extend(ranges.flat_map(|object| {
+            let name = format!("{} {}", ServiceCidr::KIND, object.name);
+            object.defects.iter().map(move |defect| Problem::new(&name, &defect.what, &defect.next))
+        }));
         problems.sort_unstable();
         problems
     }
@@ -139,6 +149,12 @@ impl Model {
     #[must_use]
     pub const fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// Every range that ClusterIPs come from, in order, neighbours as one.
+    #[must_use]
+    pub fn service_cidrs(&self) -> Vec<IpNet> {
+        IpNet::aggregate(&self.service_cidrs.values().flat_map(|object| object.cidrs.clone()).collect())
     }
 
     fn place(&self) -> Place<'_> {
@@ -207,6 +223,16 @@ impl Model {
                 slices.into_iter().for_each(|slice| self.store.set_slice(slice, &node, &mut self.dirty));
                 gone.iter().for_each(|name| self.store.remove_slice(name, &mut self.dirty));
                 self.slices_listed = true;
+            }
+        }
+    }
+
+    fn apply_service_cidrs(&mut self, change: Change<ServiceCidr, Arc<str>>) {
+        match change {
+            Change::Apply(object) => drop(self.service_cidrs.insert(object.name.clone(), object)),
+            Change::Delete(name) => drop(self.service_cidrs.remove(&name)),
+            Change::Snapshot(list) => {
+                self.service_cidrs = list.into_iter().map(|object| (object.name.clone(), object)).collect();
             }
         }
     }

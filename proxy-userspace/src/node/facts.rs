@@ -51,13 +51,26 @@ impl Inventory {
         self.addresses.retain(|address| address.ifindex != ifindex);
     }
 
-    /// A new address, or news of a known one, which keeps its place: the first address of a device is what kernel
-    /// MASQUERADE takes.
+    /// An address in its turn of the kernel's own list, or news of a known one, which keeps its place: the first address
+    /// of a device is what kernel MASQUERADE takes.
     pub fn set_address(&mut self, address: Address) {
+        self.place_address(address, self.addresses.len());
+    }
+
+    /// The same for an address that may have been added just now: an IPv6 address is added to the front of its device's
+    /// list (`ipv6_link_dev_addr`), one of IPv4 to the end.
+    pub fn note_address(&mut self, address: Address) {
+        let first =
+            self.addresses.iter().position(|known| known.ifindex == address.ifindex && known.ip.is_ipv6());
+        let end = self.addresses.len();
+        self.place_address(address, first.filter(|_| address.ip.is_ipv6()).unwrap_or(end));
+    }
+
+    fn place_address(&mut self, address: Address, place: usize) {
         let same = |known: &&mut Address| known.ip == address.ip && known.ifindex == address.ifindex;
         match self.addresses.iter_mut().find(same) {
             Some(known) => *known = address,
-            None => self.addresses.push(address),
+            None => self.addresses.insert(place, address),
         }
     }
 
@@ -134,7 +147,8 @@ impl Sources {
     fn new(addresses: &[Address]) -> Self {
         let mut sources = Self { v4: HashMap::new(), v6: HashMap::new(), any_v4: None, any_v6: None };
         // inet_select_addr: the device's first primary address of global scope, else the first such of any device
-        // in order of ifindex. IPv6's rule (RFC 6724) prefers the outgoing device likewise.
+        // in order of ifindex. IPv6's rule (RFC 6724) prefers the outgoing device likewise, and of addresses that its
+        // other rules do not tell apart the first in the kernel's list.
         let mut usable: Vec<&Address> = addresses
             .iter()
             .filter(|address| address.global && address.usable && !address.secondary)
@@ -220,6 +234,25 @@ mod tests {
         ];
         assert_eq!(got, want);
         assert!(facts.edges.iter().all(|edge| edge.masquerade_v6 == Some("2001:db8::1".parse().unwrap())));
+    }
+
+    #[test]
+    fn f1_an_ipv6_address_that_is_added_later_comes_first() {
+        let of = |node: &Inventory| {
+            let facts = node.facts(&Edges::Auto, &DetectLocal::NodeCidr);
+            let eth0 = facts.edges.into_iter().find(|edge| edge.name == "eth0").unwrap();
+            (eth0.masquerade_v4.unwrap().to_string(), eth0.masquerade_v6.unwrap().to_string())
+        };
+        let mut node = node();
+        node.note_address(address(2, "192.0.2.2"));
+        node.note_address(address(2, "2001:db8::2"));
+        assert_eq!(of(&node), ("192.0.2.1".into(), "2001:db8::2".into()));
+        node.note_address(address(2, "2001:db8::1"));
+        assert_eq!(of(&node).1, "2001:db8::2", "news of a known address");
+        node.note_address(Address { usable: false, ..address(2, "2001:db8::2") });
+        assert_eq!(of(&node).1, "2001:db8::1", "deprecated");
+        node.note_address(address(3, "fd00::3"));
+        assert_eq!(of(&node).1, "2001:db8::1", "of another device");
     }
 
     #[test]

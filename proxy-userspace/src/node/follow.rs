@@ -108,7 +108,7 @@ impl Node {
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(address)) => {
                 if let Some(address) = read_address(&address) {
-                    self.inventory.set_address(address);
+                    self.inventory.note_address(address);
                 }
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelAddress(address)) => {

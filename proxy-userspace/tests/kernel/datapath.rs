@@ -4,7 +4,7 @@ use crate::common::{Scratch, edge, in_namespace, options};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
-use proxy_common::abi::{Addr, Cidr, Config, LAYOUT};
+use proxy_common::abi::{Addr, Cidr, Config, LAYOUT, SERVICE_CIDRS};
 use proxy_userspace::datapath::{
     Change, Cleaned, Datapath, DatapathError, Named, Options, cleanup, netns_cookie,
 };
@@ -14,6 +14,8 @@ fn marked(seed: u32) -> Config {
     Config {
         cluster_v4: Cidr { address: Addr::UNSPECIFIED, mask: Addr::UNSPECIFIED },
         cluster_v6: Cidr { address: Addr::UNSPECIFIED, mask: Addr::UNSPECIFIED },
+        services_v4: [Cidr::NONE; SERVICE_CIDRS],
+        services_v6: [Cidr::NONE; SERVICE_CIDRS],
         flags: 0,
         masquerade_mark: 0,
         seed,

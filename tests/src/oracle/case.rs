@@ -147,10 +147,11 @@ impl Case {
         self
     }
 
-    /// Clients stick to a backend, before or after its change.
+    /// Clients stick to a backend, before its change or after it.
     #[must_use]
-    pub fn is_sticky(&self) -> bool {
-        self.spec["sessionAffinity"] == "ClientIP" || self.change.as_ref().is_some_and(Change::makes_sticky)
+    pub fn is_sticky(&self, changed: bool) -> bool {
+        let becomes = || self.change.as_ref().is_some_and(Change::makes_sticky);
+        self.spec["sessionAffinity"] == "ClientIP" || changed && becomes()
     }
 
     /// Whether the Service has a port of this protocol.

@@ -122,6 +122,8 @@ pub struct Cell<'a> {
     pub client: Who,
     pub family: Family,
     pub transport: Transport,
+    /// Clients stick to a backend.
+    pub sticky: bool,
 }
 
 impl Cell<'_> {
@@ -143,7 +145,7 @@ impl Cell<'_> {
 
 impl fmt::Display for Cell<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { case, way, client, family, transport } = self;
+        let Self { case, way, client, family, transport, .. } = self;
         write!(f, "{}::{}::from_{}::{family}::{transport}", case.name, way.name(), client.name())
     }
 }

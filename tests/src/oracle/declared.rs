@@ -175,7 +175,7 @@ pub const DIFFERENCES: &[Difference] = &[
         translate: |at, fate| {
             let there = matches!(at.cell.way, Way::ExternalIp | Way::LoadBalancer);
             let corner = at.mode == Mode::Iptables && at.cell.client == Who::Host && there;
-            (corner && routed_on(fate)).then(|| vec![refused(false)])
+            (corner && at.ours.0.contains(&refused(false)) && routed_on(fate)).then(|| vec![refused(false)])
         },
     },
     Difference {
@@ -191,6 +191,47 @@ pub const DIFFERENCES: &[Difference] = &[
             let answers: Vec<_> = at.ours.0.iter().filter(|ours| ours.backend().is_some()).cloned().collect();
             let closed = *fate == Fate::Silence || *fate == told(NOT_PERMITTED);
             (one_of_several && closed && !answers.is_empty()).then_some(answers)
+        },
+    },
+    Difference {
+        row: "C16",
+        situation: "a LoadBalancer address without usable endpoints, from outside its source ranges, in iptables mode",
+        kube_proxy: "refused: ranges are looked at only where there are endpoints; silence in nftables mode",
+        sluice: "silence in both",
+        reason: "whoever may not come in is not told whether anybody is there",
+        switch: "none",
+        translate: |at, fate| {
+            let case = at.cell.case;
+            let ranged = !case.spec["loadBalancerSourceRanges"].is_null() && case.endpoints.is_empty();
+            let there = ranged && at.mode == Mode::Iptables && at.cell.way == Way::LoadBalancer;
+            let told = matches!(fate, Fate::Refused { how, .. } if how == "refused");
+            (there && told && at.ours.0.contains(&Fate::Silence)).then(|| vec![Fate::Silence])
+        },
+    },
+    Difference {
+        row: "D8",
+        situation: "the node itself to several addresses of a Service with session affinity",
+        kube_proxy: "sticks by the source address, which the kernel may choose differently for each of them",
+        sluice: "the node is one client, whichever of its addresses it uses",
+        reason: "a socket is translated before it gets its source address",
+        switch: "`--sockets off`",
+        translate: |at, fate| {
+            let there = at.cell.way == Way::Alternately && at.cell.client == Who::Host;
+            (there && fate.backend().is_some() && at.ours.0.contains(&Fate::Sticky))
+                .then(|| vec![Fate::Sticky])
+        },
+    },
+    Difference {
+        row: "B15",
+        situation: "UDP from the node itself to an address of the Services' range that no Service has, in nftables mode",
+        kube_proxy: "the send fails with EPERM",
+        sluice: "silence, as from anywhere else and as over TCP",
+        reason: "what is sent there is dropped where it would leave the node",
+        switch: "none",
+        translate: |at, fate| {
+            let own = at.cell.client == Who::Host && at.cell.transport == Transport::Udp;
+            let there = own && at.mode == Mode::Nftables && *fate == told(NOT_PERMITTED);
+            (there && at.ours.0.contains(&Fate::Silence)).then(|| vec![Fate::Silence])
         },
     },
     Difference {

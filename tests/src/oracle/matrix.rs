@@ -230,7 +230,8 @@ pub fn cells(cases: &[Case], wiring: Wiring, variant: Variant) -> Vec<Cell<'_>> 
                 for (side, family) in Family::BOTH.into_iter().enumerate() {
                     let turn = row + column + position + side + usize::from(wiring == Wiring::Bridged);
                     let transport = Transport::BOTH[turn % 2];
-                    cells.push(Cell { case, way: *way, client: *client, family, transport });
+                    let sticky = case.is_sticky(variant == Variant::Changed);
+                    cells.push(Cell { case, way: *way, client: *client, family, transport, sticky });
                 }
             }
         }

@@ -94,7 +94,7 @@ pub fn observe(bed: &Bed, cell: &Cell<'_>, effort: Effort) -> Observation {
             break;
         }
     }
-    settle(fates, cell.case.is_sticky())
+    settle(fates, cell.sticky)
 }
 
 /// What single attempts come to: a refusal is slow if most are, since a busy machine makes some so; clients that

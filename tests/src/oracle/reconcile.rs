@@ -46,7 +46,7 @@ mod tests {
     type Row<'a> = (&'static str, Mode, Cell<'a>, Vec<Fate>, Vec<Fate>, Option<&'static str>);
 
     fn at(way: Way, client: Who, family: Family, transport: Transport, case: &Case) -> Cell<'_> {
-        Cell { case, way, client, family, transport }
+        Cell { case, way, client, family, transport, sticky: false }
     }
 
     fn seen(fates: &[Fate]) -> Observation {

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
-    Port, Reason, Service, Turn, config_flags, device_flags,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, Port, Reason, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, repeatable_draw};
 
@@ -141,6 +141,16 @@ impl<const N: usize> Tables<N> for Maps<N> {
 
     fn is_stranger(&self, address: &Addr<N>) -> bool {
         !self.sieve.contains(&address.sieve())
+    }
+    fn is_service_range(&self, address: &Addr<N>) -> bool {
+        let config = self.config.get();
+        let mut words = [0; 4];
+        words[..N].copy_from_slice(&address.0);
+        if N == 1 {
+            Cidr::inside_any(&config.services_v4, &Addr([words[0]]))
+        } else {
+            Cidr::inside_any(&config.services_v6, &Addr(words))
+        }
     }
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         self.addresses.get(address).copied().unwrap_or(AddressClass { bits: 0 })

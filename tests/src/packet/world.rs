@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Cidr, Config, Device, Frontend, FrontendKey, FrontendKind, Port, Run,
-    Service, config_flags, protocol, service_flags,
+    SERVICE_CIDRS, Service, config_flags, protocol, service_flags,
 };
 
 /// The device all packets are seen on: the loopback of the namespace, as test runs have it.
@@ -153,6 +153,8 @@ pub fn config() -> Config {
             address: Addr([u32::from_ne_bytes([0xfd, 0, 0x10, 0]), 0, 0, 0]),
             mask: Addr([u32::from_ne_bytes([0xff, 0xff, 0xff, 0]), 0, 0, 0]),
         },
+        services_v4: [Cidr::NONE; SERVICE_CIDRS],
+        services_v6: [Cidr::NONE; SERVICE_CIDRS],
         flags: config_flags::DETECT_V4 | config_flags::DETECT_V6,
         masquerade_mark: MARK,
         seed: 0x5eed,

@@ -1,6 +1,6 @@
 //! Who is dialled, and who answers.
 
-use proxy_common::abi::Reason;
+use proxy_common::abi::{Addr, Cidr, Reason};
 use sluice_tests::packet::tale::{
     BACKEND, CLIENT, NODEPORT, OTHER_VIP, Party, SEEN, STRANGER, Spec, Tale, VIP, Who, ack, renumbered, syn,
     syn_ack, tale,
@@ -14,7 +14,7 @@ use sluice_tests::packet::world::{
 const FOREIGN: u32 = 0x8000_1337;
 
 pub fn rows() -> Vec<Tale> {
-    [served(), unserved(), strangers()].concat()
+    [served(), unserved(), strangers(), unassigned()].concat()
 }
 
 /// There and back again.
@@ -27,6 +27,39 @@ fn round_trip(title: &str, client: Party, front: Party, marked: bool) -> Tale {
     };
     let again = there.leaves(syn_ack(BACKEND, SEEN)).becomes(front, client).enters(ack(client, front));
     if marked { again.becomes_marked(renumbered(client), BACKEND) } else { again.becomes(client, BACKEND) }
+}
+
+/// B15: the VIPs' range is a ServiceCIDR.
+fn unassigned() -> Vec<Tale> {
+    let guarded = |title: &str| {
+        tale(title).configured(|config| {
+            config.services_v4[0] =
+                Cidr { address: Addr::v4([8, 0, 96, 0]), mask: Addr::v4([255, 255, 255, 0]) };
+            config.services_v6[0] = Cidr {
+                address: Addr([u32::from_ne_bytes([0xfd, 0, 0, 0x96]), 0, 0, 0]),
+                mask: Addr([u32::MAX, 0, 0, 0]),
+            };
+        })
+    };
+    vec![
+        guarded("what a ServiceCIDR has and no Service does not leave the node B15")
+            .removed(Who::Vip)
+            .enters(syn(CLIENT, VIP))
+            .untouched()
+            .goes_on()
+            .dropped(Reason::Unassigned)
+            .leaves(ack((Who::Plain, 4_000), VIP))
+            .dropped(Reason::Unassigned)
+            .leaves(syn(CLIENT, (Who::Outside, PORT)))
+            .untouched()
+            .counted(Reason::Unassigned, 2),
+        guarded("a ClusterIP of a guarded range is served B15")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .goes_on()
+            .leaves(syn_ack(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT),
+    ]
 }
 
 fn served() -> Vec<Tale> {

@@ -1,5 +1,5 @@
 //! A Kubernetes API server as the source. Only what ClusterRole `system:node-proxier` allows is asked for: list and
-//! watch on Services and EndpointSlices, and on this node's own Node.
+//! watch on Services and EndpointSlices, on this node's own Node, and, where they matter, on ServiceCIDRs.
 
 mod explain;
 pub mod login;
@@ -19,8 +19,8 @@ use kube::client::ClientBuilder;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Event;
-use super::types::{Node, Problem, Service, Slice};
+use super::types::{Node, Problem, Service, ServiceCidr, Slice};
+use super::{Event, Scope};
 use login::{Environment, Login, LoginError, login};
 use pace::{Backoff, Pace};
 use state::{State, StateLayer};
@@ -41,7 +41,7 @@ pub struct Access {
 
 /// Delivers the cluster's objects until the receiver is gone. Whatever fails is told, retried and never ends it: the
 /// state that was delivered before stays (C-01, C-02, C-10, C-11).
-pub async fn follow(access: Access, node: Arc<str>, events: mpsc::Sender<Event>) {
+pub async fn follow(access: Access, scope: Scope, events: mpsc::Sender<Event>) {
     let state = Arc::new(State::new(events.clone()));
     let pace = Arc::new(Pace::default());
     let mut backoff = Backoff::default();
@@ -51,7 +51,7 @@ pub async fn follow(access: Access, node: Arc<str>, events: mpsc::Sender<Event>)
             Ok((client, hints)) => {
                 let (events, state, pace) = (events.clone(), state.clone(), pace.clone());
                 let begun = Instant::now();
-                watch_all(&Session { client, events, state, pace, hints, gently }, &node).await;
+                watch_all(&Session { client, events, state, pace, hints, gently }, &scope).await;
                 if begun.elapsed() > STEADY {
                     backoff.reset();
                 }
@@ -84,22 +84,27 @@ async fn open(access: &Access, state: &Arc<State>) -> Result<(Client, login::Hin
 }
 
 /// Returns when one of the watches asks for a new login, or the receiver is gone.
-async fn watch_all(session: &Session, node: &str) {
+async fn watch_all(session: &Session, scope: &Scope) {
     let services = Selector {
         labels: Some("!service.kubernetes.io/service-proxy-name".to_owned()),
         fields: Some("spec.clusterIP!=None".to_owned()),
         fields_optional: true,
+        kind_optional: false,
     };
     let slices = Selector {
         labels: Some("!service.kubernetes.io/headless".to_owned()),
         fields: None,
         fields_optional: true,
+        kind_optional: false,
     };
-    let nodes =
-        Selector { labels: None, fields: Some(format!("metadata.name={node}")), fields_optional: false };
+    let own = Some(format!("metadata.name={}", scope.node));
+    let nodes = Selector { labels: None, fields: own, fields_optional: false, kind_optional: false };
+    let ranges = Selector { labels: None, fields: None, fields_optional: false, kind_optional: true };
     tokio::select! {
         () = watch::follow::<Service, _>(session, &services, |s| s.name.clone(), Event::Services) => {}
         () = watch::follow::<Slice, _>(session, &slices, |s| s.name.clone(), Event::Slices) => {}
         () = watch::follow::<Node, _>(session, &nodes, |n| n.name.clone(), Event::Nodes) => {}
+        () = watch::follow::<ServiceCidr, _>(session, &ranges, |r| r.name.clone(), Event::ServiceCidrs),
+            if scope.service_cidrs => {}
     }
 }

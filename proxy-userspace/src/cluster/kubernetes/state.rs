@@ -14,7 +14,7 @@ use crate::cluster::Event;
 use crate::cluster::types::Problem;
 
 /// The kinds that are watched; the first two are the ones without which nothing works.
-pub const RESOURCES: [&str; 3] = ["services", "endpointslices", "nodes"];
+pub const RESOURCES: [&str; 4] = ["services", "endpointslices", "nodes", "servicecidrs"];
 const ESSENTIAL: usize = 2;
 
 /// `None`: no answer yet.

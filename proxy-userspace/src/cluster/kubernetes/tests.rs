@@ -133,7 +133,7 @@ impl Lab {
         let environment = Environment { host: None, port: None, folder: folder.clone() };
         let access = Access { kubeconfig: Some(kubeconfig), master: None, environment };
         let (sender, events) = mpsc::channel(16);
-        tokio::spawn(follow(access, "n1".into(), sender));
+        tokio::spawn(follow(access, Scope { node: "n1".into(), service_cidrs: false }, sender));
         Self { script, folder, events, seen: Vec::new() }
     }
 

@@ -45,6 +45,8 @@ enum Next {
     Restart(Method),
     /// The identity is not accepted: log in anew.
     Login,
+    /// The server, an older one, has no such kind: there is nothing to follow until the next login.
+    Rest,
 }
 
 /// What is asked for.
@@ -54,6 +56,8 @@ pub struct Selector {
     pub fields: Option<String>,
     /// Whether the watch makes sense without the field selector.
     pub fields_optional: bool,
+    /// Whether a server may do without the kind.
+    pub kind_optional: bool,
 }
 
 /// What all watches of one login share.
@@ -83,6 +87,7 @@ pub async fn follow<T: Kind, N>(
         match watch(session, selector, method, &mut backoff, name, wrap).await {
             Some(Next::Restart(other)) => method = other,
             Some(Next::Continue) => {}
+            Some(Next::Rest) => session.events.closed().await,
             Some(Next::Login) | None => return,
         }
     }
@@ -168,7 +173,7 @@ async fn failed<T: Kind>(
 ) {
     // To restart is nothing wrong: the server has forgotten the version, or is an older one. And in a quiet cluster
     // nothing but its length tells that a watch was a good one.
-    let restart = matches!(next, Next::Restart(_));
+    let restart = matches!(next, Next::Restart(_) | Next::Rest);
     if restart || begun.elapsed() > STEADY || is_gone(error) {
         backoff.reset();
     }
@@ -177,7 +182,7 @@ async fn failed<T: Kind>(
         session.state.set(T::PLURAL, Err(problem)).await;
     }
     // A new login has delays of its own.
-    if next != Next::Login {
+    if !matches!(next, Next::Login | Next::Rest) {
         session.pace.wait(backoff.next(retry_after(error), draw())).await;
     }
 }
@@ -208,6 +213,7 @@ fn judge(error: &watcher::Error, method: Method, listed: bool, selector: &Select
     };
     match (code, method) {
         (401, _) => Next::Login,
+        (404, _) if selector.kind_optional => Next::Rest,
         (410 | 504, _) if listed => Next::Restart(method),
         (400 | 405 | 406 | 422, Method::Stream) if !listed => Next::Restart(Method::List),
         (400, Method::List) if !listed && selector.fields_optional => Next::Restart(Method::ListAll),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::parse::{Object, ObjectKey, Parsed, parse};
-use crate::cluster::types::{Kind, Node, Problem, Service, Slice};
+use crate::cluster::types::{Kind, Node, Problem, Service, ServiceCidr, Slice};
 use crate::cluster::{Change, Event};
 
 /// A file that changed this recently may change again without a trace in its metadata.
@@ -191,17 +191,19 @@ fn read_file(path: &Path, before: Option<File>) -> Option<File> {
     Some(File { stamp, objects, problems })
 }
 
-fn snapshots<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> [Event; 3] {
-    let (mut services, mut slices, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+fn snapshots<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> [Event; 4] {
+    let (mut services, mut slices, mut nodes, mut ranges) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for object in objects {
         match &**object {
             Object::Service(service) => services.push(service.clone()),
             Object::Slice(slice) => slices.push(slice.clone()),
             Object::Node(node) => nodes.push(node.clone()),
+            Object::ServiceCidr(range) => ranges.push(range.clone()),
         }
     }
     [
         Event::Nodes(Change::Snapshot(nodes)),
+        Event::ServiceCidrs(Change::Snapshot(ranges)),
         Event::Services(Change::Snapshot(services)),
         Event::Slices(Change::Snapshot(slices)),
     ]
@@ -212,6 +214,7 @@ fn apply(object: &Arc<Object>) -> Event {
         Object::Service(service) => Event::Services(Change::Apply(service.clone())),
         Object::Slice(slice) => Event::Slices(Change::Apply(slice.clone())),
         Object::Node(node) => Event::Nodes(Change::Apply(node.clone())),
+        Object::ServiceCidr(ranges) => Event::ServiceCidrs(Change::Apply(ranges.clone())),
     }
 }
 
@@ -219,6 +222,7 @@ fn delete(key: &ObjectKey) -> Event {
     match key.kind {
         Service::KIND => Event::Services(Change::Delete(key.name.clone())),
         Slice::KIND => Event::Slices(Change::Delete(key.name.clone())),
+        ServiceCidr::KIND => Event::ServiceCidrs(Change::Delete(key.name.name.clone())),
         kind => {
             debug_assert_eq!(kind, Node::KIND);
             Event::Nodes(Change::Delete(key.name.name.clone()))

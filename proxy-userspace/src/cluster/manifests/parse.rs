@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, Slice, Watched};
+use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice, Watched};
 
 /// An object of a kind that the agent reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,9 +13,10 @@ pub enum Object {
     Service(Service),
     Slice(Slice),
     Node(Node),
+    ServiceCidr(ServiceCidr),
 }
 
-/// What tells objects apart. Nodes have no namespace.
+/// What tells objects apart. Nodes and ServiceCIDRs have no namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ObjectKey {
     pub kind: &'static str,
@@ -33,10 +34,12 @@ impl std::fmt::Display for ObjectKey {
 
 impl Object {
     pub fn key(&self) -> ObjectKey {
+        let apart = |name: &std::sync::Arc<str>| ObjectName { namespace: "".into(), name: name.clone() };
         let (kind, name) = match self {
             Self::Service(service) => (Service::KIND, service.name.clone()),
             Self::Slice(slice) => (Slice::KIND, slice.name.clone()),
-            Self::Node(node) => (Node::KIND, ObjectName { namespace: "".into(), name: node.name.clone() }),
+            Self::Node(node) => (Node::KIND, apart(&node.name)),
+            Self::ServiceCidr(ranges) => (ServiceCidr::KIND, apart(&ranges.name)),
         };
         ObjectKey { kind, name }
     }
@@ -137,7 +140,9 @@ impl Parsed {
             ("v1", "Service") => self.typed(place, value, Object::Service),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.typed(place, value, Object::Slice),
             ("v1", "Node") => self.typed(place, value, Object::Node),
-            ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {}
+            ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => {
+                self.typed(place, value, Object::ServiceCidr);
+            }
             _ => {
                 let what = format_args!("kind {kind:?} of apiVersion {version:?} is not read, ignored");
                 let next = "write v1 Service, v1 Node, discovery.k8s.io/v1 EndpointSlice or networking.k8s.io/v1 ServiceCIDR";
@@ -148,7 +153,8 @@ impl Parsed {
 
     fn typed<T: Kind>(&mut self, place: &str, mut value: Value, wrap: fn(T) -> Object) {
         let namespace = value.pointer_mut("/metadata").and_then(Value::as_object_mut);
-        if let Some(metadata) = namespace.filter(|_| T::KIND != Node::KIND) {
+        let has_namespace = ![Node::KIND, ServiceCidr::KIND].contains(&T::KIND);
+        if let Some(metadata) = namespace.filter(|_| has_namespace) {
             let unset = metadata.get("namespace").is_none_or(|n| n.is_null() || n.as_str() == Some(""));
             if unset {
                 metadata.insert("namespace".to_owned(), "default".into());

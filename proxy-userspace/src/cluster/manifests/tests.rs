@@ -114,10 +114,10 @@ fn c39_documents() {
             false,
         ),
         (
-            "ServiceCIDR is accepted",
+            "ServiceCIDR",
             "f.yaml",
             "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: c}\n".to_owned(),
-            vec![],
+            vec!["ServiceCIDR c"],
             0,
             false,
         ),

@@ -1,10 +1,11 @@
-//! The four kinds of objects that the agent reads, reduced to what it needs: about a tenth of the full types'
+//! The kinds of objects that the agent reads, reduced to what it needs: about a tenth of the full types'
 //! memory. The same types serve the API and manifests.
 
 mod loose;
 mod meta;
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 pub use meta::{Kind, Watched};
 pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType, SourceRanges};
+pub use service_cidr::ServiceCidr;
 pub use slice::{Hints, Slice, SliceEndpoint, SlicePort};
 
 /// Namespace and name of an object.
