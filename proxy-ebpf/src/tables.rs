@@ -234,6 +234,11 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn is_service_range(&self, address: &Addr<N>) -> bool {
+        Self::config().is_some_and(|config| F::is_service_range(config, address))
+    }
+
+    #[inline(always)]
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         // SAFETY: one word is read at once.
         unsafe { F::addresses().get(address) }.copied().unwrap_or(AddressClass { bits: 0 })
