@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, lpm_trie::LpmTrie},
 };
 use proxy_common::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
+    Frontend, FrontendKey, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
     path::{Looked, Scratch},
@@ -21,6 +21,10 @@ const MMAPABLE: u32 = 1 << 10;
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): tries have no other form.
 const NO_PREALLOC: u32 = 1;
+
+/// Datagrams of one family that are on their way in parts. They are so for microseconds: this is room for a flood of
+/// first fragments besides (P-11).
+const DATAGRAMS: u32 = 16_384;
 
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
@@ -67,6 +71,10 @@ pub static RANGES_V6: LpmTrie<SourceRange<4>, u32> = LpmTrie::with_max_entries(1
 pub static AFFINITY_V4: LruHashMap<AffinityKey<1>, Affinity<1>> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 pub static AFFINITY_V6: LruHashMap<AffinityKey<4>, Affinity<4>> = LruHashMap::with_max_entries(1024, 0);
+#[map]
+pub static FRAGMENTS_V4: LruHashMap<FlowKey<1>, Fragment<1>> = LruHashMap::with_max_entries(DATAGRAMS, 0);
+#[map]
+pub static FRAGMENTS_V6: LruHashMap<FlowKey<4>, Fragment<4>> = LruHashMap::with_max_entries(DATAGRAMS, 0);
 #[map]
 pub static ENDPOINTS: Array<u32> = Array::with_max_entries(1024, 0);
 #[map]

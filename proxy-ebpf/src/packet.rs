@@ -3,7 +3,9 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+    },
     programs::TcContext,
 };
 use core::ptr::read_volatile;
@@ -144,6 +146,12 @@ impl Packet for Skb {
             finished => finished,
         };
         self.store(at, finished.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn shift_sum(&mut self, change: Diff) {
+        // SAFETY: as above. Without such a sum there is nothing to do.
+        unsafe { bpf_csum_update(self.ctx.skb.skb, change.0) };
     }
 
     #[inline(always)]

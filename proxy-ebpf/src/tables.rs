@@ -26,8 +26,8 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey,
-        Frontend, FrontendKey, Port, Reason, Service, SourceRange, Turn, config_flags, device_flags,
-        protocol,
+        Fragment, Frontend, FrontendKey, Port, Reason, Service, SourceRange, Turn, config_flags,
+        device_flags, protocol,
     },
     path::{self, Insert, Scratch, Tables},
     wire::Headers,
@@ -53,6 +53,7 @@ pub trait Family<const N: usize> {
     fn is_service_range(config: &Config, address: &Addr<N>) -> bool;
     fn ranges() -> &'static LpmTrie<SourceRange<N>, u32>;
     fn affinity() -> &'static LruHashMap<AffinityKey<N>, Affinity<N>>;
+    fn fragments() -> &'static LruHashMap<FlowKey<N>, Fragment<N>>;
     fn tuple(key: &FlowKey<N>, address: &Addr<N>, port: Port) -> (bpf_sock_tuple, u32);
 }
 
@@ -60,7 +61,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $ranges:ident, $affinity:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -117,6 +118,10 @@ macro_rules! family {
                 &$affinity
             }
             #[inline(always)]
+            fn fragments() -> &'static LruHashMap<FlowKey<$n>, Fragment<$n>> {
+                &$fragments
+            }
+            #[inline(always)]
             fn tuple(key: &FlowKey<$n>, address: &Addr<$n>, port: Port) -> (bpf_sock_tuple, u32) {
                 let tuple: fn(&FlowKey<$n>, &Addr<$n>, Port) -> (bpf_sock_tuple__bindgen_ty_1, usize) =
                     $tuple;
@@ -141,6 +146,7 @@ family!(
     make_room_v4,
     RANGES_V4,
     AFFINITY_V4,
+    FRAGMENTS_V4,
     masquerade_v4,
     DETECT_V4,
     cluster_v4,
@@ -169,6 +175,7 @@ family!(
     make_room_v6,
     RANGES_V6,
     AFFINITY_V6,
+    FRAGMENTS_V6,
     masquerade_v6,
     DETECT_V6,
     cluster_v6,
@@ -339,6 +346,26 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     fn remove_flow(&self, key: &FlowKey<N>) {
         // Somebody else may have removed it: the aim is reached either way.
         let _ = F::flows().remove(key);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FlowKey<N>, into: &mut Fragment<N>) -> bool {
+        // SAFETY: an element that is another key's meanwhile is known by its tag.
+        let Some(fragment) = (unsafe { F::fragments().get(key) }) else { return false };
+        *into = *fragment;
+        true
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FlowKey<N>, fragment: &Fragment<N>) {
+        // The table makes room for itself; without an entry the datagram's other fragments are dropped.
+        let _ = F::fragments().insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn remove_fragment(&self, key: &FlowKey<N>) {
+        // Mostly there is none.
+        let _ = F::fragments().remove(key);
     }
 
     #[inline(always)]

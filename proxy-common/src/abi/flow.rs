@@ -186,3 +186,20 @@ abi! {
         pub serial: u32,
     }
 }
+
+abi! {
+    /// Value of the `fragments` maps: what a hook has made of a datagram's first fragment. The key is a [`FlowKey`] with the
+    /// datagram's id in place of the ports.
+    pub struct Fragment<const N: usize> {
+        /// New source address.
+        pub src: Addr<N>,
+        /// New destination address.
+        pub dst: Addr<N>,
+        /// The masquerade mark as it was left, no other bits.
+        pub mark: u32,
+        /// When that was, in ticks.
+        pub seen: u32,
+        /// [`FlowKey::tag`] of the key this value was written for.
+        pub tag: u32,
+    }
+}

@@ -18,7 +18,7 @@ pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
 pub use config::{Cidr, Config, SERVICE_CIDRS, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};
-pub use flow::{Flow, FlowKey, Hook, Kind, Turn, state};
+pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, RangeKey, Run, Service, SourceRange, service_flags,

@@ -3,7 +3,7 @@
 use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::traits::{Packet, Tables, Verdict};
-use super::{catch_all, frontend, icmp, masquerade, pair, reject, translate};
+use super::{catch_all, fragment, frontend, icmp, masquerade, pair, reject, translate};
 use crate::abi::{AddressClass, Hook, Reason};
 use crate::wire::{Headers, Transport, parse};
 
@@ -19,6 +19,7 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     l3: u32,
 ) -> Verdict {
     let verdict = enters(packet, tables, room, l3);
+    let verdict = fragment::remember(packet, tables, room, verdict);
     if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
 }
 
@@ -41,6 +42,11 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         && let Some(verdict) = known(packet, tables, headers)
     {
         return verdict;
+    }
+    if headers.transport == Transport::Fragment
+        && let Some(verdict) = fragment::verdict(fragment::later(packet, tables, headers))
+    {
+        return counted(tables, verdict);
     }
     let class = tables.address_class(&headers.key.dst);
     match headers.transport {
@@ -76,6 +82,17 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
     room: &mut Headers<N>,
     l3: u32,
 ) -> Verdict {
+    let verdict = leaves(packet, tables, room, l3);
+    fragment::remember(packet, tables, room, verdict)
+}
+
+#[inline(always)]
+fn leaves<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    room: &mut Headers<N>,
+    l3: u32,
+) -> Verdict {
     if parse(packet, l3, Hook::Egress, room).is_none() {
         return Verdict::Pass;
     }
@@ -89,12 +106,17 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
         Transport::IcmpError | Transport::IcmpRedirect => {
             return quoted(packet, tables, headers).unwrap_or(Verdict::Pass);
         }
-        Transport::Fragment | Transport::Malformed | Transport::Other => return Verdict::Pass,
+        Transport::Fragment => {}
+        Transport::Malformed | Transport::Other => return Verdict::Pass,
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     // Restored flows come from an endpoint, masqueraded ones go to one.
     if !marked && tables.is_stranger(&headers.key.src) && tables.is_stranger(&headers.key.dst) {
         return Verdict::Pass;
+    }
+    if headers.transport == Transport::Fragment {
+        let verdict = fragment::verdict(fragment::later(packet, tables, headers));
+        return counted(tables, verdict.unwrap_or(Verdict::Pass));
     }
     if let Some(verdict) = known(packet, tables, headers) {
         return verdict;

@@ -11,6 +11,7 @@
 //! masquerade.rs  the first packet at the backend's edge: choice of a port, the pair masquerade/unmasquerade
 //! pair.rs        inserting both halves of a flow, exclusive keys, other source ports
 //! reclaim.rs     second chance: how the flow table forgets
+//! fragment.rs    later fragments follow their first
 //! icmp.rs        errors and redirects about known flows
 //! reject.rs      answering with RST or port unreachable
 //! rewrite.rs     the bytes of a rewrite
@@ -22,6 +23,7 @@ mod catch_all;
 mod choice;
 mod edge;
 mod established;
+mod fragment;
 mod frontend;
 mod icmp;
 mod masquerade;

@@ -29,6 +29,8 @@ pub(super) fn answer<const N: usize, P: Packet>(
 fn turn<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, reason: Reason) -> Verdict {
     let done = match headers.transport {
         Transport::Tcp(flags) if flags & tcp_flags::RST != 0 => None,
+        // Its network header, which the answer would keep, says that more follows.
+        Transport::Tcp(_) if headers.is_first_fragment() => None,
         Transport::Tcp(flags) => reset(packet, headers, flags),
         _ => unreachable(packet, headers),
     };

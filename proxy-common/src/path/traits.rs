@@ -1,8 +1,8 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
 use crate::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Frontend, FrontendKey, Port, Reason,
-    Service, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, Port,
+    Reason, Service, Turn,
 };
 use crate::wire::{Diff, Headers};
 
@@ -92,6 +92,10 @@ pub trait Packet {
     /// partial (P-80), an absent UDP checksum stays absent (P-58).
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()>;
 
+    /// Tells the device's sum over the whole packet, if there is one, of a change that no checksum in the packet makes up
+    /// for.
+    fn shift_sum(&mut self, _change: Diff) {}
+
     /// Cuts the frame, or grows it by bytes of unspecified content, to `len` bytes.
     fn resize(&mut self, len: u32) -> Option<()>;
 
@@ -166,6 +170,8 @@ pub struct Scratch<const N: usize> {
     pub quoted: Headers<N>,
     /// The client of the flow.
     pub asked: Asked<N>,
+    /// What is known of a datagram's fragments.
+    pub fragment: Fragment<N>,
 }
 
 /// A client whose affinity is asked for.
@@ -211,7 +217,8 @@ impl<const N: usize> Scratch<N> {
         };
         let turn = Turn { key, serial: 0 };
         let asked = Asked::new(key.src, 0);
-        Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY, asked }
+        let fragment = Fragment { src: key.src, dst: key.dst, mark: 0, seen: 0, tag: 0 };
+        Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY, asked, fragment }
     };
 }
 
@@ -259,6 +266,15 @@ pub trait Tables<const N: usize> {
     fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert;
     /// Removes a flow entry.
     fn remove_flow(&self, key: &FlowKey<N>);
+
+    /// Copies what is known of a datagram, by its id in place of the ports; false: nothing is.
+    fn fragment(&self, _key: &FlowKey<N>, _into: &mut Fragment<N>) -> bool {
+        false
+    }
+    /// Writes what its first fragment shows; the oldest datagram makes way if there is no room (P-11).
+    fn set_fragment(&self, _key: &FlowKey<N>, _fragment: &Fragment<N>) {}
+    /// Forgets a datagram.
+    fn remove_fragment(&self, _key: &FlowKey<N>) {}
 
     /// Calls [`super::make_room`] with a room of its own.
     fn make_room(&self) -> bool;

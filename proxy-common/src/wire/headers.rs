@@ -32,7 +32,7 @@ pub enum Transport {
     IcmpError,
     /// An ICMP redirect (type 5 or 137).
     IcmpRedirect,
-    /// A fragment: no complete transport header to act on.
+    /// A later fragment, or the first one of neither TCP nor UDP: no transport header to act on.
     Fragment,
     /// Headers for TCP or UDP that lie about their length (P-01), or an extension chain that is too long.
     Malformed,
@@ -53,6 +53,20 @@ pub struct Headers<const N: usize> {
     pub end: u32,
     /// What was found at `l4`.
     pub transport: Transport,
+    /// Whether this is a part of a datagram, and which: a value of [`part`].
+    pub part: u32,
+    /// The datagram's id as it stands on the wire; 0 for whole ones.
+    pub id: u32,
+}
+
+/// Parts of a datagram.
+pub mod part {
+    /// All of it.
+    pub const WHOLE: u32 = 0;
+    /// The beginning, with the transport header; more follows.
+    pub const FIRST: u32 = 1;
+    /// Anything else.
+    pub const LATER: u32 = 2;
 }
 
 impl<const N: usize> Headers<N> {
@@ -69,6 +83,13 @@ impl<const N: usize> Headers<N> {
     #[inline(always)]
     pub const fn is_parsed(&self) -> bool {
         self.l4 != 0
+    }
+
+    /// Whether this is the beginning of a datagram, of which more follows.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_first_fragment(&self) -> bool {
+        self.part == part::FIRST
     }
 
     /// A packet that may open a flow.
@@ -102,12 +123,13 @@ impl<const N: usize> Headers<N> {
         l4: 0,
         end: 0,
         transport: Transport::Other,
+        part: part::WHOLE,
+        id: 0,
     };
 }
 
-/// What the network header says about the rest.
+/// Whether what follows the network header can be read.
 struct Rest {
-    fragment: bool,
     unreadable: bool,
 }
 
@@ -136,7 +158,7 @@ pub fn parse<const N: usize, P: Packet>(
 pub fn parse_quoted<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<()> {
     let rest = network(packet, l3, headers)?;
     headers.transport = match headers.key.protocol {
-        _ if rest.fragment || rest.unreadable => return None,
+        _ if headers.part == part::LATER || rest.unreadable => return None,
         protocol::TCP => Transport::Tcp(0),
         protocol::UDP => Transport::Udp,
         _ => return None,
@@ -159,6 +181,8 @@ fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers
     headers.key.sport = Port(0);
     headers.key.dport = Port(0);
     headers.key.pad = 0;
+    headers.part = part::WHOLE;
+    headers.id = 0;
     let rest = if N == 1 { network_v4(packet, l3, headers) } else { network_v6(packet, l3, headers) }?;
     let addresses = l3 + if N == 1 { 12 } else { 8 };
     let mut word = 0;
@@ -183,7 +207,22 @@ fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     headers.key.protocol = header[9];
     headers.l4 = l3 + length;
     headers.end = l3 + total;
-    Some(Rest { fragment: u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0, unreadable: false })
+    let word = u16::from_be_bytes([header[6], header[7]]);
+    headers.part = part_of(word & 0x1fff, word & 0x2000);
+    if headers.part != part::WHOLE {
+        headers.id = u32::from(u16::from_ne_bytes([header[4], header[5]]));
+    }
+    Some(Rest { unreadable: false })
+}
+
+/// Which part of a datagram begins at this offset, with or without more to follow.
+#[inline(always)]
+const fn part_of(offset: u16, more: u16) -> u32 {
+    match (offset, more) {
+        (0, 0) => part::WHOLE,
+        (0, _) => part::FIRST,
+        _ => part::LATER,
+    }
 }
 
 /// IPv6 with extension headers (RFC 8200, P-03). A routing header with segments left means that the destination is
@@ -197,7 +236,7 @@ fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     headers.end = l3 + 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
     let mut protocol = header[6];
     let mut at = l3 + 40;
-    let mut fragment = false;
+    let mut fragment = 0;
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(protocol) || at >= MAX_OFFSET - 64 {
             break;
@@ -205,30 +244,39 @@ fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
         let extension: [u8; 4] = packet.load(at)?;
         at += match protocol {
             43 if extension[3] != 0 => return None,
-            44 => {
+            protocol::FRAGMENT => {
+                let word = u16::from_be_bytes([extension[2], extension[3]]);
                 // An atomic fragment is a whole packet (RFC 6946, P-12).
-                fragment |= u16::from_be_bytes([extension[2], extension[3]]) & 0xfff9 != 0;
+                headers.part = part_of(word & 0xfff8, word & 1);
+                fragment = at;
                 8
             }
             51 => (u32::from(extension[1]) + 2) * 4,
             _ => (u32::from(extension[1]) + 1) * 8,
         };
         protocol = extension[0];
+        // What follows is the middle of something.
+        if headers.part == part::LATER {
+            break;
+        }
+    }
+    if headers.part != part::WHOLE {
+        headers.id = u32::from_ne_bytes(packet.load(fragment + 4)?);
     }
     headers.key.protocol = protocol;
     headers.l4 = at;
-    Some(Rest { fragment, unreadable: is_extension(protocol) || at >= MAX_OFFSET - 64 })
+    Some(Rest { unreadable: is_extension(protocol) || at >= MAX_OFFSET - 64 })
 }
 
 /// Hop-by-hop, routing, fragment, authentication, destination options.
 #[inline(always)]
 const fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, 0 | 43 | 44 | 51 | 60)
+    matches!(protocol, 0 | 43 | protocol::FRAGMENT | 51 | 60)
 }
 
 #[inline(always)]
 fn transport<const N: usize, P: Packet>(packet: &P, rest: &Rest, headers: &mut Headers<N>) -> Transport {
-    if rest.fragment {
+    if headers.part == part::LATER {
         return Transport::Fragment;
     }
     if rest.unreadable {
@@ -239,7 +287,9 @@ fn transport<const N: usize, P: Packet>(packet: &P, rest: &Rest, headers: &mut H
         protocol::UDP => {
             let Some(h) = packet.load::<8>(l4) else { return Transport::Malformed };
             let length = u32::from(u16::from_be_bytes([h[4], h[5]]));
-            if l4 + 8 > end || length < 8 || l4 + length > end {
+            // The length is the datagram's, of which a first fragment has a part only.
+            let outside = headers.part == part::WHOLE && l4 + length > end;
+            if l4 + 8 > end || length < 8 || outside {
                 return Transport::Malformed;
             }
             set_ports(headers, [h[0], h[1], h[2], h[3]]);
@@ -254,6 +304,7 @@ fn transport<const N: usize, P: Packet>(packet: &P, rest: &Rest, headers: &mut H
             set_ports(headers, [h[0], h[1], h[2], h[3]]);
             Transport::Tcp(h[13])
         }
+        _ if headers.part == part::FIRST => Transport::Fragment,
         protocol::ICMP if N == 1 => match icmp_type(packet, l4) {
             Some(3 | 4 | 11 | 12) => Transport::IcmpError,
             Some(5) => Transport::IcmpRedirect,

@@ -212,7 +212,7 @@ pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Resu
 }
 
 /// Maps that programs write: a copy of the programs that must change nothing has its own.
-pub const WRITTEN: [&str; 9] = [
+pub const WRITTEN: [&str; 11] = [
     "FLOWS_V4",
     "FLOWS_V6",
     "RING_V4",
@@ -220,6 +220,8 @@ pub const WRITTEN: [&str; 9] = [
     "RING_USED",
     "AFFINITY_V4",
     "AFFINITY_V6",
+    "FRAGMENTS_V4",
+    "FRAGMENTS_V6",
     "COUNTERS",
     "SOCKETS",
 ];

@@ -1,8 +1,8 @@
 //! Which maps outlive the agent, and what each must look like to be taken over.
 
 use proxy_common::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, RangeKey, Service, SocketPairs, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
+    Frontend, FrontendKey, RangeKey, Service, SocketPairs, Turn,
 };
 
 use super::sys::MapInfo;
@@ -115,6 +115,8 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<RangeKey<4>, u32>("RANGES_V6", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
         spec::<AffinityKey<1>, Affinity<1>>("AFFINITY_V4", kind::LRU_HASH, 0, Some(sizes.affinity)),
         spec::<AffinityKey<4>, Affinity<4>>("AFFINITY_V6", kind::LRU_HASH, 0, Some(sizes.affinity)),
+        spec::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4", kind::LRU_HASH, 0, None),
+        spec::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6", kind::LRU_HASH, 0, None),
         spec::<u32, u32>("ENDPOINTS", kind::ARRAY, 0, Some(sizes.endpoints)),
         spec::<u32, Device>("DEVICES", kind::HASH, 0, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),

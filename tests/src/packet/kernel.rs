@@ -9,8 +9,8 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
-    Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, Reason, Service, SourceRange, Turn,
+    Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
+    Frontend, FrontendKey, Reason, Service, SourceRange, Turn,
 };
 
 use super::host::PAIRS;
@@ -88,6 +88,8 @@ impl Kernel {
         self.clear::<FlowKey<4>, Flow<4>>("FLOWS_V6")?;
         self.clear::<AffinityKey<1>, Affinity<1>>("AFFINITY_V4")?;
         self.clear::<AffinityKey<4>, Affinity<4>>("AFFINITY_V6")?;
+        self.clear::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4")?;
+        self.clear::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6")?;
         self.drain::<1>("RING_V4")?;
         self.drain::<4>("RING_V6")?;
         let mut used: Array<_, Wire<[u32; 2]>> = self.writable("RING_USED")?;

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, Port, Reason, Service, Turn, config_flags, device_flags,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Fragment,
+    Frontend, FrontendKey, Port, Reason, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, repeatable_draw};
 
@@ -63,6 +63,7 @@ pub struct Maps<const N: usize> {
     pub(crate) endpoints: RefCell<HashMap<u32, u32>>,
     pub(crate) ranges: Vec<(u32, Addr<N>, u32)>,
     pub(crate) affinity: RefCell<HashMap<AffinityKey<N>, Affinity<N>>>,
+    pub(crate) fragments: RefCell<HashMap<FlowKey<N>, Fragment<N>>>,
     pub(crate) devices: HashMap<u32, Device>,
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
@@ -92,6 +93,7 @@ impl<const N: usize> Maps<N> {
             endpoints: RefCell::default(),
             ranges: Vec::new(),
             affinity: RefCell::default(),
+            fragments: RefCell::default(),
             devices: HashMap::new(),
             flows: RefCell::default(),
             ring: RefCell::default(),
@@ -214,6 +216,17 @@ impl<const N: usize> Tables<N> for Maps<N> {
         if let Some(flow) = self.flows.borrow_mut().remove(key) {
             self.note(key, Some(flow.get()));
         }
+    }
+    fn fragment(&self, key: &FlowKey<N>, into: &mut Fragment<N>) -> bool {
+        let found = self.fragments.borrow().get(key).copied();
+        *into = found.unwrap_or(*into);
+        found.is_some()
+    }
+    fn set_fragment(&self, key: &FlowKey<N>, fragment: &Fragment<N>) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+    fn remove_fragment(&self, key: &FlowKey<N>) {
+        self.fragments.borrow_mut().remove(key);
     }
     fn make_room(&self) -> bool {
         path::make_room(self, &mut Looked::EMPTY.clone())

@@ -7,6 +7,7 @@
 //! frame.rs   building and reading frames        shape.rs  options, extension headers, tags, trailers
 //! host.rs    the path on the host                maps.rs   plain Rust values in place of the kernel's maps
 //! kernel.rs  the real programs by BPF_PROG_TEST_RUN
+//! pieces.rs  datagrams in parts
 //! story.rs   both nodes as one: every byte, counter and flow entry is compared
 //! ```
 
@@ -14,6 +15,7 @@ pub mod frame;
 pub mod host;
 pub mod kernel;
 pub mod maps;
+pub mod pieces;
 pub mod shape;
 pub mod story;
 pub mod tale;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{SockaddrStorage, connect, getsockopt, sockopt};
 
+use super::LARGEST_DATAGRAM;
 use crate::lab::{Family, Place};
 use crate::wire::Transport;
 
@@ -198,7 +199,7 @@ impl Connection {
                 let socket = UdpSocket::from(fd);
                 socket.set_nonblocking(false).map_err(failed)?;
                 socket.set_read_timeout(Some(dial.patience)).map_err(failed)?;
-                let (answer, _) = exchange(&socket, b"hello").map_err(failed)?;
+                let answer = exchange(&socket, b"hello").map_err(failed)?;
                 Ok(Self { stream: Stream::Udp(socket), answer: parse(&answer)? })
             }
         }
@@ -222,8 +223,7 @@ impl Connection {
                 Ok(self.answer.clone())
             }
             Stream::Udp(socket) => {
-                let (line, echoed) = exchange(socket, token)?;
-                same(token, &echoed)?;
+                let line = exchange(socket, token)?;
                 parse(&line).map_err(|outcome| io::Error::other(outcome.to_string()))
             }
         }
@@ -288,14 +288,16 @@ impl Connection {
 
 /// Sends a datagram on a connected socket and waits for the answer that echoes it; answers to earlier datagrams are
 /// passed over.
-fn exchange(socket: &UdpSocket, token: &[u8]) -> io::Result<(String, Vec<u8>)> {
+fn exchange(socket: &UdpSocket, token: &[u8]) -> io::Result<String> {
     socket.send(token)?;
     let mut buffer = vec![0; 65_536];
     loop {
         let length = socket.recv(&mut buffer)?;
         let (line, echoed) = split(&buffer[..length])?;
-        if echoed == token {
-            return Ok((line, echoed.to_vec()));
+        // The line in front leaves less room for the echo of the largest ones.
+        let cut = length == LARGEST_DATAGRAM && token.starts_with(echoed);
+        if cut || echoed == token {
+            return Ok(line);
         }
     }
 }

@@ -5,6 +5,9 @@ pub mod flood;
 pub mod load;
 pub mod server;
 
+/// Bytes of the largest UDP payload over IPv4.
+pub const LARGEST_DATAGRAM: usize = 65_507;
+
 pub use client::{Answer, Connection, Dial, Outcome};
 pub use flood::flood;
 pub use load::{Load, Stream};

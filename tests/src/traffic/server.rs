@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use super::LARGEST_DATAGRAM;
 use crate::lab::{Backend, Family, Place};
 use crate::wire::Transport;
 
@@ -133,7 +134,7 @@ async fn answer(socket: UdpSocket, id: String) {
         if let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
             let mut reply = format!("{id} {peer}\n").into_bytes();
             reply.extend_from_slice(&buffer[..length]);
-            reply.truncate(65_000);
+            reply.truncate(LARGEST_DATAGRAM);
             let _ = socket.send_to(&reply, peer).await;
         }
     }

@@ -6,6 +6,7 @@ mod change;
 mod choice;
 mod departure;
 mod explain;
+mod fragments;
 mod harness;
 mod input;
 mod matrix;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     groups.extend(ports::groups());
     groups.extend(policy::groups());
     groups.extend(mtu::groups());
+    groups.extend(fragments::groups());
     groups.extend(choice::groups());
     groups.extend(change::groups());
     groups.extend(departure::groups());

@@ -111,18 +111,18 @@ fn link() -> Vec<Tale> {
 }
 
 fn fragments() -> Vec<Tale> {
-    let kinds = [
-        ("a first", Fragment(0, true)),
-        ("a middle", Fragment(1480, true)),
-        ("a last", Fragment(2960, false)),
-    ];
-    let mut rows = Vec::new();
-    for (name, shape) in kinds {
-        rows.extend([
+    let later = [("a middle", Fragment(1480, true)), ("a last", Fragment(2960, false))];
+    let mut rows: Vec<_> = later
+        .iter()
+        .map(|(name, shape)| {
             tale(format!("{name} fragment to a Service is never forwarded untranslated P-09 P-10"))
-                .enters(syn(CLIENT, VIP).with(&[shape]))
+                .enters(syn(CLIENT, VIP).with(&[*shape]))
                 .dropped(Reason::Fragment)
-                .entries(0),
+                .entries(0)
+        })
+        .collect();
+    for (name, shape) in later.into_iter().chain([("a first", Fragment(0, true))]) {
+        rows.extend([
             tale(format!("{name} fragment to the node is the stack's to put together P-09"))
                 .enters(syn(STRANGER, (Who::Node, 22)).with(&[shape]))
                 .untouched(),

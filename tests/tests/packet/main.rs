@@ -6,12 +6,13 @@
 //! collide.rs    one five-tuple, several flows        table.rs       how the flow table forgets
 //! headers.rs    options, extensions, tags, fragments errors.rs      ICMP about flows
 //! malformed.rs  packets that lie or end early        policy.rs      which endpoints serve whom
-//! asking.rs     source ranges, session affinity
+//! asking.rs     source ranges, session affinity     fragments.rs   datagrams in parts
 //! ```
 
 mod asking;
 mod collide;
 mod errors;
+mod fragments;
 mod frontends;
 mod headers;
 mod malformed;
@@ -47,5 +48,6 @@ fn main() -> ExitCode {
     groups.push(group("malformed", malformed::stories()));
     groups.push(group("draws", table::draws()));
     groups.push(group("affinity", asking::affinity()));
+    groups.push(group("fragments", fragments::stories()));
     harness::main("packet", groups)
 }

@@ -1,0 +1,134 @@
+//! Fragments: the first one has the ports and goes the way of any packet; what became of its addresses is remembered, and
+//! the others, which have no ports, are treated likewise (P-09, J2).
+//!
+//! Each hook remembers on its own: between two of them the stack may put a datagram together and cut it anew. Later
+//! fragments that come before their first are not known: to Services they are dropped and counted, to the node itself
+//! they are the stack's (P-10).
+
+use super::rewrite;
+use super::traits::{Packet, Tables, Verdict};
+use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
+use crate::wire::{Diff, Headers};
+
+/// Ticks after which an id may be another datagram's (P-11): as long as the kernel keeps parts of one.
+const LIFETIME: u32 = 30;
+
+/// After the verdict about a first fragment: notes what has become of it.
+#[inline(always)]
+pub(super) fn remember<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+    verdict: Verdict,
+) -> Verdict {
+    if headers.is_first_fragment() && verdict == Verdict::Pass {
+        note(packet, tables, headers);
+    }
+    verdict
+}
+
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn note<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers: &Headers<N>) {
+    tables.scratch(|room| {
+        let (key, fragment) = (&mut room.reply_key, &mut room.fragment);
+        write_key(headers, key);
+        if load_addresses(packet, headers.l3, &mut fragment.src, &mut fragment.dst).is_none() {
+            return;
+        }
+        if fragment.src.same(&key.src) && fragment.dst.same(&key.dst) {
+            // An id of a translated datagram may have come back with one that is not.
+            tables.remove_fragment(key);
+            return;
+        }
+        fragment.mark = packet.mark() & tables.masquerade_mark();
+        fragment.seen = tables.now();
+        fragment.tag = key.tag();
+        tables.set_fragment(key, fragment);
+    });
+}
+
+/// A later fragment. [`UNKNOWN`]: its first one has not been seen, or was not translated; else a [`Verdict::code`].
+#[inline(never)]
+pub(super) fn later<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> u32 {
+    let code = tables.scratch(|room| {
+        let (key, fragment) = (&mut room.reply_key, &mut room.fragment);
+        write_key(headers, key);
+        // An element may be another key's by now.
+        if !tables.fragment(key, fragment) || fragment.tag != key.tag() {
+            return UNKNOWN;
+        }
+        if tables.now().wrapping_sub(fragment.seen) > LIFETIME {
+            return UNKNOWN;
+        }
+        packet.set_mark(packet.mark() & !tables.masquerade_mark() | fragment.mark);
+        let moved = Diff::address(&key.src, &fragment.src).and(Diff::address(&key.dst, &fragment.dst));
+        match translate(packet, headers.l3, &fragment.src, &fragment.dst, moved) {
+            Some(()) => Verdict::Pass.code(),
+            None => Verdict::Drop(Reason::Rewrite).code(),
+        }
+    });
+    code.unwrap_or(UNKNOWN)
+}
+
+/// No [`Verdict::code`].
+const UNKNOWN: u32 = u32::MAX;
+
+/// The verdict that [`later`] has returned; `None`: the fragment is not known.
+#[inline(always)]
+pub(super) fn verdict(code: u32) -> Option<Verdict> {
+    if code == UNKNOWN { None } else { Some(Verdict::from_code(code)) }
+}
+
+/// The transport checksum lies in the first fragment, and has been made right for all of them.
+#[inline(always)]
+fn translate<const N: usize, P: Packet>(
+    packet: &mut P,
+    l3: u32,
+    src: &Addr<N>,
+    dst: &Addr<N>,
+    moved: Diff,
+) -> Option<()> {
+    rewrite::store_addresses(packet, l3, src, dst)?;
+    if N == 1 {
+        rewrite::header_checksum(packet, l3, moved)
+    } else {
+        packet.shift_sum(moved);
+        Some(())
+    }
+}
+
+/// The datagram's id stands where ports do. IPv6 gives ids to whole datagrams, whatever is in them, and only the first
+/// fragment tells that (RFC 8200 section 4.5).
+#[inline(always)]
+fn write_key<const N: usize>(headers: &Headers<N>, key: &mut FlowKey<N>) {
+    key.src = headers.key.src;
+    key.dst = headers.key.dst;
+    key.sport = Port((headers.id >> 16) as u16);
+    key.dport = Port(headers.id as u16);
+    key.protocol = if N == 1 { headers.key.protocol } else { protocol::FRAGMENT };
+    key.hook = headers.key.hook;
+    key.pad = 0;
+}
+
+#[inline(always)]
+fn load_addresses<const N: usize, P: Packet>(
+    packet: &P,
+    l3: u32,
+    src: &mut Addr<N>,
+    dst: &mut Addr<N>,
+) -> Option<()> {
+    let at = l3 + if N == 1 { 12 } else { 8 };
+    let mut word = 0;
+    while word < N {
+        let offset = at + 4 * word as u32;
+        src.0[word] = u32::from_ne_bytes(packet.load(offset)?);
+        dst.0[word] = u32::from_ne_bytes(packet.load(offset + 4 * N as u32)?);
+        word += 1;
+    }
+    Some(())
+}
