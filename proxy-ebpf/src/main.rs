@@ -5,6 +5,7 @@
 //! packet.rs  the one place that touches packet memory
 //! maps.rs    map statics
 //! tables.rs  proxy_common's Tables over them, one family at a time
+//! clock.rs   the clock, and dice for test runs
 //! element.rs a flow element in place
 //! trace.rs   the packet trace of one address, off unless it is loaded on
 //! ```
@@ -13,6 +14,8 @@
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[cfg(target_arch = "bpf")]
+mod clock;
 #[cfg(target_arch = "bpf")]
 mod element;
 #[cfg(target_arch = "bpf")]

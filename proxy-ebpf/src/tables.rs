@@ -1,5 +1,6 @@
 //! `proxy_common::path::Tables` over the maps, one family at a time.
 
+use crate::clock::{repeatable_draw, tick};
 use crate::element::Element;
 use crate::maps::*;
 use aya_ebpf::{
@@ -10,10 +11,7 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_get_prandom_u32,
-        generated::{
-            self, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_sk_lookup_udp,
-            bpf_sk_release, bpf_skc_lookup_tcp,
-        },
+        generated::{self, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     },
     maps::{
         HashMap, LruHashMap, Queue,
@@ -477,34 +475,4 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
             unsafe { *counter += 1 };
         }
     }
-}
-
-/// Monotonic time in ticks of 2^30 ns. The clock itself is asked once a jiffy: the verifier turns `bpf_jiffies64` into a
-/// load, while the clock costs as much as a look-up where returns are protected.
-#[inline(always)]
-fn tick() -> u32 {
-    // SAFETY: takes nothing, cannot fail.
-    let jiffies = unsafe { bpf_jiffies64() };
-    let Some(clock) = CLOCKS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's element; programs of other hooks may interrupt, and write the same.
-    let last = unsafe { *clock };
-    if last.jiffies == jiffies {
-        return last.tick as u32;
-    }
-    // SAFETY: takes nothing, cannot fail. The coarse clock costs a tenth of the exact one.
-    let tick = unsafe { bpf_ktime_get_coarse_ns() } >> 30;
-    // SAFETY: as above.
-    unsafe { *clock = Clock { jiffies, tick } };
-    tick as u32
-}
-
-/// Draw number n of a run: the host's tests compute the same.
-#[inline(always)]
-fn repeatable_draw(seed: u32) -> u32 {
-    let Some(draws) = DRAWS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's element.
-    let n = unsafe { *draws };
-    // SAFETY: as above.
-    unsafe { *draws = n.wrapping_add(1) };
-    path::repeatable_draw(seed, n)
 }

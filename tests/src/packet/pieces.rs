@@ -41,7 +41,7 @@ fn part(frame: &[u8], id: u16, start: usize, bytes: &[u8], more: bool) -> Vec<u8
         part[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&length.to_be_bytes());
     } else {
         part[ETHERNET + 4..ETHERNET + 6].copy_from_slice(&id.to_be_bytes());
-        let word = start / 8 | u16::from(more) << 13;
+        let word = (start / 8) | (u16::from(more) << 13);
         part[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&word.to_be_bytes());
         let length = u16::try_from(20 + bytes.len()).unwrap_or(u16::MAX);
         part[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&length.to_be_bytes());

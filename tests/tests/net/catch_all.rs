@@ -7,7 +7,7 @@ use serde_json::Value;
 use sluice_tests::lab::agent::Agent;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
-use sluice_tests::traffic::{Dial, Outcome};
+use sluice_tests::traffic::{Dial, LARGEST_DATAGRAM, Outcome};
 use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::{Packet, Transport};
 
@@ -53,6 +53,9 @@ fn serving(wiring: Wiring) -> Group {
         }
         stories.push(Story::new(format!("what_the_backend_sees::{family}"), move |bed| seen(bed, family)));
         stories.push(Story::new(format!("bulk_by_a_narrow_path::{family}"), move |bed| narrow(bed, family)));
+        stories.push(Story::new(format!("P09_the_largest_datagrams::{family}"), move |bed| {
+            largest(bed, family)
+        }));
         stories.push(Story::new(format!("what_is_no_services_ends_there::{family}"), move |bed| {
             dropped(bed, family)
         }));
@@ -184,6 +187,15 @@ fn narrow(bed: &mut Bed, family: Family) -> Result<()> {
     bed.ip("rt", &format!("route del {target}"))?;
     moved.or_else(|outcome| bail!("1 MB each way: {outcome}"))?;
     ensure!(errors > 0, "no ICMP error was seen: the path was not narrow, nothing was tested");
+    Ok(())
+}
+
+fn largest(bed: &mut Bed, family: Family) -> Result<()> {
+    for app in [app(), remote()] {
+        let dial = Dial::new(bed.place(Who::Host), app.address(Via::ClusterIp, family), Transport::Udp);
+        let opened = dial.open().or_else(|outcome| bail!("{}: a small one: {outcome}", app.name));
+        opened?.ask(&vec![0x5a; LARGEST_DATAGRAM]).ok()?;
+    }
     Ok(())
 }
 
