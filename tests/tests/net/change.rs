@@ -7,6 +7,7 @@ use sluice_tests::lab::agent::served;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Connection, Dial, Load, Outcome, Stream};
+use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
@@ -87,17 +88,19 @@ fn leaves(bed: &mut Bed, client: Who, via: Via, family: Family) -> Result<()> {
     bed.apply(&app(&[PB, PC]))?;
     let mut socket = open_to(bed, client, via, family, Transport::Udp)?;
     bed.apply(&app(&[PC]))?;
-    let answer = match socket.ask(b"who now?") {
-        // The node's own socket was bound to its endpoint: it is ended, and its owner dials again as resolvers do.
-        // kube-proxy moves it silently (S-08).
-        Outcome::Ended if client == Who::Host && !bed.is_control() => {
-            let dial = Dial::new(bed.place(client), app(&[]).address(via, family), Transport::Udp);
-            dial.probe().ok().context("dialled again")?
-        }
-        outcome => outcome.ok()?,
-    };
-    ensure!(answer.backend == PC.id(), "{} still answers", answer.backend);
-    Ok(())
+    until("the socket to leave its endpoint", PATIENCE, || {
+        let answer = match socket.ask(b"who now?") {
+            // The node's own socket was bound to its endpoint: it is ended, and its owner dials again as resolvers do.
+            // kube-proxy moves it silently (S-08).
+            Outcome::Ended if client == Who::Host && !bed.is_control() => {
+                let dial = Dial::new(bed.place(client), app(&[]).address(via, family), Transport::Udp);
+                dial.probe().ok().context("dialled again")?
+            }
+            outcome => outcome.ok()?,
+        };
+        ensure!(answer.backend == PC.id(), "{} still answers", answer.backend);
+        Ok(())
+    })
 }
 
 fn comes_back(bed: &mut Bed, client: Who, via: Via, family: Family) -> Result<()> {

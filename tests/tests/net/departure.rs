@@ -59,10 +59,27 @@ fn open(bed: &Bed, from: Who, to: SocketAddr, transport: Transport) -> Result<Co
     Dial::new(bed.place(from), to, transport).open().or_else(|outcome| bail!("{from:?} to {to}: {outcome}"))
 }
 
+/// Its owner is told, soon after the endpoint has left the maps.
+fn is_told(socket: &mut Connection) -> Result<()> {
+    until("the socket to be ended", PATIENCE, || match socket.ask(b"who now?") {
+        Outcome::Ended => Ok(()),
+        outcome => Err(outcome.to_string()),
+    })
+}
+
 fn ended(bed: &Bed) -> Result<u64> {
     let metrics = fetch(bed, 10_249, "/metrics")?.1;
     let line = metrics.lines().find_map(|line| line.strip_prefix("sluice_sockets_ended_total "));
     Ok(line.with_context(|| format!("no such metric in {metrics}"))?.parse()?)
+}
+
+/// The metric follows once all are ended.
+fn counted(bed: &Bed, before: u64, sockets: u64) -> Result<()> {
+    until("the ended sockets to be counted", PATIENCE, || {
+        let after = ended(bed)?;
+        ensure!(after == before + sockets, "the metric went from {before} to {after}");
+        Ok(())
+    })
 }
 
 fn resolver(bed: &mut Bed, family: Family) -> Result<()> {
@@ -76,13 +93,11 @@ fn resolver(bed: &mut Bed, family: Family) -> Result<()> {
         }
         bed.apply(&app(&[PC]))?;
         for mut socket in sockets {
-            let outcome = socket.ask(b"who now?");
-            ensure!(outcome == Outcome::Ended, "{via:?}: {outcome}");
+            is_told(&mut socket).with_context(|| format!("{via:?}"))?;
             let backend = open(bed, Who::Host, to, Transport::Udp)?.answer.backend;
             ensure!(backend == PC.id(), "{via:?}: dialled again, {backend} answers");
         }
-        let after = ended(bed)?;
-        ensure!(after == before + 20, "the metric went from {before} to {after}");
+        counted(bed, before, 20)?;
     }
     Ok(())
 }
@@ -115,8 +130,7 @@ fn last_one(bed: &mut Bed, family: Family) -> Result<()> {
         } else {
             bed.apply(&app(&[]))?
         };
-        let outcome = socket.ask(b"anybody?");
-        ensure!(outcome == Outcome::Ended, "Service deleted: {deleted}: {outcome}");
+        is_told(&mut socket).with_context(|| format!("Service deleted: {deleted}"))?;
         if !deleted {
             let outcome = Dial::new(bed.place(Who::Host), to, Transport::Udp).probe();
             ensure!(outcome == Outcome::Refused, "nobody is left: {outcome}");
@@ -144,8 +158,7 @@ fn others(bed: &mut Bed, family: Family) -> Result<()> {
     let before = ended(bed)?;
     let mut goes = open(bed, Who::Host, first, Transport::Udp)?;
     bed.apply(&app(&[PC]))?;
-    let outcome = goes.ask(b"still there?");
-    ensure!(outcome == Outcome::Ended, "the one that was led there: {outcome}");
+    is_told(&mut goes).context("the one that was led there")?;
     for (who, connection) in &mut stay {
         let backend = connection.ask(b"still there?").ok().with_context(|| (*who).to_owned())?.backend;
         ensure!(backend == PB.id(), "{who}: {backend} answers");
@@ -155,9 +168,7 @@ fn others(bed: &mut Bed, family: Family) -> Result<()> {
     let (answer, from) = exchange_unconnected(&unconnected, first).context("unconnected")?;
     ensure!(answer.backend == PC.id() && from == first, "unconnected: {} answers as {from}", answer.backend);
     ensure!(unconnected.local_addr()?.port() == port, "its port has changed");
-    let after = ended(bed)?;
-    ensure!(after == before + 1, "{} sockets were ended", after - before);
-    Ok(())
+    counted(bed, before, 1)
 }
 
 fn while_dead(bed: &mut Bed, family: Family) -> Result<()> {
@@ -170,10 +181,7 @@ fn while_dead(bed: &mut Bed, family: Family) -> Result<()> {
     agent.ready(Who::LOCAL_PODS.len() + 1)?;
     bed.agent = Some(agent);
     bed.wait_installed(&app(&[PC]))?;
-    until("the socket to be ended", PATIENCE, || match socket.ask(b"who now?") {
-        Outcome::Ended => Ok(()),
-        outcome => Err(outcome.to_string()),
-    })
+    is_told(&mut socket)
 }
 
 /// S-10.
@@ -184,8 +192,7 @@ fn mapped(bed: &mut Bed) -> Result<()> {
     let to = SocketAddr::new(v4.to_ipv6_mapped().into(), to.port());
     let mut socket = open(bed, Who::Host, to, Transport::Udp)?;
     bed.apply(&app(&[PC]))?;
-    let outcome = socket.ask(b"who now?");
-    ensure!(outcome == Outcome::Ended, "{outcome}");
+    is_told(&mut socket)?;
     let backend = open(bed, Who::Host, to, Transport::Udp)?.answer.backend;
     ensure!(backend == PC.id(), "dialled again, {backend} answers");
     Ok(())
