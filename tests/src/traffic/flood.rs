@@ -16,19 +16,27 @@ use crate::wire::Transport;
 /// # Errors
 /// The kernel refuses to send.
 pub fn flood(from: &Namespace, own: IpAddr, to: SocketAddr, transport: Transport, number: u32) -> Result<()> {
-    let (family, protocol) = (
-        if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
-        if transport == Transport::Tcp { 6 } else { 17 },
-    );
+    let protocol = if transport == Transport::Tcp { 6 } else { 17 };
+    let frames = (0..number).map(|n| {
+        let source = (beside(own, 100 + (n % 100) as u8), 1024 + (n / 100) as u16);
+        packet(protocol, SYN, source, (to.ip(), to.port()), b"flood")
+    });
+    send(from, to.ip(), frames)
+}
+
+/// Sends frames to `to` from a namespace, as they are but for their Ethernet headers.
+///
+/// # Errors
+/// The kernel refuses to send.
+pub fn send(from: &Namespace, to: IpAddr, frames: impl IntoIterator<Item = Vec<u8>> + Send) -> Result<()> {
+    let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     // A port would be taken for a protocol number.
-    let target = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
+    let target = SockaddrStorage::from(SocketAddr::new(to, 0));
     from.within(|| {
         let socket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?;
-        for n in 0..number {
-            let source = (beside(own, 100 + (n % 100) as u8), 1024 + (n / 100) as u16);
-            let frame = packet(protocol, SYN, source, (to.ip(), to.port()), b"flood");
+        for (n, frame) in frames.into_iter().enumerate() {
             sendto(socket.as_raw_fd(), &frame[ETHERNET..], &target, MsgFlags::empty())
-                .with_context(|| format!("packet {n} of a flood to {to}"))?;
+                .with_context(|| format!("packet {n} to {to}"))?;
         }
         Ok(())
     })
