@@ -58,6 +58,16 @@ pub fn story(error: &(dyn std::error::Error + 'static)) -> String {
     told
 }
 
+/// What a parser has to say: its first line, which names the place, without the picture below it and without advice to
+/// programmers.
+#[must_use]
+pub fn first_line(error: &impl fmt::Display) -> String {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+    line.replacen("error: ", "", 1)
+}
+
 /// The latest thing that went wrong, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Latest(Option<(Instant, String)>);
@@ -293,6 +303,18 @@ mod tests {
         let want = format!("cannot open /r: {}", io());
         assert_eq!(story(&Failure::Quoting { source: io() }), want);
         assert_eq!(story(&Failure::Bare { source: io() }), want);
+    }
+
+    #[test]
+    fn what_parsers_say_is_one_line() {
+        let yaml = |text: &str| serde_saphyr::from_str::<serde_json::Value>(text).unwrap_err();
+        let cases = [
+            ("a: {", "line 1 column 4: unclosed bracket '{'"),
+            ("a: 1\na: 2\n", "line 2 column 1: duplicate mapping key: a"),
+        ];
+        for (text, want) in cases {
+            assert_eq!(first_line(&yaml(text)), want);
+        }
     }
 
     #[test]

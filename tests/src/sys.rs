@@ -196,3 +196,26 @@ pub fn test_run(program: BorrowedFd<'_>, run: &Run<'_>, out: &mut [u8]) -> io::R
     bpf(command::PROG_TEST_RUN, &mut attributes)?;
     Ok((attributes.result, attributes.duration))
 }
+
+/// Lets the kernel refuse bpf(2) with `errno` to `command` and all that it starts, as a container's seccomp profile does.
+pub fn deny_bpf(command: &mut std::process::Command, errno: u16) {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, sock_filter, sock_fprog};
+    // The number of the call is the first word of `struct seccomp_data`.
+    const NUMBER_AT: u32 = 0;
+    let step = |code: u32, jf: u8, k: u32| sock_filter { code: code as u16, jt: 0, jf, k };
+    let filter = [
+        step(BPF_LD | BPF_W | BPF_ABS, 0, NUMBER_AT),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 1, libc::SYS_bpf as u32),
+        step(BPF_RET | BPF_K, 0, libc::SECCOMP_RET_ERRNO | u32::from(errno)),
+        step(BPF_RET | BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let install = move || {
+        let program = sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        let pointer = std::ptr::from_ref(&program);
+        // SAFETY: seccomp(2) reads `program` and the instructions that it points to, both on this stack frame.
+        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, pointer) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, install) };
+}

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 /// How long anything the agent is asked for may take before a test gives up. Far above what it needs, since
 /// machines that run tests are busy.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at: those of other processes have no file descriptor to wait on.
 const STEP: Duration = Duration::from_millis(10);

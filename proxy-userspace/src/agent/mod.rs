@@ -5,6 +5,7 @@ mod catch_all;
 mod edges;
 mod explain;
 mod facts;
+mod misnamed;
 mod pace;
 mod places;
 mod plane;

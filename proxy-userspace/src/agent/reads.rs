@@ -56,6 +56,7 @@ impl Worker {
             let next = "mount cgroup2 and name it with --cgroup, or ask for --sockets off";
             degraded.push(Trouble::new("sockets of the node's own processes", &self.sockets.why, next));
         }
+        degraded.extend(self.misnamed());
         degraded.extend(self.sweep_trouble.clone());
         degraded.extend(self.catch_all.troubles());
         if self.lacks_pod_cidrs() {

@@ -13,11 +13,12 @@ use tracing::{debug, error, info, warn};
 
 use super::catch_all::CatchAll;
 use super::edges::{Edges, Served, State};
+use super::misnamed;
 use super::plane::{Installed, Order, OwnNode};
 use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
-use crate::config::{Config, DetectLocal, NodePortAddresses, NodePorts, set_service_cidrs};
+use crate::config::{self, Config, DetectLocal, NodePortAddresses, NodePorts, set_service_cidrs};
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::{Clock, Places};
 use crate::metrics::Metrics;
@@ -38,7 +39,8 @@ pub struct Worker {
     pub(super) metrics: Arc<Metrics>,
     pub(super) edges: Edges,
     pub(super) addresses: Vec<Address>,
-    own_node: OwnNode,
+    pub(super) own_node: OwnNode,
+    asked_edges: config::Edges,
     /// Where health check node ports are open.
     places: watch::Sender<Places>,
     detect_local: DetectLocal,
@@ -75,6 +77,7 @@ impl Worker {
             edges: Edges::new(),
             addresses: Vec::new(),
             own_node: OwnNode { ips: config.node_ip.into_iter().collect(), pod_cidrs: None },
+            asked_edges: config.edges.clone(),
             detect_local: config.detect_local.clone(),
             guards_service_cidrs: config.guards_service_cidrs(),
             unguarded: Vec::new(),
@@ -115,6 +118,15 @@ impl Worker {
             }
             Err(error) => self.failed("cannot remove earlier programs", &error),
         }
+        self.misnamed().iter().for_each(|trouble| warn!("{trouble}"));
+    }
+
+    /// What flags or the Node name and this node has not.
+    pub(super) fn misnamed(&self) -> Vec<Trouble> {
+        let mut troubles = misnamed::families(&self.own_node.ips, &self.addresses);
+        let served = self.edges.values().map(|served| served.edge.name.as_str());
+        troubles.extend(misnamed::devices(&self.asked_edges, served));
+        troubles
     }
 
     /// Serves orders until nobody is left to give any.

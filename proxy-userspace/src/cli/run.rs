@@ -9,16 +9,16 @@ use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, Outcome, cleanup, later};
-use crate::agent;
-use crate::config::{Action, Config, ConfigError, Logging, RunArgs, Source, load};
+use crate::config::{Action, Config, Logging, RunArgs, load};
 use crate::control::RunDir;
 use crate::http;
 use crate::metrics::Metrics;
+use crate::{agent, cluster};
 
 pub fn run(args: &RunArgs) -> Outcome {
     let config = load(args).map_err(|error| match error {
-        ConfigError::Value { .. } | ConfigError::Exclusive { .. } => Failure::WrongUse(error.to_string()),
-        ConfigError::Read { .. } | ConfigError::Decode { .. } => Failure::Failed(error.into()),
+        error if error.is_wrong_use() => Failure::WrongUse(error.to_string()),
+        error => Failure::Failed(error.into()),
     })?;
     match &config.action {
         Action::Run => start(config),
@@ -32,24 +32,25 @@ pub fn run(args: &RunArgs) -> Outcome {
 
 fn start(config: Config) -> Outcome {
     log(&config.logging);
-    for warning in &config.warnings {
-        warn!("{warning}");
-    }
     privileges()?;
-    check_source(&config.source)?;
     abort_on_panic();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("threads cannot be started; see the limits of processes and memory")?;
+    runtime.block_on(cluster::check(&config.source))?;
     let lock = RunDir::new(&config.run_dir).lock()?;
     set_oom_score(config.oom_score_adj);
     let host =
         nix::unistd::gethostname().context("the host's name cannot be read; give --hostname-override")?;
     let node: Arc<str> = config.node_name(&host.to_string_lossy()).into();
     let metrics = Arc::new(Metrics::new());
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("threads cannot be started; see the limits of processes and memory")?;
     let started = agent::start(&config, &metrics, runtime.handle())?;
+    // Not before: a start that fails tells one thing.
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
     let ended = runtime.block_on(agent::serve(config, node, started, metrics, lock));
     // Whatever still runs owns nothing that has to be put away: the data plane stays as it is.
     runtime.shutdown_background();
@@ -116,14 +117,6 @@ fn missing(effective: u64) -> Vec<String> {
         .filter(|(bit, ..)| !has(*bit) && !stand_in(*bit))
         .map(|(_, name, why)| format!("{name} ({why})"))
         .collect()
-}
-
-/// A folder that is not there at start is a typing error; later it may come and go.
-fn check_source(source: &Source) -> anyhow::Result<()> {
-    let Source::Manifests(folder) = source else { return Ok(()) };
-    std::fs::read_dir(folder).map(drop).map_err(|error| {
-        anyhow!("--manifests {}: {error}; it must name a directory with YAML or JSON files", folder.display())
-    })
 }
 
 /// I19: a failure is only logged, and as quietly as kube-proxy does it. In most containers it fails.

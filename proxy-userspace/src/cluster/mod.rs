@@ -5,6 +5,7 @@ pub mod kubernetes;
 pub mod manifests;
 pub mod types;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -51,8 +52,33 @@ pub async fn follow(source: Source, scope: Scope, events: mpsc::Sender<Event>) {
     match source {
         Source::Manifests(folder) => manifests::follow(folder, events).await,
         Source::Kubernetes { kubeconfig, master } => {
-            let environment = kubernetes::login::Environment::of_process();
-            kubernetes::follow(kubernetes::Access { kubeconfig, master, environment }, scope, events).await;
+            kubernetes::follow(kubernetes::Access::new(kubeconfig, master), scope, events).await;
         }
     }
+}
+
+/// What would make [`follow`] wait for ever: mistakes in flags, and in what they name.
+///
+/// # Errors
+/// There is no such folder, or no way to log in.
+pub async fn check(source: &Source) -> Result<(), SourceError> {
+    match source {
+        Source::Manifests(folder) => match std::fs::read_dir(folder) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(SourceError::Folder { folder: folder.clone(), source }),
+        },
+        Source::Kubernetes { kubeconfig, master } => {
+            let access = kubernetes::Access::new(kubeconfig.clone(), master.clone());
+            Ok(kubernetes::check(&access).await?)
+        }
+    }
+}
+
+/// Why there is no source to follow.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("--manifests {}: {source}; it must name a directory with YAML or JSON files that the agent can read", folder.display())]
+    Folder { folder: PathBuf, source: std::io::Error },
+    #[error("login to the API server: {0}")]
+    Login(#[from] kubernetes::login::LoginError),
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use serde_saphyr::DuplicateKeyPolicy;
 
 use super::error::ConfigError;
+use crate::status::first_line;
 
 /// Field path to text; lists are joined by commas, `featureGates` reads `A=true,B=false`. A missing, null or empty
 /// field is absent: kubeadm writes every field out and means "default" by it.
@@ -93,13 +94,13 @@ pub fn read(path: &Path, warnings: &mut Vec<String>) -> Result<Table, ConfigErro
 
 /// Strict first; a duplicate or unknown field is then a warning, as kube-proxy does it (I12).
 pub fn decode(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Table, ConfigError> {
-    let decode = |source| ConfigError::Decode { path: path.to_owned(), source: Box::new(source) };
+    let decode = |cause| ConfigError::Decode { path: path.to_owned(), cause: Box::new(cause) };
     let document: Value = match serde_saphyr::from_str(text) {
         Ok(document) => document,
         Err(strict) => {
             let lenient = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
             let document = serde_saphyr::from_str_with_options(text, lenient).map_err(decode)?;
-            warnings.push(format!("{}: {strict}; the last of the duplicates counts", path.display()));
+            warnings.push(format!("{}: {}; the last one counts", path.display(), first_line(&strict)));
             document
         }
     };

@@ -206,7 +206,7 @@ fn errors_name_the_option_its_value_and_what_is_allowed() {
     let cases = [
         (
             "--proxy-mode kernelspace",
-            "--proxy-mode: \"kernelspace\" is not allowed, it must be iptables, ipvs or nftables",
+            "--proxy-mode: \"kernelspace\" is not allowed; it must be iptables, ipvs or nftables",
         ),
         ("--cluster-cidr 10.0.0.0/8,10.1.0.0/16", "--cluster-cidr: \"10.0.0.0/8,10.1.0.0/16\""),
         ("--cluster-cidr 10.0.0.0/40", "such as 10.244.0.0/16"),
@@ -235,7 +235,7 @@ fn errors_name_the_option_its_value_and_what_is_allowed() {
         assert!(error.contains(want), "{line}: {error}");
     }
     let files = [
-        ("kind: Pod\n", "kind: \"Pod\" is not allowed, it must be KubeProxyConfiguration"),
+        ("kind: Pod\n", "kind: \"Pod\" is not allowed; it must be KubeProxyConfiguration"),
         ("- a\n", "a mapping"),
         ("kind: [\n", "not a KubeProxyConfiguration"),
     ];

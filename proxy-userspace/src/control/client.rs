@@ -17,8 +17,10 @@ const fn patience(request: &Request) -> Duration {
 /// See [`ClientError`].
 pub fn ask(dir: &RunDir, request: &Request) -> Result<Answer, ClientError> {
     let socket = dir.socket();
-    let stream = UnixStream::connect(&socket)
-        .map_err(|source| ClientError::NoAgent { socket: socket.clone(), source })?;
+    let stream = UnixStream::connect(&socket).map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => ClientError::NotPermitted { socket: socket.clone(), source },
+        _ => ClientError::NoAgent { socket: socket.clone(), source },
+    })?;
     let lost = |source| ClientError::Lost { socket: socket.clone(), source };
     let answer = exchange(stream, request).map_err(lost)?;
     match serde_json::from_str(&answer) {
@@ -44,6 +46,8 @@ fn exchange(mut stream: UnixStream, request: &Request) -> io::Result<String> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    #[error("{}: {source}; ask as root, or as the user that the agent runs as", socket.display())]
+    NotPermitted { socket: PathBuf, source: io::Error },
     #[error(
         "{}: no agent answers ({source}); start one with `sluice run`, or name its directory with --run-dir",
         socket.display()

@@ -67,7 +67,7 @@ pub fn identify(id: u32, known: &Known) -> io::Result<Option<Ours>> {
 pub fn check_sight(known: &Known) -> Result<(), DatapathError> {
     match sys::program_by_id(u32::MAX) {
         Err(source) if source.raw_os_error() == Some(libc::EPERM) && known.is_empty() => {
-            Err(DatapathError::NotPermitted { operation: "look for our programs", source })
+            Err(DatapathError::not_permitted("look for our programs", source))
         }
         _ => Ok(()),
     }

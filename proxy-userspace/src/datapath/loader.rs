@@ -245,7 +245,7 @@ pub fn load_copy(pins: &Pins, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
 
 fn prepare(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
     loader.load(crate::OBJECT).map_err(|error| match permission(&error) {
-        Some(source) => DatapathError::NotPermitted { operation: "create maps", source },
+        Some(source) => DatapathError::not_permitted("create maps", source),
         None => DatapathError::Object { kernel: kernel_release(), source: Box::new(error) },
     })
 }

@@ -8,7 +8,7 @@
 //! cleanup.rs taking everything away       store.rs   the maps as `sync` sees them
 //! flows.rs   live flows, counters         trace.rs   the packet trace of one address
 //! explain.rs copies that answer questions probe.rs   packets to ask with
-//! sockets.rs what is remembered of sockets
+//! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! ```
 
 mod attach;
@@ -18,6 +18,7 @@ mod explain;
 mod flows;
 mod hooks;
 mod loader;
+mod permission;
 mod pins;
 mod probe;
 mod sockets;

@@ -175,12 +175,12 @@ pub async fn serve(
     board: Board,
 ) -> Result<(), Trouble> {
     const AGAIN: Duration = Duration::from_secs(5);
-    let next = format!("free the port, or give another with --{name}-bind-address");
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
             Err(error) => {
-                let trouble = Trouble::new(format_args!("{name} server at {address}"), error, &next);
+                let next = remedy(name, &error);
+                let trouble = Trouble::new(format_args!("{name} server at {address}"), error, next);
                 if hard_fail {
                     return Err(trouble);
                 }
@@ -196,6 +196,18 @@ pub async fn serve(
     axum::serve(listener, routes)
         .await
         .map_err(|error| Trouble::new(format_args!("{name} server at {address}"), error, "restart the agent"))
+}
+
+/// What to do about an address that cannot be bound.
+fn remedy(name: &str, error: &std::io::Error) -> String {
+    let flag = format!("--{name}-bind-address");
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("free the port, or give another with {flag}"),
+        std::io::ErrorKind::PermissionDenied => {
+            format!("give a port from 1024 with {flag}, or the agent CAP_NET_BIND_SERVICE")
+        }
+        _ => format!("give an address that this node has with {flag}"),
+    }
 }
 
 #[cfg(test)]

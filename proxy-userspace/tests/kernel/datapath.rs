@@ -199,8 +199,8 @@ fn wrong_places_are_named() {
     in_namespace(|| {
         let tmp = std::env::temp_dir();
         let cases = [
-            (Options { bpffs: Some(tmp.clone()), ..options() }, "is not a BPF file system"),
-            (Options { cgroup: Some(tmp.clone()), ..options() }, "is not in a cgroup v2 hierarchy"),
+            (Options { bpffs: Some(tmp.clone()), ..options() }, ": not a BPF file system"),
+            (Options { cgroup: Some(tmp.clone()), ..options() }, ": not in a cgroup v2 hierarchy"),
             (Options { bpffs: Some(tmp.join("no-such-dir")), ..options() }, "cannot look at"),
         ];
         for (options, want) in cases {

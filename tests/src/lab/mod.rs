@@ -29,6 +29,7 @@ pub mod sockets;
 pub mod trace;
 pub mod wiring;
 
+pub use crate::sys::deny_bpf;
 pub use agent::Agent;
 pub use app::{App, Backend};
 pub use bed::{Bed, BedConfig};

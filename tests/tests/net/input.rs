@@ -1,5 +1,5 @@
 //! Wrong input (C-31 and acceptance 12): one clear error each that names object, cause and next step; one bad object
-//! never stops the others.
+//! never stops the others. What keeps an agent from starting is in `start.rs`.
 
 use anyhow::{Context, Result, ensure};
 use sluice_tests::lab::app::{App, Backend, Via};
@@ -71,14 +71,6 @@ pub fn groups() -> Vec<Group> {
         })
         .collect();
     stories.push(Story::new("C31_all_bad_ones_at_once_and_yaml_of_all_shapes", all_at_once));
-    stories.extend(
-        FLAGS
-            .into_iter()
-            .map(|case| Story::new(format!("bad_start::{}", case.name), move |bed| bad_start(bed, &case))),
-    );
-    stories.extend(POWERS.into_iter().map(|(name, drop, words)| {
-        Story::new(format!("bad_start::{name}"), move |bed| without_powers(bed, drop, words))
-    }));
     stories.push(Story::new("bad_start::second_agent_on_one_node", second_agent));
     let config = BedConfig::new(Wiring::Routed);
     vec![Group { name: "input".into(), config, setup: Box::new(setup), stories }]
@@ -144,112 +136,6 @@ fn all_at_once(bed: &mut Bed) -> Result<()> {
     until("the YAML Service to answer", PATIENCE, || {
         Dial::new(bed.place(Who::Pa), to, Transport::Tcp).probe().ok().map(drop).map_err(|e| format!("{e:#}"))
     })
-}
-
-/// Arguments of `sluice run` that cannot work: words that the one error must contain, and the exit status.
-struct Start {
-    name: &'static str,
-    arguments: &'static [&'static str],
-    words: &'static [&'static str],
-    status: i32,
-}
-
-const FLAGS: [Start; 8] = [
-    Start {
-        name: "manifests_is_a_file",
-        arguments: &["run", "--manifests", "/etc/passwd"],
-        words: &["/etc/passwd", "directory"],
-        status: 1,
-    },
-    Start {
-        name: "no_configuration_file",
-        arguments: &["run", "--config", "/does/not/exist"],
-        words: &["/does/not/exist", "--config"],
-        status: 1,
-    },
-    Start {
-        name: "unknown_flag",
-        arguments: &["run", "--manifest", "/x"],
-        words: &["--manifest"],
-        status: 2,
-    },
-    Start {
-        name: "no_such_folder",
-        arguments: &["run", "--manifests", "/does/not/exist"],
-        words: &["/does/not/exist"],
-        status: 1,
-    },
-    Start {
-        name: "no_cgroup_v2",
-        arguments: &["run", "--manifests", "/tmp", "--cgroup", "/proc"],
-        words: &["/proc", "cgroup"],
-        status: 1,
-    },
-    Start {
-        name: "no_bpffs",
-        arguments: &["run", "--manifests", "/tmp", "--bpffs", "/proc"],
-        words: &["/proc", "bpf"],
-        status: 1,
-    },
-    Start {
-        name: "bad_cluster_cidr",
-        arguments: &["run", "--manifests", "/tmp", "--cluster-cidr", "10.244.0.0/33"],
-        words: &["10.244.0.0/33"],
-        status: 2,
-    },
-    Start {
-        name: "bad_sockets_mode",
-        arguments: &["run", "--manifests", "/tmp", "--sockets", "sometimes"],
-        words: &["sometimes", "host"],
-        status: 2,
-    },
-];
-
-/// In a namespace of its own kind, so that nothing of the running agent is touched.
-fn bad_start(bed: &mut Bed, case: &Start) -> Result<()> {
-    let run_dir = bed.directory().join("other");
-    let mut arguments = vec!["30", "nsenter"];
-    let net = format!("--net={}", bed.namespace("n2").path().display());
-    let binary = sluice_tests::lab::agent::binary()?;
-    let (binary, run_dir) = (binary.display().to_string(), run_dir.display().to_string());
-    arguments.extend([net.as_str(), binary.as_str()]);
-    arguments.extend(case.arguments);
-    arguments.extend(["--run-dir", &run_dir]);
-    one_error(std::process::Command::new("timeout").args(arguments), case.words, case.status)
-}
-
-fn one_error(command: &mut std::process::Command, words: &[&str], status: i32) -> Result<()> {
-    let output = command.output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(output.status.code() == Some(status), "ended with {}, not {status}: {said}", output.status);
-    for word in words {
-        ensure!(said.contains(word), "the error does not name {word:?}: {said}");
-    }
-    ensure!(!said.contains("panicked"), "it panicked: {said}");
-    Ok(())
-}
-
-/// Powers that the agent lacks (by setpriv), and what its one error must name.
-const POWERS: [(&str, &str, &[&str]); 4] = [
-    ("without_capabilities", "-all", &["CAP_NET_ADMIN", "CAP_BPF", "securityContext"]),
-    ("without_bpf", "-bpf,-perfmon,-sys_admin", &["CAP_BPF", "CAP_PERFMON", "securityContext"]),
-    ("without_net_admin", "-net_admin", &["CAP_NET_ADMIN", "securityContext"]),
-    ("without_sys_admin_and_bpffs", "-sys_admin", &["--bpffs", "CAP_SYS_ADMIN"]),
-];
-
-fn without_powers(bed: &mut Bed, drop: &str, words: &[&str]) -> Result<()> {
-    let binary = sluice_tests::lab::agent::binary()?;
-    let net = format!("--net={}", bed.namespace("n2").path().display());
-    let bounding = format!("--bounding-set={drop}");
-    let mut command = std::process::Command::new("timeout");
-    command
-        .args(["30", "nsenter", &net, "setpriv", &bounding, "--inh-caps=-all", "--no-new-privs"])
-        .arg(binary)
-        .args(["run", "--manifests"])
-        .arg(bed.manifests.directory())
-        .arg("--run-dir")
-        .arg(bed.directory().join("other"));
-    one_error(&mut command, words, 1)
 }
 
 /// Two agents would write the same maps.

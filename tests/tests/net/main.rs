@@ -15,6 +15,7 @@ mod operator;
 mod policy;
 mod ports;
 mod restart;
+mod start;
 mod trace;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
     groups.extend(departure::groups());
     groups.extend(restart::groups());
     groups.extend(input::groups());
+    groups.extend(start::groups());
     groups.extend(operator::groups());
     groups.extend(catch_all::groups());
     groups.extend(explain::groups());

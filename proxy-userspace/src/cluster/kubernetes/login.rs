@@ -7,6 +7,8 @@ use http::Uri;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 
+use crate::status::first_line;
+
 /// Where a pod finds its ServiceAccount.
 pub const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -61,16 +63,29 @@ pub struct Hints {
 pub enum LoginError {
     #[error("{variable} is not set and no --kubeconfig is given; run in a pod or name a kubeconfig")]
     NotInCluster { variable: &'static str },
-    #[error("{what} {value:?} is no address of an API server; correct it")]
-    Address { what: &'static str, value: String },
+    #[error("{what} {value:?} is no address of an API server; write https://HOST:PORT")]
+    Address { what: String, value: String },
+    #[error("cannot read {}: {source}; name a readable kubeconfig by --kubeconfig or clientConnection.kubeconfig", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("cannot read {}: {source}; {next}", path.display())]
     Read { path: PathBuf, source: std::io::Error, next: &'static str },
-    #[error("{}: {source}; correct the kubeconfig", path.display())]
-    Kubeconfig { path: PathBuf, source: Box<KubeconfigError> },
+    #[error("{}: {}; correct the kubeconfig", path.display(), first_line(cause))]
+    Kubeconfig { path: PathBuf, cause: Box<KubeconfigError> },
+    #[error("{}: {by} names the {kind} {name:?}, which is not there; correct the kubeconfig", path.display())]
+    NotThere { path: PathBuf, by: String, kind: &'static str, name: String },
     #[error("{}: proxy-url {url:?} is not supported; remove it, the API server must be reachable directly", path.display())]
     Proxy { path: PathBuf, url: String },
     #[error("cannot use the CA certificates of {ca}: {source}; put the cluster's CA there, in PEM")]
     Client { ca: String, source: Box<kube::Error> },
+}
+
+impl LoginError {
+    /// Whether waiting cannot help. Flags, environment and kubeconfig are an operator's and stay as they are; token and CA
+    /// are put there by others, and may come late or be replaced.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        !matches!(self, Self::Read { .. } | Self::Client { .. })
+    }
 }
 
 /// Reads the kubeconfig, or (`None`) the pod's ServiceAccount. `master` replaces the server's address; alone it is
@@ -102,8 +117,8 @@ pub async fn login(
     Ok(login)
 }
 
-fn address(what: &'static str, text: &str) -> Result<Uri, LoginError> {
-    let refuse = || LoginError::Address { what, value: text.to_owned() };
+fn address(what: &str, text: &str) -> Result<Uri, LoginError> {
+    let refuse = || LoginError::Address { what: what.to_owned(), value: text.to_owned() };
     let uri = text.parse::<Uri>().map_err(|_| refuse())?;
     let scheme = uri.scheme_str().is_some_and(|scheme| scheme == "https" || scheme == "http");
     if scheme && uri.host().is_some() { Ok(uri) } else { Err(refuse()) }
@@ -147,9 +162,11 @@ fn readable(path: &Path, next: &'static str) -> Result<(), LoginError> {
 }
 
 async fn from_kubeconfig(path: &Path) -> Result<Login, LoginError> {
-    let wrong = |source| LoginError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-    readable(path, "name a readable kubeconfig by --kubeconfig or clientConnection.kubeconfig")?;
+    let wrong = |cause| LoginError::Kubeconfig { path: path.to_owned(), cause: Box::new(cause) };
+    // kube's own error would quote the path twice, and name no next step.
+    std::fs::read(path).map_err(|source| LoginError::Unreadable { path: path.to_owned(), source })?;
     let mut file = Kubeconfig::read_from(path).map_err(wrong)?;
+    all_there(path, &file)?;
     for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
         if let Some(url) = cluster.proxy_url.take().filter(|url| !url.is_empty()) {
             return Err(LoginError::Proxy { path: path.to_owned(), url });
@@ -164,6 +181,7 @@ async fn from_kubeconfig(path: &Path) -> Result<Login, LoginError> {
     }
     let mut config =
         Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(wrong)?;
+    address(&format!("{}: server", path.display()), &config.cluster_url.to_string())?;
     config.root_cert_file = ca.clone();
     // kube sends the file's content untrimmed: our own layer reads it. A file wins over a token in the kubeconfig.
     let token = config.auth_info.token_file.take().filter(|file| !file.is_empty()).map(PathBuf::from);
@@ -180,6 +198,28 @@ async fn from_kubeconfig(path: &Path) -> Result<Login, LoginError> {
         identity: in_file(token.as_ref(), "the user"),
     };
     Ok(Login { config, token, hints })
+}
+
+/// What the current context names must be there. kube takes an unknown user for nobody, and requests would be refused.
+fn all_there(path: &Path, file: &Kubeconfig) -> Result<(), LoginError> {
+    let missing = |by, kind, name: &str| {
+        Err(LoginError::NotThere { path: path.to_owned(), by, kind, name: name.to_owned() })
+    };
+    let Some(current) = file.current_context.as_deref().filter(|name| !name.is_empty()) else {
+        return Ok(());
+    };
+    let named = file.contexts.iter().find(|named| named.name == current);
+    let Some(context) = named.and_then(|named| named.context.as_ref()) else {
+        return missing("current-context".to_owned(), "context", current);
+    };
+    let by = format!("context {current:?}");
+    if !file.clusters.iter().any(|named| named.name == context.cluster) {
+        return missing(by, "cluster", &context.cluster);
+    }
+    match context.user.as_deref().filter(|name| !name.is_empty()) {
+        Some(user) if !file.auth_infos.iter().any(|named| named.name == user) => missing(by, "user", user),
+        _ => Ok(()),
+    }
 }
 
 /// The CA file of the current context's cluster, unless the certificates stand in the kubeconfig itself.

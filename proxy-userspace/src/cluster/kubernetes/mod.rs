@@ -39,6 +39,14 @@ pub struct Access {
     pub environment: Environment,
 }
 
+impl Access {
+    /// With the environment of this process.
+    #[must_use]
+    pub fn new(kubeconfig: Option<PathBuf>, master: Option<String>) -> Self {
+        Self { kubeconfig, master, environment: Environment::of_process() }
+    }
+}
+
 /// Delivers the cluster's objects until the receiver is gone. Whatever fails is told, retried and never ends it: the
 /// state that was delivered before stays (C-01, C-02, C-10, C-11).
 pub async fn follow(access: Access, scope: Scope, events: mpsc::Sender<Event>) {
@@ -68,6 +76,17 @@ pub async fn follow(access: Access, scope: Scope, events: mpsc::Sender<Event>) {
             () = pace.wait(backoff.next(Duration::ZERO, draw())) => {}
             () = events.closed() => {}
         }
+    }
+}
+
+/// Finds out at start what no waiting puts right ([`LoginError::is_final`]).
+///
+/// # Errors
+/// There is no login, and there will be none.
+pub async fn check(access: &Access) -> Result<(), LoginError> {
+    match login(access.kubeconfig.as_deref(), access.master.as_deref(), &access.environment).await {
+        Err(error) if error.is_final() => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice, Watched};
+use crate::status::first_line;
 
 /// An object of a kind that the agent reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +103,7 @@ fn documents(text: &str) -> Vec<String> {
 impl Parsed {
     fn damage(&mut self, place: &str, what: &str) {
         self.damaged = true;
-        let first = what.lines().next().unwrap_or_default();
+        let first = first_line(&what);
         let what = format_args!("cannot be read: {first}; what stood here before is kept");
         self.problems.push(Problem::new(place, what, "correct the file"));
     }

@@ -1,0 +1,74 @@
+//! What flags or the Node name, and this node has not.
+
+use std::net::IpAddr;
+
+use crate::config::{EdgePattern, Edges};
+use crate::model::Family;
+use crate::node::Address;
+use crate::status::Trouble;
+
+/// `--edges` names what is not there among `devices`: a typing error, or a device that comes later.
+pub fn devices<'a>(asked: &Edges, devices: impl Iterator<Item = &'a str> + Clone) -> Option<Trouble> {
+    let Edges::Names(patterns) = asked else { return None };
+    let absent = |pattern: &&EdgePattern| !devices.clone().any(|device| pattern.matches(device));
+    let absent: Vec<_> = patterns.iter().filter(absent).map(ToString::to_string).collect();
+    if absent.is_empty() {
+        return None;
+    }
+    let next = "correct the name; a device that appears later is served then";
+    Some(Trouble::new("--edges", format_args!("no device is called {}", absent.join(" or ")), next))
+}
+
+/// The node's IPs (I5) need not be on a device, but one of a family of which no device has any is a mistake (I7).
+pub fn families(node_ips: &[IpAddr], addresses: &[Address]) -> Vec<Trouble> {
+    let has = |family| addresses.iter().any(|address| address.global && Family::of(&address.ip) == family);
+    let absent = node_ips.iter().filter(|ip| !has(Family::of(ip)));
+    let trouble = |ip: &IpAddr| {
+        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let why = format_args!("no device of the node has an {family} address");
+        let next = "correct --bind-address or the Node object, or give a device such an address";
+        Trouble::new(format_args!("the node's address {ip}"), why, next)
+    };
+    absent.map(trouble).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_that_are_not_there() {
+        let name = |text: &str| EdgePattern::Name(text.to_owned());
+        let prefix = |text: &str| EdgePattern::Prefix(text.to_owned());
+        let cases = [
+            (Edges::Auto, None),
+            (Edges::Names(vec![name("eth0"), prefix("veth")]), None),
+            (Edges::Names(vec![name("eth0"), name("veth")]), Some("no device is called veth")),
+            (Edges::Names(vec![name("eth1"), prefix("cali")]), Some("no device is called eth1 or cali*")),
+        ];
+        for (asked, want) in cases {
+            let told = devices(&asked, ["eth0", "veth12"].into_iter());
+            assert_eq!(told.as_ref().map(|trouble| trouble.why.as_str()), want, "{asked:?}");
+        }
+    }
+
+    #[test]
+    fn families_that_are_not_there() {
+        let address = |text: &str, global| Address {
+            ip: text.parse().unwrap(),
+            prefix: 24,
+            ifindex: 2,
+            global,
+            secondary: false,
+            usable: true,
+        };
+        let device = [address("192.0.2.1", true), address("fe80::1", false)];
+        let ips: Vec<IpAddr> = ["203.0.113.9", "fd00::9"].iter().map(|ip| ip.parse().unwrap()).collect();
+        let told = families(&ips, &device);
+        assert!(
+            told.len() == 1 && told[0].what.contains("fd00::9") && told[0].why.contains("IPv6"),
+            "{told:?}"
+        );
+        assert_eq!(families(&ips, &[device.as_slice(), &[address("fd00::2", true)]].concat()), []);
+    }
+}
