@@ -35,6 +35,8 @@ pub struct AgentOptions<'a> {
     pub kubeconfig: Option<&'a Path>,
     /// `NAME=VALUE` pairs of the pod's environment.
     pub environment: &'a [String],
+    /// Further flags.
+    pub flags: &'a [&'a str],
 }
 
 /// A running agent; killed on drop.
@@ -45,7 +47,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent on `bed`'s node, at the highest log level.
+    /// Starts an agent on `bed`'s node.
     ///
     /// # Errors
     /// If the binary is missing or does not start.
@@ -58,7 +60,8 @@ impl Agent {
         arguments.push(show(options.secrets));
         arguments.extend(["env", "-u", "KUBECONFIG"].map(str::to_owned));
         arguments.extend(options.environment.iter().cloned());
-        arguments.extend([show(&binary), "run".to_owned(), "--v=10".to_owned()]);
+        arguments.extend([show(&binary), "run".to_owned()]);
+        arguments.extend(options.flags.iter().map(ToString::to_string));
         arguments.push(format!("--hostname-override={}", bed.name()));
         arguments.push(format!("--cgroup={}", show(bed.cgroup())));
         arguments.push(format!("--bpffs={}", show(bed.bpffs())));

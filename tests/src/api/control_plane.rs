@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::pki::Identity;
@@ -142,6 +143,18 @@ impl ControlPlane {
     /// Stops the API server at once, as a crash would: watches are cut, etcd keeps the objects.
     pub fn stop_api(&mut self) {
         self.api = None;
+    }
+
+    /// Runs `work` while the API server's process stands still: connections are accepted by the kernel, and nobody answers.
+    ///
+    /// # Errors
+    /// Those of `work`, or there is no process to stop.
+    pub fn while_standing_still<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let api = self.api.as_ref().context("the API server does not run")?;
+        api.signal(Signal::SIGSTOP)?;
+        let outcome = work();
+        api.signal(Signal::SIGCONT)?;
+        outcome
     }
 
     /// Starts the API server again and waits until it is ready.

@@ -69,7 +69,15 @@ impl Uplink {
         ip_batch(Some(plane.netns().name()), &[format!("link set {} down", self.device)])
     }
 
-    /// Ends what [`Uplink::part`] began. The routes went with the device.
+    /// Loses what the API server sends to the node's IPv4 address, and only that: no end of a connection is seen.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn mute(&self, plane: &ControlPlane) -> Result<()> {
+        ip_batch(Some(plane.netns().name()), &[format!("route replace blackhole {}/32", self.address)])
+    }
+
+    /// Ends what [`Uplink::part`] or [`Uplink::mute`] began. The routes went with the device.
     ///
     /// # Errors
     /// If the kernel refuses.

@@ -30,6 +30,7 @@ pub struct Node {
     environment: Vec<String>,
     token: BoundToken,
     issued: Vec<String>,
+    flags: &'static [&'static str],
     /// Namespaces, cgroup, bpffs.
     pub bed: Bed,
 }
@@ -50,7 +51,14 @@ impl Node {
             Login::Kubeadm => (Some(secrets.kubeadm_kubeconfig(&plane.url())?), Vec::new()),
         };
         let issued = vec![token.token.clone()];
-        Ok(Self { agent: None, secrets, kubeconfig, environment, token, issued, bed })
+        // By default the whole log is written, to be searched for tokens.
+        let flags = &["--v=10"];
+        Ok(Self { agent: None, secrets, kubeconfig, environment, token, issued, flags, bed })
+    }
+
+    /// The log that operators have, for an agent that is launched later.
+    pub fn usual_log(&mut self) {
+        self.flags = &[];
     }
 
     /// A node whose agent has its first complete state.
@@ -67,6 +75,7 @@ impl Node {
             secrets: self.secrets.path(),
             kubeconfig: self.kubeconfig.as_deref(),
             environment: &self.environment,
+            flags: self.flags,
         };
         self.agent = Some(Agent::start(&self.bed, &options)?);
         Ok(())
@@ -132,8 +141,23 @@ impl Node {
             let text = text.with_context(|| format!("degraded is {}", status["degraded"]))?;
             ensure!(!text.contains('\n'), "more than one line: {text:?}");
             ensure!(agent.log().lines().any(has_all), "no line of the log says it");
+            let last = status["last_error"].as_str().unwrap_or_default();
+            ensure!(has_all(last) && !last.contains('\n'), "last_error is {}", status["last_error"]);
             Ok(text)
         })
+    }
+
+    /// Asserts that no warning stands in the log twice, however often its cause has been met.
+    pub fn says_once(&mut self) -> Result<()> {
+        let log = self.agent()?.log();
+        let mut warnings: Vec<&str> =
+            log.lines().filter_map(|line| line.split_once(" WARN ").map(|(_, text)| text)).collect();
+        ensure!(!warnings.is_empty(), "no warning at all");
+        let all = warnings.len();
+        warnings.sort_unstable();
+        warnings.dedup();
+        ensure!(warnings.len() == all, "the same warning again:\n{log}");
+        Ok(())
     }
 
     /// Waits until no part is degraded and the source is connected again.

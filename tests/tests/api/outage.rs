@@ -1,4 +1,4 @@
-//! C-01, C-04, C-06, C-35: an API server that is away, and what the agent finds when it is back.
+//! C-01, C-04, C-05, C-06, C-35: an API server that is away, and what the agent finds when it is back.
 
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("outage_c04_c06_deletions_behind_a_partition_and_a_compaction", partition),
     ("outage_c04_api_server_restarts", restart),
     ("outage_c01_api_server_away_at_start", away_at_start),
+    ("outage_c05_connections_that_are_half_dead", half_dead),
     ("outage_c35_nothing_goes_before_both_lists_are_in", partial_lists),
 ];
 
@@ -113,6 +114,52 @@ fn away_at_start(plane: &mut ControlPlane) -> Result<()> {
     node.synced()?;
     has_caught_up(&mut node, &Space::existing(plane.admin(), name))?;
     node.finish(id)
+}
+
+/// Longest time in which a silent server must be noticed: the target of C-05 is a minute, and machines are busy.
+const NOTICED: Duration = Duration::from_secs(100);
+
+/// Of one node the server is heard no more, for the other it stands still. Neither connection ends.
+fn half_dead(plane: &mut ControlPlane) -> Result<()> {
+    let (mut deaf, mut hung) = (Node::start(plane, Login::InCluster)?, Node::start(plane, Login::Kubeadm)?);
+    let ids = (deaf.id()?, hung.id()?);
+    let name = "outage-silence";
+    let addresses = three(&mut deaf, &Space::new(plane.admin(), name)?)?;
+    hung.installed(
+        &Space::existing(plane.admin(), name).key("shrunk"),
+        &["10.244.1.21:8080", "10.244.1.22:8080"],
+    )?;
+
+    deaf.bed.uplink().mute(plane)?;
+    plane.while_standing_still(|| {
+        for node in [&mut deaf, &mut hung] {
+            is_noticed(node)?;
+            node.complains(&[&plane.url(), "no answer in time"])?;
+            addresses.iter().try_for_each(|address| node.carries(address, &Bed::BACKENDS[..2]))?;
+        }
+        Ok(())
+    })?;
+
+    let space = Space::existing(plane.admin(), name);
+    change_behind_its_back(&space)?;
+    has_caught_up(&mut hung, &space)?;
+    hung.recovered()?;
+    ensure!(deaf.agent()?.status()?["source"]["connected"] == false, "it hears what is not sent to it");
+    ensure!(deaf.has(&space.key("deleted"))?, "state was dropped with the connection");
+
+    deaf.bed.uplink().heal(plane)?;
+    has_caught_up(&mut deaf, &space)?;
+    deaf.recovered()?;
+    deaf.finish(ids.0)?;
+    hung.finish(ids.1)
+}
+
+fn is_noticed(node: &mut Node) -> Result<()> {
+    until("the silence is noticed", NOTICED, || {
+        let status = node.agent()?.status()?;
+        ensure!(status["source"]["connected"] == false, "{status}");
+        Ok(())
+    })
 }
 
 /// The successor of a killed agent may read Services but not slices: it must not take that for a cluster without any.

@@ -23,7 +23,10 @@ const CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 fn role_removed(plane: &mut ControlPlane) -> Result<()> {
-    let mut node = Node::start(plane, Login::InCluster)?;
+    let mut node = Node::prepare(plane, Login::InCluster)?;
+    node.usual_log();
+    node.launch()?;
+    node.synced()?;
     let id = node.id()?;
     let space = Space::new(plane.admin(), "refusal-role")?;
     let address = space.service("web", &json!({}))?;
@@ -39,6 +42,7 @@ fn role_removed(plane: &mut ControlPlane) -> Result<()> {
     node.carries(&address, &Bed::BACKENDS[..1])?;
     ensure!(node.has(&space.key("web"))?, "state was dropped on 403");
     ensure!(rate <= 1.0, "{rate:.2} refused requests a second");
+    node.says_once()?;
 
     // What happened meanwhile is caught up with.
     space.set_endpoints("web", &Bed::BACKENDS[1..2])?;

@@ -3,8 +3,11 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use http::header::RETRY_AFTER;
 use http::{Request, Response};
 use kube::client::Body;
 use tokio::sync::{Mutex, mpsc};
@@ -25,21 +28,29 @@ type Kinds = [Option<Result<(), Problem>>; RESOURCES.len()];
 pub struct State {
     events: mpsc::Sender<Event>,
     kinds: Mutex<Kinds>,
+    /// What the last refusal of each kind asked for by its header, in seconds; kube keeps the body only.
+    delays: [AtomicU64; RESOURCES.len()],
 }
 
 impl State {
     pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Self { events, kinds: Mutex::default() }
+        Self { events, kinds: Mutex::default(), delays: Default::default() }
     }
 
     /// The watch of `resource` works (`Ok`) or does not.
     pub async fn set(&self, resource: &str, outcome: Result<(), Problem>) {
         self.update(|kinds| {
-            if let Some(i) = RESOURCES.iter().position(|name| *name == resource) {
+            if let Some(i) = position(resource) {
                 kinds[i] = Some(outcome);
             }
         })
         .await;
+    }
+
+    /// How long the server wants to be left alone with `resource`, by the last answer's Retry-After (C-09).
+    pub fn asked(&self, resource: &str) -> Duration {
+        let seconds = position(resource).map(|i| self.delays[i].swap(0, Ordering::Relaxed));
+        Duration::from_secs(seconds.unwrap_or_default())
     }
 
     /// No request can be made at all.
@@ -66,6 +77,10 @@ impl State {
     }
 }
 
+fn position(resource: &str) -> Option<usize> {
+    RESOURCES.iter().position(|name| *name == resource)
+}
+
 /// Each problem once: what hinders one kind mostly hinders all.
 fn problems(kinds: &Kinds) -> Vec<Problem> {
     let mut problems: Vec<_> = kinds.iter().flatten().filter_map(|kind| kind.clone().err()).collect();
@@ -78,7 +93,8 @@ fn works(kinds: &Kinds) -> bool {
     kinds.iter().take(ESSENTIAL).all(|kind| *kind == Some(Ok(())))
 }
 
-/// Notes every answer that is a success: kube's watcher does not tell that a watch has been resumed.
+/// Notes every answer that is a success: kube's watcher does not tell that a watch has been resumed. And for how long the
+/// others ask to wait.
 #[derive(Clone, Debug)]
 pub struct StateLayer(pub Arc<State>);
 
@@ -118,10 +134,18 @@ where
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
-            if let Some(resource) = resource.filter(|_| response.status().is_success()) {
+            let Some(resource) = resource else { return Ok(response) };
+            if response.status().is_success() {
                 state.set(resource, Ok(())).await;
+            } else if let (Some(i), Some(seconds)) = (position(resource), retry_after(&response)) {
+                state.delays[i].store(seconds, Ordering::Relaxed);
             }
             Ok(response)
         })
     }
+}
+
+/// In seconds; the form with a date is not one that API servers use.
+fn retry_after<B>(response: &Response<B>) -> Option<u64> {
+    response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
 }

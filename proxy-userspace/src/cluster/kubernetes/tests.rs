@@ -28,21 +28,23 @@ struct Answer {
     code: u16,
     lines: Vec<Value>,
     open: bool,
+    /// The header's value.
+    retry_after: Option<&'static str>,
 }
 
 fn refuse(code: u16, message: &str) -> Answer {
     let status =
         json!({"kind": "Status", "status": "Failure", "code": code, "reason": "Test", "message": message});
-    Answer { code, lines: vec![status], open: false }
+    Answer { code, lines: vec![status], open: false, retry_after: None }
 }
 
 fn list(version: &str, items: &[Value]) -> Answer {
     let list = json!({"metadata": {"resourceVersion": version}, "items": items});
-    Answer { code: 200, lines: vec![list], open: false }
+    Answer { code: 200, lines: vec![list], open: false, retry_after: None }
 }
 
 fn watch(open: bool, lines: &[Value]) -> Answer {
-    Answer { code: 200, lines: lines.to_vec(), open }
+    Answer { code: 200, lines: lines.to_vec(), open, retry_after: None }
 }
 
 fn end_of_list() -> Value {
@@ -65,6 +67,8 @@ struct Script {
     /// Paths that are forbidden.
     forbidden: Mutex<Vec<&'static str>>,
     requests: Mutex<Vec<String>>,
+    /// When each of them came.
+    times: Mutex<Vec<(String, std::time::Instant)>>,
 }
 
 impl Script {
@@ -72,6 +76,7 @@ impl Script {
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default();
         self.requests.lock().unwrap().push(format!("{path}?{query}"));
+        self.times.lock().unwrap().push((path.clone(), std::time::Instant::now()));
         let token = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes().to_vec());
         let wanted = self.token.lock().unwrap().map(|token| format!("Bearer {token}").into_bytes());
         if wanted.is_some() && token != wanted {
@@ -187,7 +192,11 @@ fn respond(answer: Answer) -> Response {
     } else {
         Body::from_stream(body)
     };
-    Response::builder().status(StatusCode::from_u16(answer.code).unwrap()).body(body).unwrap()
+    let mut response = Response::builder().status(StatusCode::from_u16(answer.code).unwrap());
+    if let Some(delay) = answer.retry_after {
+        response = response.header("Retry-After", delay);
+    }
+    response.body(body).unwrap()
 }
 
 fn services(names: &[&str]) -> impl Fn(&Event) -> bool {
@@ -293,6 +302,27 @@ async fn c10_a_forbidden_kind_is_named_and_comes_back() {
         _ => None,
     });
     assert_eq!(problems, Some(&Vec::new()), "the problem is withdrawn");
+}
+
+/// As priority and fairness answers: no Status, the delay in a header.
+#[tokio::test]
+async fn c09_an_overloaded_server_is_left_alone_for_as_long_as_it_asks() {
+    let script = Script::default();
+    let busy = json!("Too many requests, please try again later.");
+    let busy = Answer { code: 429, lines: vec![busy], open: false, retry_after: Some("3") };
+    for answer in [busy, refuse(500, "etcd is away"), refuse(503, "shutting down")] {
+        script.answers.lock().unwrap().push_back((SERVICES, answer));
+    }
+    let mut lab = Lab::start(script).await;
+    for (code, cause) in [("429", "Too many requests"), ("500", "etcd is away"), ("503", "shutting down")] {
+        lab.problem(&["watch services", code, cause, "the agent tries again"]).await;
+    }
+    lab.connected().await;
+    let times = lab.script.times.lock().unwrap();
+    let times: Vec<_> = times.iter().filter(|(path, _)| path == SERVICES).map(|(_, at)| *at).collect();
+    let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let wanted = [3, 2, 4].map(Duration::from_secs);
+    assert!(gaps.len() >= 3 && gaps.iter().zip(wanted).all(|(gap, least)| *gap >= least), "{gaps:?}");
 }
 
 #[tokio::test]

@@ -183,7 +183,8 @@ async fn failed<T: Kind>(
     }
     // A new login has delays of its own.
     if !matches!(next, Next::Login | Next::Rest) {
-        session.pace.wait(backoff.next(retry_after(error), draw())).await;
+        let asked = retry_after(error).max(session.state.asked(T::PLURAL));
+        session.pace.wait(backoff.next(asked, draw())).await;
     }
 }
 
