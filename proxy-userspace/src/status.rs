@@ -174,7 +174,7 @@ pub struct Node {
 pub struct Edge {
     pub name: String,
     pub ifindex: u32,
-    /// `pod` or `uplink`.
+    /// What kind of device: `nic`, `veth`, ….
     pub kind: String,
     /// `ingress`, `egress`; empty when not served.
     pub hooks: Vec<String>,

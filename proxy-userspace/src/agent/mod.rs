@@ -31,6 +31,7 @@ use crate::cluster::Event;
 use crate::cluster::types::Problem;
 use crate::config::{Config, Source};
 use crate::control::{Answer, Question, Request};
+use crate::datapath::netns_cookie;
 use crate::http::{Checks, Clock, Health};
 use crate::metrics::Metrics;
 use crate::model::{self, Model};
@@ -70,6 +71,8 @@ pub struct Agent {
     identity: Identity,
     model: Model,
     node_ip: Option<std::net::IpAddr>,
+    /// Cookie of the network namespace.
+    netns: Option<u64>,
     /// There is no API server that could evict a node: a node that no manifest describes is a good one.
     needs_node: bool,
     pace: Pace,
@@ -97,6 +100,7 @@ impl Agent {
             identity: Identity::new(config, node),
             model: Model::new(settings),
             node_ip: config.node_ip,
+            netns: netns_cookie().ok(),
             needs_node: matches!(config.source, Source::Kubernetes { .. }),
             pace: Pace::new(config.sync.period),
             installing: None,
@@ -266,7 +270,10 @@ impl Agent {
 
     /// Answers off the loop: reading maps takes the data plane's thread a while. True: the agent is to end.
     fn answer(&self, Question { request, answer }: Question) -> bool {
-        let stop = request == Request::Stop;
+        let stop = matches!(request, Request::Stop { netns } if self.is_here(netns));
+        if stop {
+            info!("stopping, as `sluice cleanup` asked; the data plane stays until it is taken away");
+        }
         let plane = self.parts.plane.clone();
         let (report, identity, clock) = (self.report(), self.identity.clone(), self.parts.clock);
         let work = async move {
@@ -288,7 +295,12 @@ impl Agent {
                 Request::Explain(query) => Answer::Explain(Box::new(
                     plane.ask(|to| plane::Order::Explain(Box::new(query), to)).await??,
                 )),
-                Request::Stop => Answer::Stopping,
+                Request::Stop { .. } if stop => Answer::Stopping,
+                Request::Stop { .. } => {
+                    let why = "it serves another network namespace than this one";
+                    let next = "run the command there, or name the --run-dir of this one's agent";
+                    return Err(Trouble::new("the agent", why, next));
+                }
             })
         };
         tokio::spawn(async move {
@@ -297,6 +309,11 @@ impl Agent {
             drop(answer.send(result.unwrap_or_else(Answer::Error)));
         });
         stop
+    }
+
+    /// Whether this network namespace is meant. Kernels without cookies cannot tell.
+    fn is_here(&self, netns: Option<u64>) -> bool {
+        netns.is_none() || self.netns.is_none() || netns == self.netns
     }
 
     fn report(&self) -> LoopReport {

@@ -238,8 +238,12 @@ async fn i5_the_nodes_addresses_go_to_the_data_plane() {
 #[tokio::test]
 async fn l21_a_request_to_stop_is_answered_and_ends_the_loop() {
     let bed = bed();
-    let wait = bed.ask(Request::Stop).await;
-    assert_eq!(wait.await.unwrap(), Answer::Stopping);
+    let elsewhere = bed.ask(Request::Stop { netns: Some(u64::MAX) }).await.await.unwrap();
+    assert!(
+        matches!(&elsewhere, Answer::Error(trouble) if trouble.why.contains("another network namespace"))
+    );
+    let wait = bed.ask(Request::Stop { netns: crate::datapath::netns_cookie().ok() }).await;
+    assert_eq!(wait.await.unwrap(), Answer::Stopping, "it has not ended before");
     assert_eq!(bed.ended.await.unwrap(), Ok(()));
 }
 

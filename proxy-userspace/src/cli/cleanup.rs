@@ -61,9 +61,10 @@ fn take_over(dir: &RunDir) -> anyhow::Result<Lock> {
         Err(held @ LockError::Held { .. }) => held,
         other => return Ok(other?),
     };
-    match ask(dir, &Request::Stop) {
+    match ask(dir, &Request::Stop { netns: datapath::netns_cookie().ok() }) {
         // An agent that ends may hang up before it has answered.
         Ok(_) | Err(ClientError::Lost { .. }) => {}
+        Err(ClientError::Refused(trouble)) => return Err(anyhow!("{}: {trouble}", dir.path().display())),
         Err(error) => {
             return Err(anyhow!("{error}")).context(format!("{held}, and it cannot be asked to stop"));
         }

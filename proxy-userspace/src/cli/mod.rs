@@ -53,6 +53,7 @@ enum Command {
     },
     /// Tell every packet from or to an address in the agent's log, hook by hook; `off` ends that
     Trace {
+        /// The address, or `off`
         #[arg(value_name = "IP|off", value_parser = traced)]
         what: Traced,
         /// Longest time; the trace ends by itself
@@ -71,6 +72,7 @@ enum Command {
         /// What it dials
         #[arg(long, value_name = "IP:PORT")]
         to: SocketAddr,
+        /// What it speaks
         #[arg(long, value_name = "tcp|udp|sctp", default_value = "tcp", value_parser = protocol)]
         protocol: Protocol,
         /// Device that the packet comes in by; by the routes, if absent
@@ -218,6 +220,9 @@ fn sluice(command: Command) -> Outcome {
         Command::Trace { what, seconds, ask } => ask::trace(&ask, what.0, seconds),
         Command::Cleanup(args) if args.kube_proxy => Err(later("cleanup --kube-proxy")),
         Command::Cleanup(args) => cleanup::cleanup(&args),
+        Command::Explain { from: Client(from, _), to, .. } if from.is_ipv4() != to.is_ipv4() => {
+            Err(Failure::WrongUse(format!("--from {from} and --to {to}: give two addresses of one family")))
+        }
         Command::Explain { from: Client(from, port), to, protocol, edge, ask } => {
             ask::explain(&ask, Query { from, port, to, protocol, edge })
         }

@@ -38,7 +38,7 @@ pub struct SluiceArgs {
     /// Whose sockets are translated at connect time: off, host, all
     #[arg(long, value_name = "WHOSE", default_value = "host")]
     pub sockets: String,
-    /// How much of the stack translated packets may skip: off, established, always
+    /// How much of the stack translated packets may skip: off, established, always (none in this version)
     #[arg(long, value_name = "MODE")]
     pub shortcuts: Option<String>,
     /// Entries of the flow table [default: from memory]
@@ -59,7 +59,7 @@ pub struct ProxyArgs {
     /// Remove every trace from the node and exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub cleanup: Option<bool>,
-    /// Do the privileged set-up and exit
+    /// Do the privileged set-up and exit (not in this version)
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub init_only: Option<bool>,
     /// How to reach the API server [default: the pod's ServiceAccount]
@@ -127,6 +127,7 @@ pub struct ProxyArgs {
     /// Addresses that serve NodePorts: `primary` or CIDRs
     #[arg(long, value_name = "CIDR[,...]", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
+    /// How readily the kernel kills the agent for its memory, -1000 to 1000 [default: -999]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub oom_score_adj: Option<String>,
     #[arg(long, value_name = "N", hide = true)]

@@ -8,7 +8,7 @@ use crate::status::Trouble;
 
 /// Longest wait for an answer: a table of millions of flows takes seconds to read, stopping takes nothing.
 const fn patience(request: &Request) -> Duration {
-    Duration::from_secs(if matches!(request, Request::Stop) { 5 } else { 30 })
+    Duration::from_secs(if matches!(request, Request::Stop { .. }) { 5 } else { 30 })
 }
 
 /// Asks the agent of this run directory.

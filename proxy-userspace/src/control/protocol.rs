@@ -26,7 +26,12 @@ pub enum Request {
         seconds: u64,
     },
     /// Ends the agent as SIGTERM does; the data plane stays.
-    Stop,
+    Stop {
+        /// Cookie of the asker's network namespace: an agent of another one goes on, as its data plane cannot be reached
+        /// from there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        netns: Option<u64>,
+    },
 }
 
 /// Which flows to list; an absent field matches every flow.
@@ -127,7 +132,8 @@ mod tests {
                 Request::Trace { address: Some([10, 0, 0, 1].into()), seconds: 60 },
                 r#"{"command":"trace","address":"10.0.0.1","seconds":60}"#,
             ),
-            (Request::Stop, r#"{"command":"stop"}"#),
+            (Request::Stop { netns: None }, r#"{"command":"stop"}"#),
+            (Request::Stop { netns: Some(7) }, r#"{"command":"stop","netns":7}"#),
         ];
         for (request, line) in requests {
             assert_eq!(Request::parse(line), Ok(request.clone()), "{line}");

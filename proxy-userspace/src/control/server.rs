@@ -127,7 +127,7 @@ mod tests {
         tokio::spawn(listener.serve(questions));
         tokio::spawn(async move {
             while let Some(question) = asked.recv().await {
-                if question.request == Request::Stop {
+                if matches!(question.request, Request::Stop { .. }) {
                     return;
                 }
                 question.answer.send(Answer::Services(Vec::new())).unwrap();
@@ -163,7 +163,10 @@ mod tests {
             assert_eq!(talk(b""), "", "a client that says nothing gets nothing");
             assert!(talk(&[b'x'; 3 * LONGEST as usize / 2]).starts_with("{\"error\":"));
             assert_eq!(ask(&clients, &Request::Status).unwrap(), Answer::Services(Vec::new()));
-            assert!(matches!(ask(&clients, &Request::Stop), Err(ClientError::Refused(_))), "nobody is left");
+            assert!(
+                matches!(ask(&clients, &Request::Stop { netns: None }), Err(ClientError::Refused(_))),
+                "nobody is left"
+            );
         })
         .await;
         dir.remove(lock).unwrap();

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use proxy_common::abi::{Addr, Device, device_flags};
 
 use super::error::DatapathError;
-use super::hooks::{self, Found, Hook, SOCKETS, TC_EGRESS, TC_INGRESS, attach_error};
+use super::hooks::{self, Found, Hook, Ours, SOCKETS, TC_EGRESS, TC_INGRESS, attach_error};
 use super::loader::{self, CAUGHT, ETHERNET, PLAIN};
+use super::owner::{self, Owners};
 use super::sys::{self, Target, attach_flags};
-use super::{Datapath, pins};
+use super::{Datapath, netns_cookie, pins};
 use crate::node::{Edge, EdgeKind};
 
 /// What attaching did at one hook.
@@ -96,7 +97,7 @@ impl Datapath {
         self.set_device(edge)?;
         let [ingress, egress] = names(edge);
         let target = Target::Device(edge.ifindex);
-        let place = |hook, name, flags| self.place(target, hook, name, flags);
+        let place = |hook, name, flags| self.place(target, hook, name, flags, &|_| true);
         let ingress = place(TC_INGRESS, ingress, attach_flags::BEFORE);
         let both = ingress.and_then(|ingress| Ok((ingress, place(TC_EGRESS, egress, attach_flags::AFTER)?)));
         match both {
@@ -159,15 +160,19 @@ impl Datapath {
         Ok([state(TC_INGRESS, names[0])?, state(TC_EGRESS, names[1])?])
     }
 
-    /// Puts the socket programs on the cgroup, exactly one copy each. Nothing where no cgroup was given.
+    /// Puts the socket programs on the cgroup, exactly one copy each. Nothing where no cgroup was given. Those of an agent in
+    /// another network namespace stay beside them: each agent's programs pass by the other's sockets.
     ///
     /// # Errors
     /// Names the hook.
     pub fn attach_sockets(&self) -> Result<(), DatapathError> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         let target = Target::Cgroup(cgroup.as_fd());
+        let (here, owners) = (netns_cookie().ok(), Owners::on(target, &self.known)?);
+        let mine =
+            |ours: &Ours| self.known.contains_key(&ours.info.id) || owner::is_here(here, owners.of(ours));
         for (hook, name) in SOCKETS {
-            self.place(target, hook, name, attach_flags::ALLOW_MULTI)?;
+            self.place(target, hook, name, attach_flags::ALLOW_MULTI, &mine)?;
         }
         Ok(())
     }
@@ -258,13 +263,14 @@ impl Datapath {
         })
     }
 
-    /// Exactly one copy of program `name` at the hook. `flags` say where a new one goes.
+    /// Exactly one copy of program `name` at the hook among those that are `mine`. `flags` say where a new one goes.
     fn place(
         &self,
         target: Target<'_>,
         hook: Hook,
         name: &'static str,
         flags: u32,
+        mine: &dyn Fn(&Ours) -> bool,
     ) -> Result<Placement, DatapathError> {
         let program = self.program(name)?;
         let failed = |operation, source| match target {
@@ -277,7 +283,8 @@ impl Datapath {
         let id = sys::program_info(program).map_err(|source| failed("describe our program", source))?.id;
         let mut change = Change::None;
         for _ in 0..ATTEMPTS {
-            let found = self.look(target, hook)?;
+            let mut found = self.look(target, hook)?;
+            found.ours.retain(mine);
             if found.ours.iter().any(|ours| ours.info.id == id) {
                 for stray in found.ours.iter().filter(|ours| ours.info.id != id) {
                     sys::detach(target, hook.attach_type, stray.fd.as_fd())

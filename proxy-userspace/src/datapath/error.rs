@@ -22,6 +22,12 @@ pub enum DatapathError {
     #[error("{path}: not a BPF file system; mount one with `mount -t bpf bpf {path}`, or leave --bpffs out")]
     NotBpffs { path: PathBuf },
 
+    #[error(
+        "{path}: holds the maps of an agent in another network namespace; give this one a --bpffs of its own, or take \
+         them away with `sluice cleanup --bpffs {path}` if that agent is gone"
+    )]
+    OtherNamespace { path: PathBuf },
+
     #[error("cannot make a private BPF file system: {source}; give a mounted one with --bpffs")]
     PrivateBpffs { source: io::Error },
 

@@ -11,7 +11,9 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use proxy_common::abi::Addr;
 
 use super::error::{DatapathError, kernel_release};
-use super::hooks::{self, Known};
+use super::hooks::{self, Known, Ours};
+use super::netns_cookie;
+use super::owner::{self, Owners};
 use super::pins::Pins;
 use super::specs::{self, Sizes, Spec};
 use super::sys::{self, Target};
@@ -62,7 +64,13 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let cpus = possible_cpus()?;
     let wanted = specs::persistent(&options.sizes, cpus);
     let pins = match &options.bpffs {
-        Some(bpffs) => Pins::shared(bpffs)?,
+        Some(bpffs) => {
+            let pins = Pins::shared(bpffs)?;
+            if !owner::is_here(netns_cookie().ok(), owner::of_pins(&pins)) {
+                return Err(DatapathError::OtherNamespace { path: bpffs.clone() });
+            }
+            pins
+        }
         None => {
             let pins = Pins::private()?;
             adopt_by_id(&pins, cgroup.as_ref(), &wanted)?;
@@ -103,13 +111,16 @@ fn possible_cpus() -> Result<u32, DatapathError> {
     Ok(u32::try_from(count).unwrap_or(1))
 }
 
-/// Pins the maps that our attached programs use. Devices come first: the cgroup may be another agent's by mistake,
-/// the devices of this network namespace are not.
+/// Pins the maps that our attached programs use. Devices come first; on the cgroup there may be programs of an agent in
+/// another network namespace, which are left alone.
 fn adopt_by_id(pins: &Pins, cgroup: Option<&OwnedFd>, wanted: &[Spec]) -> Result<(), DatapathError> {
+    let here = netns_cookie().ok();
     let devices = hooks::devices()?.into_iter().map(|(_, ifindex)| Target::Device(ifindex));
     let mut places: Vec<_> =
         devices.flat_map(|device| [(device, hooks::TC_INGRESS), (device, hooks::TC_EGRESS)]).collect();
+    let mut owners = Owners::default();
     if let Some(cgroup) = cgroup {
+        owners = Owners::on(Target::Cgroup(cgroup.as_fd()), &Known::new())?;
         places.extend(hooks::SOCKETS.iter().map(|(hook, _)| (Target::Cgroup(cgroup.as_fd()), *hook)));
     }
     for (target, hook) in places {
@@ -123,7 +134,8 @@ fn adopt_by_id(pins: &Pins, cgroup: Option<&OwnedFd>, wanted: &[Spec]) -> Result
                 }));
             }
         };
-        for ours in found.ours {
+        let mine = |ours: &Ours| owner::is_here(here, owners.of(ours));
+        for ours in found.ours.into_iter().filter(mine) {
             for id in ours.info.maps {
                 adopt_map(pins, id, wanted)?;
             }

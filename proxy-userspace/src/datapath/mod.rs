@@ -9,6 +9,7 @@
 //! flows.rs   live flows, counters         trace.rs   the packet trace of one address
 //! explain.rs copies that answer questions probe.rs   packets to ask with
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
+//! owner.rs   whose programs and maps are
 //! ```
 
 mod attach;
@@ -18,6 +19,7 @@ mod explain;
 mod flows;
 mod hooks;
 mod loader;
+mod owner;
 mod permission;
 mod pins;
 mod probe;

@@ -11,6 +11,7 @@ mod harness;
 mod input;
 mod matrix;
 mod mtu;
+mod neighbours;
 mod operator;
 mod policy;
 mod ports;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     groups.extend(input::groups());
     groups.extend(start::groups());
     groups.extend(operator::groups());
+    groups.extend(neighbours::groups());
     groups.extend(catch_all::groups());
     groups.extend(explain::groups());
     groups.extend(trace::groups());

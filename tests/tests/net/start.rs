@@ -59,7 +59,8 @@ const STRANGER: u32 = 65_534;
 
 pub fn groups() -> Vec<Group> {
     let stories = ROWS.iter().map(|row| Story::new(row.name, move |bed| start(bed, row))).collect();
-    let config = BedConfig::new(Wiring::Routed);
+    // So that the machine's own bpffs is not used.
+    let config = BedConfig { bpffs: true, ..BedConfig::new(Wiring::Routed) };
     vec![Group { name: "start".into(), config, setup: Box::new(prepare), stories }]
 }
 
