@@ -259,7 +259,7 @@ fn wrong_use(bed: &mut Bed) -> Result<()> {
     for (wrong, status) in [
         (&["explain"][..], 2),
         (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2"], 2),
-        (&["explain", "--from", "10.0.0.1", "--to", "[fd00::1]:80"], 1),
+        (&["explain", "--from", "10.0.0.1", "--to", "[fd00::1]:80"], 2),
         (&["explain", "--from", "10.0.0.1", "--to", "10.0.0.2:80", "--edge", "none0"], 1),
     ] {
         let (code, _, said) = home.ask(wrong)?;
