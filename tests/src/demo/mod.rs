@@ -46,8 +46,9 @@ fn hello(backends: &[Backend]) -> App {
 /// Something was not as expected.
 pub fn run(source: Source) -> Result<()> {
     let mut screen = Screen::default();
-    screen
-        .step("Two nodes, four pods, a router and an outside client, as network namespaces of this machine.");
+    screen.step(
+        "Node n1 with pods pa, pb and pc, node n2 with pod pd, a router and an outside client: each a network namespace.",
+    );
     let mut bed = Bed::build(BedConfig::new(Wiring::Routed))?;
     for backend in BACKENDS {
         bed.serve(backend.who, backend.port)?;
@@ -98,8 +99,9 @@ fn start(screen: &mut Screen, bed: &mut Bed) -> Result<()> {
     let edges = crate::lab::agent::served(&status);
     let names: Vec<_> = edges.iter().map(|(name, _)| name.as_str()).collect();
     screen.tell(&format!("programs at both hooks of {}", names.join(", ")));
-    screen
-        .step("The Service `hello` is created, with three backends: two pods of this node, one of another.");
+    screen.step(
+        "The Service `hello` is created, with three backends: pods pb and pc of this node, pd of the other.",
+    );
     let app = hello(&BACKENDS);
     bed.apply(&app)?;
     for family in Family::BOTH {
@@ -138,7 +140,7 @@ fn table(screen: &Screen, bed: &Bed, expected: &[Backend]) -> Result<()> {
 }
 
 fn balance(screen: &mut Screen, bed: &Bed) -> Result<()> {
-    screen.step(&format!("Each client opens {CONNECTIONS} connections, TCP and UDP in turn. Who answers?"));
+    screen.step(&format!("Each client opens {CONNECTIONS} connections to it, TCP and UDP in turn. How often does each backend answer?"));
     table(screen, bed, &BACKENDS)
 }
 
@@ -203,6 +205,7 @@ fn login(screen: &mut Screen, bed: &Bed, cluster: &Cluster) -> Result<()> {
     cluster.rotate_token()?;
     bed.apply(&hello(&BACKENDS[..2]))?;
     bed.apply(&hello(&BACKENDS))?;
+    screen.tell("pd has left and come back; the agent needs no restart, it reads the token for each request");
     screen.step(&format!("The API server's audit log about {USER}:"));
     for ((verb, target, code), times) in cluster.asked()? {
         screen.tell(&format!("{verb} {target}: {code}, {times} times"));

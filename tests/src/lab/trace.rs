@@ -1,6 +1,7 @@
 //! What a proxy has left on a node, seen from outside: programs on devices, devices, pins, sockets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -114,11 +115,26 @@ impl Bed {
         }
         for line in links.lines().filter(|line| line.contains("LOWER_UP") && !line.contains("LOOPBACK")) {
             let device = line.split([':', '@']).nth(1).unwrap_or_default().trim();
-            let local = addresses.iter().any(|(of, address)| *of == device && address.starts_with("fe80:"));
-            ensure!(local, "{device} has no link-local address yet");
+            // Not any: one that was given by hand is there at once, and the kernel's own still comes.
+            let Some(own) = line.split("link/ether ").nth(1).and_then(link_local) else { continue };
+            let there = addresses.iter().any(|(of, address)| *of == device && address.parse() == Ok(own));
+            ensure!(there, "{device} has not made its link-local address {own} yet");
         }
         Ok(())
     }
+}
+
+/// The address that the kernel makes of a link's, by which the text begins.
+fn link_local(text: &str) -> Option<Ipv6Addr> {
+    let mac: Vec<u8> = text
+        .split_whitespace()
+        .next()?
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).ok())
+        .collect::<Option<_>>()?;
+    let [a, b, c, d, e, f] = mac[..] else { return None };
+    let pair = |high, low| u16::from_be_bytes([high, low]);
+    Some(Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f)))
 }
 
 /// From a line of `ip -6 -o addr`: `2: eth0    inet6 fe80::1/64 scope link …`.
@@ -160,6 +176,13 @@ fn programs() -> Result<BTreeMap<(String, &'static str), Vec<String>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernels_own_address_follows_from_the_links() {
+        let made = link_local("4e:ef:10:58:85:8e brd ff:ff:ff:ff:ff:ff link-netns x");
+        assert_eq!(made, "fe80::4cef:10ff:fe58:858e".parse().ok());
+        assert_eq!(link_local("none"), None);
+    }
 
     #[test]
     fn only_the_difference_is_told() {
