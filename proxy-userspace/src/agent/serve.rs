@@ -11,7 +11,7 @@ use super::start::Started;
 use super::{Agent, Parts};
 use crate::cluster;
 use crate::config::Config;
-use crate::control::{Answer, Listener, Lock, Question, Request, RunDir};
+use crate::control::{Answer, Listener, Question, Request};
 use crate::http::{self, Clock, Health, Snapshot};
 use crate::metrics::Metrics;
 use crate::status::{Board, Status, Trouble};
@@ -19,7 +19,7 @@ use crate::status::{Board, Status, Trouble};
 /// Longest time that a scrape waits for fresh numbers.
 const SCRAPE: Duration = Duration::from_secs(2);
 
-/// Starts source, servers and loop, and runs until the agent is told to stop. The lock is held for that long.
+/// Starts source, servers and loop, and runs until the agent is told to stop.
 ///
 /// # Errors
 /// A part cannot start, or one that the agent cannot do without has ended.
@@ -28,7 +28,7 @@ pub async fn serve(
     node: Arc<str>,
     started: Started,
     metrics: Arc<Metrics>,
-    lock: Lock,
+    control: Listener,
 ) -> Result<(), Trouble> {
     let clock = Clock::start();
     let board = Board::default();
@@ -40,7 +40,6 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(async { follower.await.unwrap_or_else(|error| Err(broken(&error))) });
 
-    let control = Listener::bind(&RunDir::new(&config.run_dir), &lock)?;
     tasks.spawn(endless("the control socket", control.serve(questions.clone())));
     let scope = cluster::Scope { node: node.clone(), service_cidrs: config.guards_service_cidrs() };
     let source = cluster::follow(config.source.clone(), scope, events);

@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Failure, Outcome, cleanup, later};
 use crate::config::{Action, Config, Logging, RunArgs, load};
-use crate::control::RunDir;
+use crate::control::{Listener, RunDir};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::{agent, cluster};
@@ -40,7 +40,10 @@ fn start(config: Config) -> Outcome {
         .build()
         .context("threads cannot be started; see the limits of processes and memory")?;
     runtime.block_on(cluster::check(&config.source))?;
-    let lock = RunDir::new(&config.run_dir).lock()?;
+    let dir = RunDir::new(&config.run_dir);
+    let lock = dir.lock()?;
+    // Before anything is attached: who cannot be asked is not to begin.
+    let control = runtime.block_on(async { Listener::bind(&dir, &lock) })?;
     set_oom_score(config.oom_score_adj);
     let host =
         nix::unistd::gethostname().context("the host's name cannot be read; give --hostname-override")?;
@@ -51,7 +54,8 @@ fn start(config: Config) -> Outcome {
     for warning in &config.warnings {
         warn!("{warning}");
     }
-    let ended = runtime.block_on(agent::serve(config, node, started, metrics, lock));
+    let ended = runtime.block_on(agent::serve(config, node, started, metrics, control));
+    drop(lock);
     // Whatever still runs owns nothing that has to be put away: the data plane stays as it is.
     runtime.shutdown_background();
     Ok(ended?)

@@ -84,8 +84,18 @@ impl Datapath {
     /// network namespace's devices and to the cgroup.
     ///
     /// # Errors
-    /// One line for an operator. A map that is not what this version expects is never used nor removed.
+    /// One line for an operator. A map that is not what this version expects is never used nor removed; what this call has
+    /// pinned goes.
     pub fn load(options: &Options) -> Result<Self, DatapathError> {
+        let fresh = options.bpffs.as_deref().filter(|bpffs| !Pins::are_at(bpffs));
+        let opened = Self::open(options);
+        if let (Err(_), Some(bpffs)) = (&opened, fresh) {
+            Pins::abandon(bpffs);
+        }
+        opened
+    }
+
+    fn open(options: &Options) -> Result<Self, DatapathError> {
         let mut loaded = loader::load(options)?;
         let mut datapath = Self {
             tables: Tables::open(&mut loaded.maps)?,

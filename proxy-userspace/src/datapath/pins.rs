@@ -31,6 +31,18 @@ impl Pins {
         Ok(Self { dir, private: None })
     }
 
+    /// Whether an agent has left the directory of this layout at `bpffs`.
+    pub fn are_at(bpffs: &Path) -> bool {
+        Self::directory(bpffs).is_ok_and(|dir| dir.exists())
+    }
+
+    /// Takes away what a start that failed has made at `bpffs`. What cannot be removed is left to `sluice cleanup`.
+    pub fn abandon(bpffs: &Path) {
+        if let Ok(dir) = Self::directory(bpffs) {
+            drop(Self { dir, private: None }.remove());
+        }
+    }
+
     /// The directories of all layouts that agents have left on the bpffs mounted at `bpffs`.
     pub fn layouts(bpffs: &Path) -> Result<Vec<Self>, DatapathError> {
         Self::directory(bpffs)?;

@@ -94,6 +94,8 @@ fn start(bed: &mut Bed, row: &Row) -> Result<()> {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             ensure!(output.status.code() == Some(status), "{}, not {status}: {said}", output.status);
             ensure!(said == format!("sluice: {says}\n"), "it said\n{said}and not\nsluice: {says}");
+            let left = place.ask("cleanup")?;
+            ensure!(left == "nothing of sluice was here\n", "the failed start has left something: {left}");
         }
         End::Runs => place.runs(row, &says)?,
     }

@@ -111,6 +111,11 @@ pub const ROWS: &[Row] = &[
         "run directory {dir}/file: File exists (os error 17); --run-dir must name a directory that root can write",
     ),
     fails(
+        "a_run_dir_with_a_path_too_long_for_a_socket",
+        "--manifests {dir}/manifests --run-dir {dir}/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+        "control socket {dir}/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx/control.sock: path must be shorter than SUN_LEN; --run-dir must name a directory that root can write, with a short path",
+    ),
+    fails(
         "no_cgroup_v2",
         "--manifests {dir}/manifests --cgroup /proc",
         "/proc: not in a cgroup v2 hierarchy; name one with --cgroup, or turn sockets off with --sockets off",
