@@ -54,9 +54,13 @@ pub async fn follow(access: Access, scope: Scope, events: mpsc::Sender<Event>) {
     let pace = Arc::new(Pace::default());
     let mut backoff = Backoff::default();
     let mut gently = false;
+    let mut failed = None;
     while !events.is_closed() {
         match open(&access, &state).await {
             Ok((client, hints)) => {
+                if let Some(problem) = failed.take() {
+                    state.opened(&problem).await;
+                }
                 let (events, state, pace) = (events.clone(), state.clone(), pace.clone());
                 let begun = Instant::now();
                 watch_all(&Session { client, events, state, pace, hints, gently }, &scope).await;
@@ -69,7 +73,9 @@ pub async fn follow(access: Access, scope: Scope, events: mpsc::Sender<Event>) {
                 // Each of these errors reads "what is wrong; what to do".
                 let text = error.to_string();
                 let (what, next) = text.split_once("; ").unwrap_or((&text, "correct it"));
-                state.set_all(Problem::new("login to the API server", what, next)).await;
+                let problem = Problem::new("login to the API server", what, next);
+                state.set_all(problem.clone()).await;
+                failed = Some(problem);
             }
         }
         tokio::select! {

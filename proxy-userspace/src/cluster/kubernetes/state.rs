@@ -58,6 +58,18 @@ impl State {
         self.update(|kinds| kinds.fill(Some(Err(problem)))).await;
     }
 
+    /// Requests can be made again: what [`Self::set_all`] said is over, also of a kind that nobody asks for.
+    pub async fn opened(&self, failed: &Problem) {
+        self.update(|kinds| {
+            for kind in
+                kinds.iter_mut().filter(|kind| matches!(kind, Some(Err(problem)) if problem == failed))
+            {
+                *kind = None;
+            }
+        })
+        .await;
+    }
+
     async fn update(&self, change: impl FnOnce(&mut Kinds)) {
         // Held until it is told: two changes must not overtake each other.
         let mut kinds = self.kinds.lock().await;
