@@ -62,9 +62,47 @@ fn build(root: &Path, out: &Path) -> Result<(), String> {
         return Err("the BPF programs do not compile: see the errors above".into());
     }
     let object = target_dir.join(TARGET).join("release").join("proxy-ebpf");
-    std::fs::copy(&object, out.join("sluice.o"))
-        .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
-    Ok(())
+    let failed = |error| format!("cannot copy {}: {error}", object.display());
+    let whole = std::fs::read(&object).map_err(failed)?;
+    let stripped = strip(&whole).ok_or_else(|| format!("{} is no ELF object", object.display()))?;
+    std::fs::write(out.join("sluice.o"), stripped).map_err(failed)
+}
+
+/// Leaves out the sections of debug information, four fifths of the object: BTF was made from them. Their headers stay, as
+/// empty ones, so that no number of a section changes. Layout: elf(5), 64 bits, little-endian.
+fn strip(object: &[u8]) -> Option<Vec<u8>> {
+    const OFFSET_OF_HEADERS: usize = 0x28;
+    const HEADER: usize = 64;
+    let u16_at = |at: usize| Some(u16::from_le_bytes(object.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(object.get(at..at + 4)?.try_into().ok()?) as usize);
+    let u64_at =
+        |at: usize| usize::try_from(u64::from_le_bytes(object.get(at..at + 8)?.try_into().ok()?)).ok();
+    let headers = u64_at(OFFSET_OF_HEADERS)?;
+    let (count, names) = (usize::from(u16_at(0x3c)?), usize::from(u16_at(0x3e)?));
+    let names = u64_at(headers + names * HEADER + 24)?;
+    let mut stripped = object.get(..HEADER)?.to_vec();
+    let mut table = Vec::new();
+    for number in 0..count {
+        let at = headers + number * HEADER;
+        let mut header = object.get(at..at + HEADER)?.to_vec();
+        let name = object.get(names + u32_at(at)?..)?;
+        if name.starts_with(b".debug_") || name.starts_with(b".rel.debug_") {
+            // SHT_NULL, without content.
+            header[4..8].fill(0);
+            header[24..40].fill(0);
+        } else if u32_at(at + 4)? != 0 {
+            let content = object.get(u64_at(at + 24)?..)?.get(..u64_at(at + 32)?)?;
+            stripped.resize(stripped.len().next_multiple_of(8), 0);
+            header[24..32].copy_from_slice(&(stripped.len() as u64).to_le_bytes());
+            stripped.extend_from_slice(content);
+        }
+        table.extend_from_slice(&header);
+    }
+    stripped.resize(stripped.len().next_multiple_of(8), 0);
+    let headers = (stripped.len() as u64).to_le_bytes();
+    stripped[OFFSET_OF_HEADERS..OFFSET_OF_HEADERS + 8].copy_from_slice(&headers);
+    stripped.extend(table);
+    Some(stripped)
 }
 
 enum Toolchain {

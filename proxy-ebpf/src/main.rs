@@ -6,6 +6,7 @@
 //! maps.rs    map statics
 //! tables.rs  proxy_common's Tables over them, one family at a time
 //! clock.rs   the clock, and dice for test runs
+//! global.rs  functions that the verifier looks at once
 //! element.rs a flow element in place
 //! trace.rs   the packet trace of one address, off unless it is loaded on
 //! ```
@@ -18,6 +19,8 @@
 mod clock;
 #[cfg(target_arch = "bpf")]
 mod element;
+#[cfg(target_arch = "bpf")]
+mod global;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]

@@ -3,13 +3,13 @@
 use aya_ebpf::{
     Global,
     bindings::bpf_spin_lock,
-    btf_maps::{Array as BtfArray, ArrayOfMaps, SkStorage},
+    btf_maps::{Array as BtfArray, ArrayOfMaps, LruHashMap as BtfLruHashMap, SkStorage},
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, lpm_trie::LpmTrie},
 };
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
+    Frontend, FrontendKey, Generations, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
     path::{Looked, Scratch},
@@ -19,7 +19,7 @@ use proxy_common::{
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the agent switches runs by a 64-bit store.
 const MMAPABLE: u32 = 1 << 10;
 
-/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): tries have no other form.
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): elements take memory when they are there. Tries have no other form.
 const NO_PREALLOC: u32 = 1;
 
 /// Datagrams of one family that are on their way in parts. They are so for microseconds: this is room for a flood of
@@ -44,13 +44,16 @@ pub struct RingUsed {
     pub turns: u32,
 }
 
+/// Affinity records.
+pub type Records<const N: usize> = BtfLruHashMap<AffinityKey<N>, Affinity<N>, 1024>;
+
 /// One chunk of slots.
 pub type Slots<const N: usize> = BtfArray<Backend<N>, { CHUNK as usize }>;
 
 #[map]
-pub static FRONTENDS_V4: HashMap<FrontendKey<1>, Frontend> = HashMap::with_max_entries(1024, 0);
+pub static FRONTENDS_V4: HashMap<FrontendKey<1>, Frontend> = HashMap::with_max_entries(1024, NO_PREALLOC);
 #[map]
-pub static FRONTENDS_V6: HashMap<FrontendKey<4>, Frontend> = HashMap::with_max_entries(1024, 0);
+pub static FRONTENDS_V6: HashMap<FrontendKey<4>, Frontend> = HashMap::with_max_entries(1024, NO_PREALLOC);
 #[map]
 pub static SERVICES: Array<Service> = Array::with_max_entries(1024, MMAPABLE);
 #[btf_map]
@@ -58,27 +61,28 @@ pub static SLOTS_V4: ArrayOfMaps<Slots<1>, CHUNKS> = ArrayOfMaps::new();
 #[btf_map]
 pub static SLOTS_V6: ArrayOfMaps<Slots<4>, CHUNKS> = ArrayOfMaps::new();
 #[map]
-pub static ADDRESSES_V4: HashMap<Addr<1>, AddressClass> = HashMap::with_max_entries(1024, 0);
+pub static ADDRESSES_V4: HashMap<Addr<1>, AddressClass> = HashMap::with_max_entries(1024, NO_PREALLOC);
 #[map]
-pub static ADDRESSES_V6: HashMap<Addr<4>, AddressClass> = HashMap::with_max_entries(1024, 0);
+pub static ADDRESSES_V6: HashMap<Addr<4>, AddressClass> = HashMap::with_max_entries(1024, NO_PREALLOC);
 #[map]
 pub static SIEVE: Array<u64> = Array::with_max_entries(SIEVE_WORDS, MMAPABLE);
 #[map]
 pub static RANGES_V4: LpmTrie<SourceRange<1>, u32> = LpmTrie::with_max_entries(1024, NO_PREALLOC);
 #[map]
 pub static RANGES_V6: LpmTrie<SourceRange<4>, u32> = LpmTrie::with_max_entries(1024, NO_PREALLOC);
+/// One place each, empty until a Service asks for affinity: such a map takes its memory when it is made.
+#[btf_map]
+pub static AFFINITY_V4: ArrayOfMaps<Records<1>, 1> = ArrayOfMaps::new();
+#[btf_map]
+pub static AFFINITY_V6: ArrayOfMaps<Records<4>, 1> = ArrayOfMaps::new();
 #[map]
-pub static AFFINITY_V4: LruHashMap<AffinityKey<1>, Affinity<1>> = LruHashMap::with_max_entries(1024, 0);
-#[map]
-pub static AFFINITY_V6: LruHashMap<AffinityKey<4>, Affinity<4>> = LruHashMap::with_max_entries(1024, 0);
+pub static ENDPOINTS: Array<Generations> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
 pub static FRAGMENTS_V4: LruHashMap<FlowKey<1>, Fragment<1>> = LruHashMap::with_max_entries(DATAGRAMS, 0);
 #[map]
 pub static FRAGMENTS_V6: LruHashMap<FlowKey<4>, Fragment<4>> = LruHashMap::with_max_entries(DATAGRAMS, 0);
 #[map]
-pub static ENDPOINTS: Array<u32> = Array::with_max_entries(1024, 0);
-#[map]
-pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(4096, 0);
+pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(4096, NO_PREALLOC);
 #[map]
 pub static FLOWS_V4: HashMap<FlowKey<1>, Flow<1>> = HashMap::with_max_entries(1024, 0);
 #[map]

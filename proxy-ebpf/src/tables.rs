@@ -1,7 +1,8 @@
 //! `proxy_common::path::Tables` over the maps, one family at a time.
 
 use crate::clock::{repeatable_draw, tick};
-use crate::element::Element;
+use crate::element::{Element, copy_words};
+use crate::global::*;
 use crate::maps::*;
 use aya_ebpf::{
     bindings::{
@@ -24,10 +25,10 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey,
-        Fragment, Frontend, FrontendKey, Port, Reason, Service, SourceRange, Turn, config_flags,
-        device_flags, protocol,
+        Fragment, Frontend, FrontendKey, Generations, Port, Reason, Run, Service, SourceRange, Turn,
+        config_flags, device_flags, protocol,
     },
-    path::{self, Insert, Scratch, Tables},
+    path::{Asked, Insert, Looked, Scratch, Tables},
     wire::Headers,
 };
 
@@ -45,12 +46,14 @@ pub trait Family<const N: usize> {
     fn slot(slot: u32) -> Option<Backend<N>>;
     fn scratch() -> Option<*mut Scratch<N>>;
     fn make_room() -> u32;
+    fn is_over(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
+    fn sticky(asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
     fn is_service_range(config: &Config, address: &Addr<N>) -> bool;
     fn ranges() -> &'static LpmTrie<SourceRange<N>, u32>;
-    fn affinity() -> &'static LruHashMap<AffinityKey<N>, Affinity<N>>;
+    fn affinity() -> Option<&'static Records<N>>;
     fn fragments() -> &'static LruHashMap<FlowKey<N>, Fragment<N>>;
     fn tuple(key: &FlowKey<N>, address: &Addr<N>, port: Port) -> (bpf_sock_tuple, u32);
 }
@@ -59,7 +62,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $is_over:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -92,6 +95,14 @@ macro_rules! family {
                 $make_room()
             }
             #[inline(always)]
+            fn is_over(room: &mut Looked<$n>, now: u32, forgets: u32) -> u32 {
+                $is_over(room, now, forgets)
+            }
+            #[inline(always)]
+            fn sticky(asked: &mut Asked<$n>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32 {
+                $sticky(asked, run.0, epoch, timeout, now)
+            }
+            #[inline(always)]
             fn headers() -> Option<*mut Headers<$n>> {
                 $headers.get_ptr_mut(0)
             }
@@ -112,8 +123,8 @@ macro_rules! family {
                 &$ranges
             }
             #[inline(always)]
-            fn affinity() -> &'static LruHashMap<AffinityKey<$n>, Affinity<$n>> {
-                &$affinity
+            fn affinity() -> Option<&'static Records<$n>> {
+                $affinity.get(0)
             }
             #[inline(always)]
             fn fragments() -> &'static LruHashMap<FlowKey<$n>, Fragment<$n>> {
@@ -142,6 +153,8 @@ family!(
     SCRATCH_V4,
     HEADERS_V4,
     make_room_v4,
+    is_over_v4,
+    sticky_v4,
     RANGES_V4,
     AFFINITY_V4,
     FRAGMENTS_V4,
@@ -171,6 +184,8 @@ family!(
     SCRATCH_V6,
     HEADERS_V6,
     make_room_v6,
+    is_over_v6,
+    sticky_v6,
     RANGES_V6,
     AFFINITY_V6,
     FRAGMENTS_V6,
@@ -188,28 +203,6 @@ family!(
         (bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>())
     }
 );
-
-// Global functions: the verifier looks at them once, not once for each way that leads to them.
-
-/// [`path::make_room`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn make_room_v4() -> u32 {
-    let Some(room) = LOOKED_V4.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let room = unsafe { &mut *room };
-    path::make_room(&Maps::<V4>::new(core::ptr::null_mut()), room).into()
-}
-
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn make_room_v6() -> u32 {
-    let Some(room) = LOOKED_V6.get_ptr_mut(0) else { return 0 };
-    // SAFETY: as above.
-    let room = unsafe { &mut *room };
-    path::make_room(&Maps::<V6>::new(core::ptr::null_mut()), room).into()
-}
 
 /// The maps of family `F`, for a program whose context is `ctx`.
 pub struct Maps<F, const SOCKET: bool = false> {
@@ -276,20 +269,27 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool {
         // SAFETY: a record that is changed or reused meanwhile names an endpoint that is looked for before it is used.
-        let Some(record) = (unsafe { F::affinity().get(key) }) else { return false };
-        *into = *record;
+        let Some(record) = F::affinity().and_then(|records| unsafe { records.get(key) }) else {
+            return false;
+        };
+        copy_words(record, into);
         true
     }
 
     #[inline(always)]
     fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>) {
         // The table makes room for itself; a record less is no harm.
-        let _ = F::affinity().insert(key, record, 0);
+        let _ = F::affinity().map(|records| records.insert(key, record, 0));
+    }
+
+    #[inline(always)]
+    fn sticky(&self, asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32 {
+        F::sticky(asked, run, epoch, timeout, now)
     }
 
     #[inline(always)]
     fn endpoint_generation(&self, id: u32) -> u32 {
-        ENDPOINTS.get(id).copied().unwrap_or(0)
+        ENDPOINTS.get(Generations::index(id)).map_or(0, |generations| generations.of(id).into())
     }
 
     #[inline(always)]
@@ -369,6 +369,11 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn make_room(&self) -> bool {
         F::make_room() != 0
+    }
+
+    #[inline(always)]
+    fn is_over(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> bool {
+        F::is_over(room, now, forgets) != 0
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@ pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod node;
+mod sorted;
 pub mod status;
 pub mod sync;
 

@@ -21,14 +21,14 @@ pub use device::{Device, device_flags};
 pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use service::{
-    Affinity, AffinityKey, Backend, CHUNK, RangeKey, Run, Service, SourceRange, service_flags,
+    Affinity, AffinityKey, Backend, CHUNK, Generations, RangeKey, Run, Service, SourceRange, service_flags,
 };
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs, SocketRecord};
 pub use trace::TraceRecord;
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// A type that may lie in a map: no padding, every bit pattern valid, safe to copy bytewise.
 ///

@@ -149,8 +149,66 @@ abi! {
         pub port: Port,
         /// Generation of `id` when the slot was written.
         pub generation: u16,
-        /// Index into the `endpoints` array, whose entry equals `generation` for as long as this endpoint of this
-        /// Service port may be used. Flows remember both, so that UDP flows notice a departed backend (P-52).
+        /// The `endpoints` array tells `generation` of it for as long as this endpoint of this Service port may be used. Flows
+        /// remember both, so that UDP flows notice a departed backend (P-52).
         pub id: u32,
+    }
+}
+
+/// Value of the `endpoints` array: generations of as many neighbouring endpoint ids as fit into the 64 bits that an element
+/// of an array takes anyway; 0: gone.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generations(pub u64);
+
+impl Abi for Generations {
+    const CHECKED: () = ();
+}
+
+impl Generations {
+    /// Ids in one element.
+    pub const COUNT: u32 = 4;
+
+    /// The element that has this id's generation.
+    #[must_use]
+    #[inline(always)]
+    pub const fn index(id: u32) -> u32 {
+        id / Self::COUNT
+    }
+
+    /// Generation of `id`, in its own element.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of(self, id: u32) -> u16 {
+        (self.0 >> Self::shift(id)) as u16
+    }
+
+    /// With another generation for `id`.
+    #[must_use]
+    pub const fn with(self, id: u32, generation: u16) -> Self {
+        let others = self.0 & !((u16::MAX as u64) << Self::shift(id));
+        Self(others | (generation as u64) << Self::shift(id))
+    }
+
+    const fn shift(id: u32) -> u32 {
+        id % Self::COUNT * u16::BITS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_in_an_element_do_not_touch_each_other() {
+        let ids = 8..8 + Generations::COUNT;
+        let all = ids.clone().fold(Generations::default(), |all, id| all.with(id, id as u16 + 1));
+        for id in ids.clone() {
+            assert_eq!((Generations::index(id), all.of(id)), (2, id as u16 + 1));
+            let gone = all.with(id, 0);
+            for other in ids.clone() {
+                assert_eq!(gone.of(other), if other == id { 0 } else { all.of(other) }, "{id} {other}");
+            }
+        }
     }
 }

@@ -19,27 +19,29 @@ pub(super) fn choose<const N: usize, T: Tables<N>>(
     if run.count() == 0 {
         return None;
     }
-    let slot =
-        if service.affinity_timeout == 0 { draw(tables, run) } else { sticky(tables, asked, service, run) };
+    let slot = match service.affinity_timeout {
+        0 => draw(tables, run),
+        timeout => tables.sticky(asked, run, service.epoch().into(), timeout, tables.now()),
+    };
     tables.backend(tables.unknown(slot))
 }
 
 /// Where the client's last connection went, if that is in the list still (D3) and not too long ago, else a draw. Either is
-/// written down: each new connection refreshes (D2).
-///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-fn sticky<const N: usize, T: Tables<N>>(
+/// written down: each new connection refreshes (D2). `epoch` is the service's, `timeout` in seconds, `now` in ticks.
+#[inline(always)]
+pub fn sticky<const N: usize, T: Tables<N>>(
     tables: &T,
     asked: &mut Asked<N>,
-    service: &Service,
     run: Run,
+    epoch: u32,
+    timeout: u32,
+    now: u32,
 ) -> u32 {
-    let (now, epoch) = (tables.now(), service.epoch());
+    let epoch = epoch as u16;
     let mut slot = NONE;
     if tables.affinity(&asked.key, &mut asked.last)
         && asked.last.epoch == epoch
-        && is_fresh(now.wrapping_sub(asked.last.seen), service.affinity_timeout)
+        && is_fresh(now.wrapping_sub(asked.last.seen), timeout)
     {
         slot = find(tables, run, &asked.last);
         if slot != NONE && asked.last.seen == now {

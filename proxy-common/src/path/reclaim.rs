@@ -110,7 +110,7 @@ pub fn make_room<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>)
             break;
         }
         // A failure to queue it again loses the turn, not the flow. It does not happen: the ring has slack.
-        if is_over(tables, room, now, effort.forgets as u32) || !tables.ring_push(&room.turn) {
+        if tables.is_over(room, now, effort.forgets as u32) || !tables.ring_push(&room.turn) {
             gone += 1;
         }
     }
@@ -142,9 +142,14 @@ const fn since(then: u32, now: u32) -> u32 {
     if ticks > u32::MAX / 2 { 0 } else { ticks }
 }
 
-/// Whether the turn needs no other; removes a pair that is worth no more than `forgets`.
+/// Whether the turn needs no other; removes a pair that is worth no more than `forgets`, a [`Worth`].
 #[inline(always)]
-fn is_over<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now: u32, forgets: u32) -> bool {
+pub fn is_over<const N: usize, T: Tables<N>>(
+    tables: &T,
+    room: &mut Looked<N>,
+    now: u32,
+    forgets: u32,
+) -> bool {
     let (turn, partner) = (&room.turn, &mut room.partner);
     let Some(entry) = tables.flow(&turn.key) else { return true };
     if entry.serial() != turn.serial {

@@ -1,8 +1,9 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
+use super::reclaim::Looked;
 use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, Port,
-    Reason, Service, Turn,
+    Reason, Run, Service, Turn,
 };
 use crate::wire::{Diff, Headers};
 
@@ -250,6 +251,13 @@ pub trait Tables<const N: usize> {
     fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool;
     /// Writes a client's affinity record; the oldest one makes way if there is no room (D7).
     fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>);
+    /// [`super::sticky`], for the same reason apart as [`Tables::is_over`].
+    fn sticky(&self, asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32
+    where
+        Self: Sized,
+    {
+        super::sticky(self, asked, run, epoch, timeout, now)
+    }
     /// Generation of a live endpoint id, 0 when it is gone.
     fn endpoint_generation(&self, id: u32) -> u32;
     /// Address that packets leaving by `ifindex` are masqueraded with.
@@ -278,6 +286,14 @@ pub trait Tables<const N: usize> {
 
     /// Calls [`super::make_room`] with a room of its own.
     fn make_room(&self) -> bool;
+    /// [`super::is_over`]. In the kernel a function that the verifier looks at once, and not once for each way through the
+    /// loop that calls it.
+    fn is_over(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> bool
+    where
+        Self: Sized,
+    {
+        super::is_over(self, room, now, forgets)
+    }
     /// Pairs that the flow table has room for.
     fn ring_size(&self) -> u32;
     /// Turns in the ring. Other CPUs change it meanwhile.

@@ -31,7 +31,7 @@ use crate::cluster::Event;
 use crate::cluster::types::Problem;
 use crate::config::{Config, Source};
 use crate::control::{Answer, Question, Request};
-use crate::datapath::netns_cookie;
+use crate::datapath::{netns_cookie, trim_heap};
 use crate::http::{Checks, Clock, Health};
 use crate::metrics::Metrics;
 use crate::model::{self, Model};
@@ -144,7 +144,10 @@ impl Agent {
                     }
                 }
                 _ = beat.tick() => self.beat()?,
-                _ = check.tick() => self.parts.plane.tell(plane::Order::Check),
+                _ = check.tick() => {
+                    self.parts.plane.tell(plane::Order::Check);
+                    trim_heap();
+                }
                 name = stopped(&mut terminate, &mut interrupt) => {
                     info!(signal = name, "stopping; the data plane stays");
                     return Ok(());
@@ -252,6 +255,8 @@ impl Agent {
             self.born = true;
             let (services, endpoints) = self.model.counts();
             info!(services, endpoints, ?took, "all that the source told is installed");
+            // Loading programs and reading all objects took several times of what is kept.
+            trim_heap();
         }
     }
 

@@ -4,7 +4,6 @@
 //! owner is told ECONNABORTED and dials again. TCP connections end by themselves, and stay.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -73,13 +72,7 @@ enum SweepError {
 fn sweep(datapath: &mut Datapath) -> Result<usize, SweepError> {
     let mut led = Vec::new();
     datapath.translated_sockets(|cookie, pairs| led.push((cookie, pairs)))?;
-    let mut known = HashMap::new();
-    for endpoint in led.iter().flat_map(|(_, pairs)| pairs).map(|pair| pair.endpoint) {
-        if let Entry::Vacant(unknown) = known.entry(endpoint) {
-            unknown.insert(datapath.is_endpoint(endpoint)?);
-        }
-    }
-    let is_endpoint = |endpoint| known.get(&endpoint).is_none_or(|known| *known);
+    let is_endpoint = |endpoint| datapath.is_endpoint(endpoint);
     let suspects: HashMap<u64, Vec<Translated>> =
         led.into_iter().filter(|(_, pairs)| pairs.iter().any(|pair| !is_endpoint(pair.endpoint))).collect();
     if suspects.is_empty() {

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use super::{Failure, Outcome, cleanup, later};
 use crate::config::{Action, Config, Logging, RunArgs, load};
 use crate::control::{Listener, RunDir};
+use crate::datapath::share_heap;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::{agent, cluster};
@@ -31,6 +32,7 @@ pub fn run(args: &RunArgs) -> Outcome {
 }
 
 fn start(config: Config) -> Outcome {
+    share_heap();
     log(&config.logging);
     privileges()?;
     abort_on_panic();

@@ -44,6 +44,7 @@ pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use sockets::Translated;
 pub use specs::Sizes;
+pub use sys::{share_heap, trim_heap};
 pub use trace::TraceLog;
 
 use explain::Explainer;
@@ -73,6 +74,8 @@ pub struct Datapath {
     earlier: Vec<PathBuf>,
     adopted: bool,
     notices: Vec<String>,
+    /// See [`Sizes::affinity`].
+    affinity_records: u32,
     /// Loaded when it is first needed.
     sockets_program: Option<OwnedFd>,
 }
@@ -109,6 +112,7 @@ impl Datapath {
             earlier: Vec::new(),
             adopted: loaded.adopted,
             notices: loaded.notices,
+            affinity_records: options.sizes.affinity,
             sockets_program: None,
         };
         for (path, fd) in loaded.earlier {

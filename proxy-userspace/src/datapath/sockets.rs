@@ -3,10 +3,11 @@
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use aya::Btf;
 use aya::programs::Iter;
-use proxy_common::abi::{Addr, SocketPair, SocketRecord};
+use proxy_common::abi::{Addr, Generations, SocketPair, SocketRecord};
 
 use super::error::DatapathError;
 use super::{Datapath, loader, sys};
@@ -61,13 +62,12 @@ impl Datapath {
     }
 
     /// Whether this is still an endpoint of the Service that had it when it got its id.
-    ///
-    /// # Errors
-    /// If the map cannot be read.
-    pub fn is_endpoint(&self, endpoint: EndpointId) -> Result<bool, DatapathError> {
-        let failed = |source| DatapathError::Map { operation: "read", map: "ENDPOINTS", source };
-        let generation = self.tables.endpoints.get(&endpoint.id).map_err(failed)?;
-        Ok(generation == Some(endpoint.generation.into()))
+    #[must_use]
+    pub fn is_endpoint(&self, endpoint: EndpointId) -> bool {
+        let word = self.tables.endpoints.words().get(Generations::index(endpoint.id) as usize);
+        word.is_some_and(|word| {
+            Generations(word.load(Ordering::Acquire)).of(endpoint.id) == endpoint.generation
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, RangeKey, Service, SocketPairs, Turn,
+    Frontend, FrontendKey, Generations, RangeKey, Service, SocketPairs, Turn,
 };
 
 use super::sys::MapInfo;
@@ -32,7 +32,7 @@ pub struct Sizes {
     pub services: u32,
     /// Frontends of one family.
     pub frontends: u32,
-    /// Endpoints, counted per Service port.
+    /// Endpoints, counted per Service port; a multiple of [`Generations::COUNT`].
     pub endpoints: u32,
     /// Distinct addresses of one family.
     pub addresses: u32,
@@ -103,22 +103,27 @@ const fn spec<K, V>(name: &'static str, kind: u32, flags: u32, entries: Option<u
 pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
     let turns = pairs(sizes.flows) + SLACK * cpus;
     vec![
-        spec::<FrontendKey<1>, Frontend>("FRONTENDS_V4", kind::HASH, 0, Some(sizes.frontends)),
-        spec::<FrontendKey<4>, Frontend>("FRONTENDS_V6", kind::HASH, 0, Some(sizes.frontends)),
+        spec::<FrontendKey<1>, Frontend>("FRONTENDS_V4", kind::HASH, NO_PREALLOC, Some(sizes.frontends)),
+        spec::<FrontendKey<4>, Frontend>("FRONTENDS_V6", kind::HASH, NO_PREALLOC, Some(sizes.frontends)),
         spec::<u32, Service>("SERVICES", kind::ARRAY, MMAPABLE, Some(sizes.services)),
         spec::<u32, u32>("SLOTS_V4", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("SLOTS_V6", kind::ARRAY_OF_MAPS, 0, None),
-        spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, 0, Some(sizes.addresses)),
-        spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, 0, Some(sizes.addresses)),
+        spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, NO_PREALLOC, Some(sizes.addresses)),
+        spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, NO_PREALLOC, Some(sizes.addresses)),
         spec::<u32, u64>("SIEVE", kind::ARRAY, MMAPABLE, None),
         spec::<RangeKey<1>, u32>("RANGES_V4", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
         spec::<RangeKey<4>, u32>("RANGES_V6", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
-        spec::<AffinityKey<1>, Affinity<1>>("AFFINITY_V4", kind::LRU_HASH, 0, Some(sizes.affinity)),
-        spec::<AffinityKey<4>, Affinity<4>>("AFFINITY_V6", kind::LRU_HASH, 0, Some(sizes.affinity)),
+        spec::<u32, u32>("AFFINITY_V4", kind::ARRAY_OF_MAPS, 0, None),
+        spec::<u32, u32>("AFFINITY_V6", kind::ARRAY_OF_MAPS, 0, None),
         spec::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4", kind::LRU_HASH, 0, None),
         spec::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6", kind::LRU_HASH, 0, None),
-        spec::<u32, u32>("ENDPOINTS", kind::ARRAY, 0, Some(sizes.endpoints)),
-        spec::<u32, Device>("DEVICES", kind::HASH, 0, None),
+        spec::<u32, Generations>(
+            "ENDPOINTS",
+            kind::ARRAY,
+            MMAPABLE,
+            Some(Generations::index(sizes.endpoints)),
+        ),
+        spec::<u32, Device>("DEVICES", kind::HASH, NO_PREALLOC, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),
         spec::<FlowKey<4>, Flow<4>>("FLOWS_V6", kind::HASH, 0, Some(sizes.flows)),
         spec::<(), Turn<1>>("RING_V4", kind::QUEUE, 0, Some(turns)),
@@ -133,6 +138,11 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
 /// A chunk of slots: an inner array. `N` words an address.
 pub const fn chunk<const N: usize>() -> Spec {
     spec::<u32, Backend<N>>("a chunk of slots", kind::ARRAY, 0, Some(CHUNK))
+}
+
+/// The map of affinity records. `N` words an address.
+pub const fn affinity<const N: usize>() -> Spec {
+    spec::<AffinityKey<N>, Affinity<N>>("affinity records", kind::LRU_HASH, 0, None)
 }
 
 /// Pairs that a flow table of `flows` entries has room for: as many turns does its ring hold.

@@ -3,12 +3,12 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
 use proxy_common::abi::{
-    Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Port, RangeKey, Run, Service,
-    SourceRange, service_flags,
+    Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Generations, Port, RangeKey, Run,
+    Service, SourceRange, service_flags,
 };
 
 use super::Datapath;
@@ -86,7 +86,8 @@ where
         let spec = specs::chunk::<N>();
         let mut fds: Vec<OwnedFd> = Vec::with_capacity(numbers.len());
         for number in numbers {
-            let fd = sys::create_array(spec.value, CHUNK).map_err(failed("create", spec.name))?;
+            let fd = sys::create_inner(spec.kind, spec.key, spec.value, CHUNK)
+                .map_err(failed("create", spec.name))?;
             if !pins.is_private() {
                 Pins::put(fd.as_fd(), &pins.chunk(family, *number))?;
             }
@@ -98,6 +99,18 @@ where
             self.chunks.push(Table::new(fd).map_err(failed("open", spec.name))?);
         }
         Ok(())
+    }
+
+    /// Makes the map of affinity records where there is none yet.
+    fn open_affinity(&self, records: u32) -> Result<(), DatapathError> {
+        if self.affinity.get(&0).map_err(failed("read", "AFFINITY"))?.is_some() {
+            return Ok(());
+        }
+        let spec = specs::affinity::<N>();
+        let fd = sys::create_inner(spec.kind, spec.key, spec.value, records)
+            .map_err(failed("create", spec.name))?;
+        let value = fd.as_raw_fd().cast_unsigned();
+        self.affinity.set(&0, &value).map_err(failed("add records to", "AFFINITY"))
     }
 
     fn write_slots(&self, slots: &[(u32, Slot)]) -> Result<(), DatapathError> {
@@ -258,6 +271,17 @@ impl Datapath {
         Ok(())
     }
 
+    /// Programs see either generation; nobody else writes.
+    fn store_generation(&self, id: u32, generation: u32) -> Result<(), DatapathError> {
+        let word = self.tables.endpoints.words().get(Generations::index(id) as usize);
+        let (Some(word), Ok(generation)) = (word, u16::try_from(generation)) else {
+            return Err(failed("write", "ENDPOINTS")(io::ErrorKind::InvalidInput.into()));
+        };
+        let before = Generations(word.load(Ordering::Relaxed));
+        word.store(before.with(id, generation).0, Ordering::Release);
+        Ok(())
+    }
+
     fn store_word(&self, index: u32, word: Word) -> Result<(), DatapathError> {
         let (at, value) = match word {
             Word::External(run) => (0, run.0),
@@ -282,7 +306,7 @@ impl Store for Datapath {
         let tables = &self.tables;
         Capacity {
             services: tables.service_count,
-            endpoints: tables.endpoints.max_entries(),
+            endpoints: tables.endpoints.words().len() as u32 * Generations::COUNT,
             frontends: tables.v4.frontends.max_entries().min(tables.v6.frontends.max_entries()),
             addresses: tables.v4.addresses.max_entries().min(tables.v6.addresses.max_entries()),
             chunks: CHUNKS,
@@ -298,7 +322,7 @@ impl Store for Datapath {
     }
 
     fn services(&self) -> Vec<(u32, Service)> {
-        let service = |(index, words): (u32, &[std::sync::atomic::AtomicU64])| {
+        let service = |(index, words): (u32, &[AtomicU64])| {
             let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
             let (flags, affinity_timeout) = read_settings(word(3));
             let [external, internal, cluster] = [0, 1, 2].map(|at| Run(word(at)));
@@ -316,9 +340,13 @@ impl Store for Datapath {
     }
 
     fn endpoints(&self) -> Result<Vec<(u32, u32)>, DatapathError> {
-        let mut found = self.tables.endpoints.dump().map_err(failed("read", "ENDPOINTS"))?;
-        found.retain(|(_, generation)| *generation != 0);
-        Ok(found)
+        let live = |(first, word): (u32, &AtomicU64)| {
+            let generations = Generations(word.load(Ordering::Acquire));
+            let ids = first..first + Generations::COUNT;
+            ids.map(move |id| (id, generations.of(id).into())).filter(|(_, generation)| *generation != 0)
+        };
+        let words = (0..).step_by(Generations::COUNT as usize).zip(self.tables.endpoints.words());
+        Ok(words.filter(|(_, word)| word.load(Ordering::Relaxed) != 0).flat_map(live).collect())
     }
 
     fn ranges(&self) -> Result<Vec<(u32, IpNet)>, DatapathError> {
@@ -340,9 +368,10 @@ impl Store for Datapath {
         match step {
             Step::Chunks(Family::V4, numbers) => self.tables.v4.add_chunks(&self.pins, Family::V4, numbers),
             Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
+            Step::Affinity(Family::V4) => v4.open_affinity(self.affinity_records),
+            Step::Affinity(Family::V6) => v6.open_affinity(self.affinity_records),
             Step::Endpoints(list) => {
-                let (ids, generations): (Vec<_>, Vec<_>) = list.iter().copied().unzip();
-                set_all(&self.tables.endpoints, &ids, &generations).map_err(failed("write", "ENDPOINTS"))
+                list.iter().try_for_each(|(id, generation)| self.store_generation(*id, *generation))
             }
             Step::Slots(Family::V4, slots) => v4.write_slots(slots),
             Step::Slots(Family::V6, slots) => v6.write_slots(slots),

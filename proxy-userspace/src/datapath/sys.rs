@@ -20,7 +20,7 @@ use proxy_common::abi::Abi;
 pub use attachment::{Target, attach, attach_flags, detach, query};
 pub use iterator::iterate;
 pub use objects::{
-    MapInfo, ProgramInfo, create_array, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
+    MapInfo, ProgramInfo, create_inner, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
 };
 
 /// Commands of bpf(2), `enum bpf_cmd` (include/uapi/linux/bpf.h).
@@ -327,6 +327,24 @@ pub fn private_bpffs() -> Result<OwnedFd> {
     check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, CMD_CREATE, null, null, 0) })?;
     // SAFETY: fsmount(2) with FSMOUNT_CLOEXEC.
     owned(check(unsafe { libc::syscall(libc::SYS_fsmount, fd, 1, 0) })?)
+}
+
+/// Keeps all threads' memory in one heap, where what one gives back serves another. To be called before there are threads.
+pub fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) with a parameter that it knows.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives memory that is not in use back to the kernel.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) touches free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn check(result: c_long) -> Result<c_long> {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, RangeKey, SIEVE_WORDS,
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Generations, RangeKey,
     Service,
 };
 
@@ -21,6 +21,8 @@ pub struct FamilyTables<const N: usize> {
     /// Chunk number → inner map; read back, it gives the inner map's id.
     pub slots: Table<u32, u32>,
     pub chunks: Vec<Table<u32, Backend<N>>>,
+    /// At 0, once a Service has asked: the map of records. Read back, it gives that map's id.
+    pub affinity: Table<u32, u32>,
 }
 
 /// Every map that the agent reads or writes.
@@ -28,13 +30,14 @@ pub struct FamilyTables<const N: usize> {
 pub struct Tables {
     pub v4: FamilyTables<1>,
     pub v6: FamilyTables<4>,
-    pub endpoints: Table<u32, u32>,
     pub devices: Table<u32, Device>,
     pub config: Table<u32, Config>,
     pub counters: Table<u32, u64>,
     /// Storage of sockets: read through sock_diag, not by key.
     pub sockets: OwnedFd,
     pub services: Shared,
+    /// See [`Generations`].
+    pub endpoints: Shared,
     /// See [`Addr::sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
     pub sieve: Shared,
     pub service_count: u32,
@@ -46,11 +49,7 @@ pub const SERVICE_WORDS: usize = size_of::<Service>() / size_of::<u64>();
 impl Tables {
     /// Takes the descriptors of all maps out of `maps`.
     pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
-        let services = take::<u32, Service>(maps, "SERVICES")?;
-        let failed = |source| DatapathError::Map { operation: "share memory of", map: "SERVICES", source };
-        let sieve = take::<u32, u64>(maps, "SIEVE")?;
-        let unshared = |source| DatapathError::Map { operation: "share memory of", map: "SIEVE", source };
-        let words = services.max_entries() as usize * SERVICE_WORDS;
+        let (services, service_count) = share::<Service>(maps, "SERVICES")?;
         Ok(Self {
             v4: FamilyTables {
                 frontends: take(maps, "FRONTENDS_V4")?,
@@ -59,6 +58,7 @@ impl Tables {
                 ranges: take(maps, "RANGES_V4")?,
                 slots: take(maps, "SLOTS_V4")?,
                 chunks: Vec::new(),
+                affinity: take(maps, "AFFINITY_V4")?,
             },
             v6: FamilyTables {
                 frontends: take(maps, "FRONTENDS_V6")?,
@@ -67,17 +67,29 @@ impl Tables {
                 ranges: take(maps, "RANGES_V6")?,
                 slots: take(maps, "SLOTS_V6")?,
                 chunks: Vec::new(),
+                affinity: take(maps, "AFFINITY_V6")?,
             },
-            endpoints: take(maps, "ENDPOINTS")?,
             devices: take(maps, "DEVICES")?,
             config: take(maps, "CONFIG")?,
             counters: take(maps, "COUNTERS")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
-            services: Shared::map(services.fd(), words).map_err(failed)?,
-            sieve: Shared::map(sieve.fd(), SIEVE_WORDS as usize).map_err(unshared)?,
-            service_count: services.max_entries(),
+            services,
+            endpoints: share::<Generations>(maps, "ENDPOINTS")?.0,
+            sieve: share::<u64>(maps, "SIEVE")?.0,
+            service_count,
         })
     }
+}
+
+/// An array's memory, and its number of elements.
+fn share<V: proxy_common::abi::Abi>(
+    maps: &mut HashMap<&'static str, OwnedFd>,
+    name: &'static str,
+) -> Result<(Shared, u32), DatapathError> {
+    let table = take::<u32, V>(maps, name)?;
+    let words = table.max_entries() as usize * size_of::<V>().div_ceil(size_of::<u64>());
+    let failed = |source| DatapathError::Map { operation: "share memory of", map: name, source };
+    Ok((Shared::map(table.fd(), words).map_err(failed)?, table.max_entries()))
 }
 
 fn take<K: proxy_common::abi::Abi, V: proxy_common::abi::Abi>(

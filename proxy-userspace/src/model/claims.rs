@@ -55,7 +55,10 @@ impl Claims {
         for address in before.difference(&after).chain(after.difference(&before)) {
             let owners = self.cluster_ips.entry(*address).or_default();
             match (old, new) {
-                (_, Some(service)) if after.contains(address) => owners.push(service.name.clone()),
+                (_, Some(service)) if after.contains(address) => {
+                    owners.reserve_exact(1);
+                    owners.push(service.name.clone());
+                }
                 (Some(service), _) => owners.retain(|name| *name != service.name),
                 _ => {}
             }
@@ -82,6 +85,8 @@ impl Claims {
         let claimants = self.claims.entry(key).or_default();
         touched.extend(claimants.iter().map(|c| c.service.clone()));
         let place = claimants.partition_point(|c| c < claimant);
+        // Nearly all have one claimant.
+        claimants.reserve_exact(1);
         claimants.insert(place, claimant.clone());
     }
 

@@ -1,6 +1,6 @@
 //! The cluster's objects as the agent keeps them: a Service with its slices, each in few bytes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use super::select::Hint;
 use crate::cluster::types::{
     Defect, Hints, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort, SourceRanges,
 };
+use crate::sorted::Sorted;
 
 /// A slice without what never decides anything: 20 bytes an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +121,7 @@ impl StoredEndpoint {
 pub struct Entry {
     pub service: Option<Service>,
     /// By the slice's full name: only the namespace is the Service's for sure.
-    pub slices: BTreeMap<ObjectName, StoredSlice>,
+    pub slices: Sorted<ObjectName, StoredSlice>,
     /// Ports in the last plan, to know what has to go.
     pub ports: Vec<PortId>,
     pub problems: Vec<Problem>,
@@ -129,7 +130,7 @@ pub struct Entry {
 /// All Services and slices.
 #[derive(Debug, Default)]
 pub struct Store {
-    pub entries: HashMap<ObjectName, Entry>,
+    pub entries: HashMap<ObjectName, Box<Entry>>,
     /// Where each slice is kept: its label may change (C-17).
     owners: HashMap<ObjectName, ObjectName>,
 }
@@ -191,7 +192,7 @@ impl Store {
     /// Forgets a name that nothing stands behind any more.
     pub fn tidy(&mut self, name: &ObjectName) {
         let empty = |e: &Entry| e.service.is_none() && e.slices.is_empty() && e.ports.is_empty();
-        if self.entries.get(name).is_some_and(empty) {
+        if self.entries.get(name).is_some_and(|entry| empty(entry)) {
             self.entries.remove(name);
         }
     }

@@ -12,10 +12,11 @@ use super::PerFamily;
 use super::classes::{ClassWrites, Classes};
 use super::ids::{Generations, Ids};
 use super::lists::{self, Lists};
-use super::port::{List, Port, WORDS};
+use super::port::{List, Member, Port, WORDS};
 use super::runs::Runs;
 use super::store::{Capacity, Dialled, EndpointId, Slot, Step, Word};
 use crate::model::{Family, PortId, PortState};
+use crate::sorted::Sorted;
 
 /// What there is not enough of (C-32). The port as a whole waits for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -38,6 +39,8 @@ pub enum Lack {
 #[derive(Debug, Default)]
 pub struct Batch {
     chunks: PerFamily<Vec<u32>>,
+    /// Some port asks for affinity.
+    affinity: PerFamily<bool>,
     endpoints: Vec<(u32, u32)>,
     slots: PerFamily<Vec<(u32, Slot)>>,
     words: Vec<(u32, Word)>,
@@ -82,9 +85,11 @@ impl Batch {
                 None => remove.push(dialled),
             }
         }
-        let mut steps = vec![
-            Step::Chunks(Family::V4, self.chunks.v4),
-            Step::Chunks(Family::V6, self.chunks.v6),
+        let mut steps =
+            vec![Step::Chunks(Family::V4, self.chunks.v4), Step::Chunks(Family::V6, self.chunks.v6)];
+        steps.extend(self.affinity.v4.then_some(Step::Affinity(Family::V4)));
+        steps.extend(self.affinity.v6.then_some(Step::Affinity(Family::V6)));
+        steps.extend([
             Step::Endpoints(self.endpoints),
             Step::Slots(Family::V4, self.slots.v4),
             Step::Slots(Family::V6, self.slots.v6),
@@ -100,9 +105,10 @@ impl Batch {
             Step::Services(self.cleared),
             Step::RemoveRanges([self.closed.v4, self.closed.v6].concat()),
             Step::Endpoints(self.gone),
-        ];
+        ]);
         steps.retain(|step| match step {
             Step::Chunks(_, list) => !list.is_empty(),
+            Step::Affinity(_) => true,
             Step::Endpoints(list) => !list.is_empty(),
             Step::Slots(_, list) => !list.is_empty(),
             Step::Services(list) => !list.is_empty(),
@@ -146,7 +152,7 @@ impl Room {
         until: Duration,
         batch: &mut Batch,
     ) -> Result<(), Lack> {
-        let frontends: BTreeMap<Dialled, u32> = want
+        let frontends: Sorted<Dialled, u32> = want
             .frontends
             .iter()
             .map(|frontend| {
@@ -159,6 +165,8 @@ impl Room {
         self.check_ranges(id.family, port.as_ref(), want, batch)?;
         let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)?;
         batch.chunks[id.family].extend(&lists.chunks);
+        let asked = port.as_ref().is_some_and(|port| port.affinity_timeout != 0);
+        batch.affinity[id.family] |= want.affinity_timeout != 0 && !asked;
         let is_new = port.is_none();
         let index = if is_new { self.services.take() } else { None };
         let port = match index {
@@ -181,7 +189,7 @@ impl Room {
     /// Takes `port` away. What others own by now stays.
     pub fn remove(&mut self, mut port: Port, until: Duration, batch: &mut Batch) {
         batch.departs |= port.is_udp();
-        self.set_frontends(&mut port, BTreeMap::new(), batch);
+        self.set_frontends(&mut port, Sorted::default(), batch);
         self.set_ranges(&mut port, BTreeSet::new(), batch);
         let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
         let words = std::iter::once(settings).chain(WORDS.map(|word| word(Run::EMPTY)));
@@ -189,8 +197,8 @@ impl Room {
         for run in port.runs() {
             self.runs[port.family].retire(run, until);
         }
-        for (address, endpoint) in port.endpoints {
-            self.drop_endpoint(address, endpoint, until, batch);
+        for (address, member) in port.endpoints {
+            self.drop_endpoint(address, member.endpoint, until, batch);
         }
         self.services.retire(port.index, until);
     }
@@ -199,7 +207,7 @@ impl Room {
         &self,
         family: Family,
         port: Option<&Port>,
-        frontends: &BTreeMap<Dialled, u32>,
+        frontends: &Sorted<Dialled, u32>,
         fresh: &[SocketAddr],
         batch: &Batch,
     ) -> Result<(), Lack> {
@@ -279,13 +287,13 @@ impl Room {
 
     /// `check` has seen that there are enough ids.
     fn add_endpoints(&mut self, port: &mut Port, fresh: &[SocketAddr], batch: &mut Batch) {
-        for &address in fresh {
-            let Some(id) = self.endpoints.take() else { break };
+        port.endpoints.extend(fresh.iter().map_while(|&address| {
+            let id = self.endpoints.take()?;
             let endpoint = EndpointId { id, generation: self.generations.advance(id) };
             batch.endpoints.push((id, endpoint.generation.into()));
             self.classes.add_endpoint(address.ip());
-            port.endpoints.insert(address, endpoint);
-        }
+            Some((address, Member { endpoint, lists: 0 }))
+        }));
     }
 
     fn drop_endpoint(
@@ -300,7 +308,7 @@ impl Room {
         self.endpoints.retire(endpoint.id, until);
     }
 
-    fn set_frontends(&mut self, port: &mut Port, want: BTreeMap<Dialled, u32>, batch: &mut Batch) {
+    fn set_frontends(&mut self, port: &mut Port, want: Sorted<Dialled, u32>, batch: &mut Batch) {
         for dialled in port.frontends.keys().filter(|dialled| !want.contains_key(dialled)) {
             self.classes.remove_frontend(dialled.address);
             // Another port may have taken it over.
@@ -312,7 +320,7 @@ impl Room {
                 batch.frontends.insert(*dialled, None);
             }
         }
-        for (dialled, &kind) in &want {
+        for (dialled, &kind) in want.iter() {
             let before = port.frontends.get(dialled);
             if before.is_none() {
                 self.classes.add_frontend(dialled.address);
@@ -341,32 +349,24 @@ impl Room {
                 self.runs[port.family].retire(run, until);
             }
         }
-        for ((list, run), members) in port.lists.iter_mut().zip(lists.runs).zip(want.lists()) {
-            *list = List { run, members: Some(members.clone()) };
-        }
-        let listed =
-            |address: &SocketAddr| want.lists().iter().any(|list| list.binary_search(address).is_ok());
-        let unused: Vec<_> =
-            port.endpoints.iter().filter(|(address, _)| !listed(address)).map(|(a, e)| (*a, *e)).collect();
+        let unused = port.set_lists(lists.runs, want.lists());
         batch.departs |= !unused.is_empty() && port.is_udp();
-        for (address, endpoint) in unused {
-            port.endpoints.remove(&address);
-            self.drop_endpoint(address, endpoint, until, batch);
+        for (address, member) in unused {
+            self.drop_endpoint(address, member.endpoint, until, batch);
         }
     }
 }
 
 fn empty(index: u32, family: Family) -> Port {
-    let list = List { run: Run::EMPTY, members: Some(Vec::new()) };
     Port {
         index,
         family,
-        frontends: BTreeMap::new(),
-        lists: [list.clone(), list.clone(), list],
+        frontends: Sorted::default(),
+        lists: [List { run: Run::EMPTY, sound: true }; 3],
         ranges: BTreeSet::new(),
         flags: 0,
         affinity_timeout: 0,
-        endpoints: BTreeMap::new(),
+        endpoints: Sorted::default(),
     }
 }
 

@@ -122,7 +122,8 @@ impl Classes {
     /// What must be written; taken as written.
     pub fn flush(&mut self) -> ClassWrites {
         let mut writes = ClassWrites::default();
-        for ip in self.dirty.drain() {
+        // Taken with its room: the first flush is of everything there is.
+        for ip in std::mem::take(&mut self.dirty) {
             let Some(uses) = self.uses.get_mut(&ip) else { continue };
             let (is, want) = (uses.written, uses.bits());
             uses.written = want;

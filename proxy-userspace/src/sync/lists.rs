@@ -22,8 +22,8 @@ pub struct Lists {
 pub fn grant(runs: &mut Runs, port: Option<&Port>, want: &PortState) -> Result<Lists, Lack> {
     let want = want.lists();
     let mut found: [Option<Run>; 3] = [0, 1, 2].map(|which: usize| {
-        let list = &port?.lists[which];
-        (list.members.as_ref() == Some(want[which])).then_some(list.run)
+        let port = port?;
+        port.lists(which, want[which]).then_some(port.lists[which].run)
     });
     let mut lists = Lists { runs: [Run::EMPTY; 3], chunks: Vec::new(), written: Vec::new() };
     for which in 0..want.len() {
@@ -54,7 +54,7 @@ impl Lists {
     pub fn slots(&self, port: &Port, want: &PortState) -> Vec<(u32, Slot)> {
         let lists = want.lists();
         let slot = |address: &std::net::SocketAddr| {
-            port.endpoints.get(address).map(|endpoint| Slot { address: *address, endpoint: *endpoint })
+            port.endpoints.get(address).map(|member| Slot { address: *address, endpoint: member.endpoint })
         };
         let written = self.written.iter().map(|which| (self.runs[*which].offset().., lists[*which]));
         written.flat_map(|(offsets, list)| offsets.zip(list.iter().filter_map(slot))).collect()

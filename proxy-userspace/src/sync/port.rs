@@ -9,6 +9,7 @@ use proxy_common::abi::{CHUNK, FrontendKind, Run, Service, service_flags};
 use super::PerFamily;
 use super::store::{Dialled, EndpointId, Slot, Store, Word};
 use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
+use crate::sorted::Sorted;
 
 /// The words of a service's lists, in the order in which everything here has the lists.
 pub const WORDS: [fn(Run) -> Word; 3] = [Word::External, Word::Internal, Word::Cluster];
@@ -16,12 +17,26 @@ pub const WORDS: [fn(Run) -> Word; 3] = [Word::External, Word::Internal, Word::C
 /// Flags that come from the plan.
 pub const SETTINGS: u32 = ((1 << service_flags::EPOCH_SHIFT) - 1) & !service_flags::IN_USE;
 
-/// An endpoint list and where it lies.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where an endpoint list lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct List {
     pub run: Run,
-    /// `None`: what lies there is not to be trusted, and is written anew.
-    pub members: Option<Vec<SocketAddr>>,
+    /// What lies there are the endpoints that say so, in order. Otherwise it is written anew.
+    pub sound: bool,
+}
+
+/// An endpoint of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub endpoint: EndpointId,
+    /// The lists that it is in, a bit each.
+    pub lists: u8,
+}
+
+impl Member {
+    pub const fn is_in(self, list: usize) -> bool {
+        self.lists & 1 << list != 0
+    }
 }
 
 /// What is installed for one port.
@@ -30,14 +45,14 @@ pub struct Port {
     pub index: u32,
     pub family: Family,
     /// With the kind's number.
-    pub frontends: BTreeMap<Dialled, u32>,
+    pub frontends: Sorted<Dialled, u32>,
     /// In the order of [`WORDS`].
     pub lists: [List; 3],
     pub ranges: BTreeSet<IpNet>,
     /// Bits of `service_flags`.
     pub flags: u32,
     pub affinity_timeout: u32,
-    pub endpoints: BTreeMap<SocketAddr, EndpointId>,
+    pub endpoints: Sorted<SocketAddr, Member>,
 }
 
 impl Port {
@@ -49,8 +64,7 @@ impl Port {
         };
         let mut frontends: Vec<_> = self.frontends.iter().filter_map(frontend).collect();
         frontends.sort();
-        let [external, internal, cluster] =
-            self.lists.each_ref().map(|list| list.members.clone().unwrap_or_default());
+        let [external, internal, cluster] = [0, 1, 2].map(|list| self.members(list).copied().collect());
         PortState {
             frontends,
             external,
@@ -60,6 +74,34 @@ impl Port {
             flags: self.flags & SETTINGS,
             affinity_timeout: self.affinity_timeout,
         }
+    }
+
+    /// The endpoints of one list, as far as it is sound.
+    fn members(&self, list: usize) -> impl Iterator<Item = &SocketAddr> {
+        let sound = self.lists.get(list).is_some_and(|list| list.sound);
+        let listed = self.endpoints.iter().filter(move |(_, member)| sound && member.is_in(list));
+        listed.map(|(address, _)| address)
+    }
+
+    /// Whether a list is sound and has these members.
+    pub fn lists(&self, list: usize, want: &[SocketAddr]) -> bool {
+        self.lists.get(list).is_some_and(|list| list.sound) && self.members(list).eq(want)
+    }
+
+    /// Takes over lists that lie at `runs`, and gives back the endpoints that are in none any more. Every endpoint in them
+    /// is among the port's.
+    pub fn set_lists(&mut self, runs: [Run; 3], want: [&Vec<SocketAddr>; 3]) -> Vec<(SocketAddr, Member)> {
+        self.lists = runs.map(|run| List { run, sound: true });
+        let mut want = want.map(|list| list.iter().peekable());
+        for (address, member) in self.endpoints.iter_mut() {
+            member.lists = 0;
+            for (bit, list) in (0..).zip(&mut want) {
+                // Both are sorted.
+                while list.next_if(|next| *next < address).is_some() {}
+                member.lists |= u8::from(list.next_if_eq(&address).is_some()) << bit;
+            }
+        }
+        self.endpoints.extract(|_, member| member.lists == 0)
     }
 
     pub fn is_udp(&self) -> bool {
@@ -84,7 +126,7 @@ pub struct Found {
     pub index: u32,
     pub service: Service,
     /// With the kind's number.
-    pub frontends: BTreeMap<Dialled, u32>,
+    pub frontends: Sorted<Dialled, u32>,
     pub ranges: BTreeSet<IpNet>,
     /// In the order of [`WORDS`]; `None`: the run lies outside the slots.
     pub lists: [Option<Vec<Slot>>; 3],
@@ -110,7 +152,7 @@ pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<Vec<Fou
         let mut found = Found {
             index,
             service,
-            frontends,
+            frontends: frontends.into_iter().collect(),
             ranges: ranges.remove(&index).unwrap_or_default(),
             lists: [None, None, None],
         };

@@ -58,6 +58,8 @@ pub enum Step {
     /// Adds chunks with these numbers to the slots, in order. All at once: the kernel waits for every reader after each
     /// write to a map of maps (E15), some 10 ms.
     Chunks(Family, Vec<u32>),
+    /// Makes room for affinity records, if there is none. Waits for readers, as chunks do, the first time.
+    Affinity(Family),
     /// Generations of endpoint ids; 0: gone.
     Endpoints(Vec<(u32, u32)>),
     /// Slots from an offset on.
@@ -80,6 +82,7 @@ impl Step {
     pub const fn what(&self) -> &'static str {
         match self {
             Self::Chunks(..) => "chunks of slots",
+            Self::Affinity(_) => "room for affinity records",
             Self::Endpoints(_) => "endpoints",
             Self::Slots(..) => "slots",
             Self::Services(_) => "services",

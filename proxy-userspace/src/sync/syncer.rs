@@ -1,6 +1,6 @@
 //! The syncer: remembers what is installed, applies changes, and recovers from failed writes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use super::PerFamily;
 use super::change::{Batch, Lack, Room};
 use super::classes::Classes;
 use super::ids::{Generations, Ids};
-use super::port::{self, Found, InstalledPort, List, Port};
+use super::port::{self, Found, InstalledPort, List, Member, Port};
 use super::runs::Runs;
-use super::store::{Dialled, EndpointId, Slot, Step, Store};
+use super::store::{Dialled, Slot, Step, Store};
 use crate::model::{Family, PortChange, PortId, PortState};
 
 /// How a syncer works.
@@ -132,8 +132,10 @@ impl Syncer {
         }
         let capacity = store.capacity();
         let runs = free_runs(capacity.chunks, &slots, &strays);
-        let referred: HashSet<u32> =
-            strays.values().flat_map(|port| port.endpoints.values().map(|endpoint| endpoint.id)).collect();
+        let referred: HashSet<u32> = strays
+            .values()
+            .flat_map(|port| port.endpoints.values().map(|member| member.endpoint.id))
+            .collect();
         let room = Room {
             capacity,
             services: Ids::new(capacity.services, &known),
@@ -431,27 +433,33 @@ fn latest(changes: Vec<PortChange>) -> Vec<PortChange> {
 
 /// A port as found. Lists whose endpoints are not all there are not trusted.
 fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
-    let mut endpoints: BTreeMap<_, EndpointId> = BTreeMap::new();
-    let mut list = |slots: &Option<Vec<Slot>>, run: Run| {
-        let Some(slots) = slots else { return List { run: Run::EMPTY, members: None } };
-        let mut sound = true;
+    let mut endpoints: BTreeMap<_, Member> = BTreeMap::new();
+    let mut dead = BTreeSet::new();
+    let mut list = |which: usize, run: Run| {
+        let Some(slots) = &found.lists[which] else { return NOTHING };
+        let mut sound = slots.is_sorted_by(|a, b| a.address < b.address);
         for slot in slots {
             let is_live = live.get(&slot.endpoint.id) == Some(&u32::from(slot.endpoint.generation));
-            let known = *endpoints.entry(slot.address).or_insert(slot.endpoint);
+            let member =
+                endpoints.entry(slot.address).or_insert(Member { endpoint: slot.endpoint, lists: 0 });
+            member.lists |= 1 << which;
+            sound &= member.endpoint == slot.endpoint;
             if !is_live {
-                endpoints.remove(&slot.address);
+                dead.insert(slot.address);
             }
-            sound &= is_live && known == slot.endpoint;
         }
-        let members: Vec<_> = slots.iter().map(|slot| slot.address).collect();
-        sound &= members.is_sorted();
-        List { run, members: sound.then_some(members) }
+        List { run, sound }
     };
     let runs = port::runs_of(&found.service);
-    let mut lists = [0, 1, 2].map(|which: usize| list(&found.lists[which], runs[which]));
+    let mut lists = [0, 1, 2].map(|which: usize| list(which, runs[which]));
+    for member in dead.iter().filter_map(|address| endpoints.remove(address)) {
+        for (which, list) in lists.iter_mut().enumerate() {
+            list.sound &= !member.is_in(which);
+        }
+    }
     if found.frontends.is_empty() {
         // Nothing leads here: the slots may be another's by now.
-        lists = [nothing(), nothing(), nothing()];
+        lists = [NOTHING; 3];
     }
     Port {
         index: found.index,
@@ -461,10 +469,8 @@ fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
         ranges: found.ranges.clone(),
         flags: found.service.flags,
         affinity_timeout: found.service.affinity_timeout,
-        endpoints,
+        endpoints: endpoints.into_iter().collect(),
     }
 }
 
-const fn nothing() -> List {
-    List { run: Run::EMPTY, members: None }
-}
+const NOTHING: List = List { run: Run::EMPTY, sound: false };

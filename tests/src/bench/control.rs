@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use proxy_common::abi::{Flow, FlowKey};
 use proxy_userspace::cluster::types::{Service, Slice};
 use proxy_userspace::cluster::{Change, Event};
 use proxy_userspace::datapath::{Datapath, Named, Options, cleanup};
@@ -28,6 +29,7 @@ struct Samples {
     all: Vec<f64>,
     change: Vec<f64>,
     pipeline: Vec<f64>,
+    idle: Vec<f64>,
     kernel: Vec<f64>,
 }
 
@@ -65,6 +67,7 @@ pub fn run(effort: Effort) -> Result<Table> {
             row("memory of model and syncer alone", Unit::Bytes, &samples.pipeline, &[])?,
             row("memory of the agent", Unit::Bytes, &[agent], &[most(60.0 * MIB), most(40.0 * MIB)])?,
             row("kernel memory of maps, without flows", Unit::Bytes, &samples.kernel, &[most(4.0 * MIB)])?,
+            row("  of it: before anything is programmed", Unit::Bytes, &samples.idle, &[])?,
         ],
         noisy: same.is_some_and(|same| is_noisy(&same, NOISE)),
         same,
@@ -79,6 +82,7 @@ fn pipeline(bpffs: &Bpffs, rounds: u64) -> Result<Samples> {
         let options =
             Options { bpffs: Some(bpffs.directory(&format!("control-{round}"))?), ..Options::default() };
         let mut datapath = Datapath::load(&options)?;
+        samples.idle.push(kernel_memory()?);
         let mut syncer = Syncer::adopt(&datapath, Settings::default())?;
         let (services, slices) = (services.clone(), slices.clone());
         let before = resident("self")?;
@@ -199,11 +203,13 @@ impl MapMemory {
         Some(Self { id, key, value, bytes: f64::from(field("memlock")?) })
     }
 
-    /// Flow tables by their key, rings by their value: a flow's key.
+    /// Flow tables by the sizes of key and value. Only rings have no keys.
     fn is_flows(&self) -> bool {
-        [size_of::<proxy_common::abi::FlowKey<1>>(), size_of::<proxy_common::abi::FlowKey<4>>()]
-            .iter()
-            .any(|size| self.key as usize == *size || (self.key == 4 && self.value as usize == *size))
+        let flows = [
+            (size_of::<FlowKey<1>>(), size_of::<Flow<1>>()),
+            (size_of::<FlowKey<4>>(), size_of::<Flow<4>>()),
+        ];
+        self.key == 0 || flows.contains(&(self.key as usize, self.value as usize))
     }
 }
 
@@ -218,7 +224,12 @@ mod tests {
                 "pos:\t0\nmap_type:\t1\nkey_size:\t{key}\nvalue_size:\t{value}\nmemlock:\t8192\nmap_id:\t7\n"
             )
         };
-        let cases = [("frontends", 8, 8, false), ("flows v4", 16, 44, true), ("rings v6", 4, 40, true)];
+        let cases = [
+            ("frontends", 8, 8, false),
+            ("addresses v6", 16, 4, false),
+            ("flows v4", 16, 48, true),
+            ("rings v6", 0, 44, true),
+        ];
         for (name, key, value, flows) in cases {
             let map = MapMemory::parse(&text(key, value)).unwrap();
             assert_eq!((map.id, map.bytes, map.is_flows()), (7, 8192.0, flows), "{name}");

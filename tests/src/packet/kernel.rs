@@ -10,13 +10,13 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Reason, Service, SourceRange, Turn,
+    Frontend, FrontendKey, Generations, Reason, Service, SourceRange, Turn,
 };
 
 use super::host::PAIRS;
 use super::story::{Action, At, Flows, Node, Outcome};
 use super::world::{self, IFINDEX, Writer};
-use crate::sys::Wire;
+use crate::sys::{Wire, create_map};
 
 /// Offset and size of `__sk_buff` (include/uapi/linux/bpf.h); `mark` is its third word.
 const CONTEXT: usize = 192;
@@ -41,6 +41,27 @@ const fn program(at: &At) -> &'static str {
 /// A node in the kernel: programs and maps that are attached to nothing.
 pub struct Kernel {
     ebpf: Ebpf,
+    records_v4: Records<1>,
+    records_v6: Records<4>,
+}
+
+/// Affinity records of a family.
+type Records<const N: usize> = HashMap<MapData, Wire<AffinityKey<N>>, Wire<Affinity<N>>>;
+
+/// Makes the map that the agent makes when a Service asks for affinity, and puts it in its place.
+fn records<const N: usize>(ebpf: &mut Ebpf, name: &str) -> Result<Records<N>> {
+    const LRU_HASH: u32 = 9;
+    let (key, value) = (size_of::<AffinityKey<N>>() as u32, size_of::<Affinity<N>>() as u32);
+    let made = MapData::from_fd(create_map(LRU_HASH, key, value, 1024)?)?;
+    let mut place: ArrayOfMaps<_, MapData> =
+        ebpf.map_mut(name).context("no place for records")?.try_into()?;
+    place.set(0, &made, 0)?;
+    Ok(Map::LruHashMap(made).try_into()?)
+}
+
+fn clear<K: Abi, V: Abi>(map: &mut HashMap<MapData, Wire<K>, Wire<V>>) -> Result<()> {
+    let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+    keys.iter().try_for_each(|key| map.remove(key)).map_err(Into::into)
 }
 
 impl Kernel {
@@ -62,7 +83,9 @@ impl Kernel {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("cannot load {name}"))?;
         }
-        let mut kernel = Self { ebpf };
+        let records_v4 = records(&mut ebpf, "AFFINITY_V4")?;
+        let records_v6 = records(&mut ebpf, "AFFINITY_V6")?;
+        let mut kernel = Self { ebpf, records_v4, records_v6 };
         kernel.write_config(world::config())?;
         kernel.fill::<1>("V4")?;
         kernel.fill::<4>("V6")?;
@@ -86,8 +109,8 @@ impl Kernel {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
         self.clear::<FlowKey<1>, Flow<1>>("FLOWS_V4")?;
         self.clear::<FlowKey<4>, Flow<4>>("FLOWS_V6")?;
-        self.clear::<AffinityKey<1>, Affinity<1>>("AFFINITY_V4")?;
-        self.clear::<AffinityKey<4>, Affinity<4>>("AFFINITY_V6")?;
+        clear(&mut self.records_v4)?;
+        clear(&mut self.records_v6)?;
         self.clear::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4")?;
         self.clear::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6")?;
         self.drain::<1>("RING_V4")?;
@@ -121,6 +144,13 @@ impl Kernel {
             let mut map: HashMap<_, Wire<Addr<4>>, Wire<AddressClass>> = self.writable("ADDRESSES_V6")?;
             Ok(map.insert(Wire(world::addr(address)), class, 0)?)
         }
+    }
+
+    fn write_generation(&mut self, id: u32, generation: u32) -> Result<()> {
+        let mut map: Array<_, u64> = self.writable("ENDPOINTS")?;
+        let index = Generations::index(id);
+        let before = Generations(map.get(&index, 0)?);
+        Ok(map.set(index, before.with(id, generation.try_into()?).0, 0)?)
     }
 
     fn entries<K: Abi, V: Abi>(&mut self, name: &str) -> Result<Vec<(K, V)>> {
@@ -225,7 +255,8 @@ impl<const N: usize> Writer<N> for Maps<'_> {
         self.keep(result);
     }
     fn endpoint(&mut self, id: u32, generation: u32) {
-        self.array("ENDPOINTS", id, generation);
+        let result = self.kernel.write_generation(id, generation);
+        self.keep(result);
     }
     fn range(&mut self, service: u32, address: Addr<N>, length: u32) {
         let name = format!("RANGES_{}", self.family);
@@ -283,8 +314,7 @@ impl Node for Kernel {
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
-        let mut map: Array<_, u32> = self.writable("ENDPOINTS").expect("an array");
-        map.set(world::endpoint_id(v6), generation, 0).expect("write the endpoint");
+        self.write_generation(world::endpoint_id(v6), generation).expect("write the endpoint");
     }
 
     fn set_class(&mut self, address: IpAddr, class: u32) {

@@ -56,7 +56,7 @@ impl<const N: usize> Kernel<N> {
         self.real.apply(step);
         let now = self.maps.now();
         match step {
-            Step::Chunks(..) => {}
+            Step::Chunks(..) | Step::Affinity(_) => {}
             Step::Endpoints(list) => {
                 list.iter().for_each(|&(id, generation)| self.maps.endpoint(id, generation));
             }

@@ -40,6 +40,7 @@ impl Shadow {
                     self.of(*family).resize(end, EMPTY);
                 }
             }
+            Step::Affinity(_) => {}
             Step::Endpoints(list) => {
                 for &(id, generation) in list {
                     match generation {
@@ -124,6 +125,7 @@ fn singles(step: &Step) -> Vec<Step> {
     }
     match step {
         Step::Chunks(family, list) => each(list, |n| *n, |one| Step::Chunks(*family, one)),
+        Step::Affinity(family) => vec![Step::Affinity(*family)],
         Step::Endpoints(list) => each(list, |(id, _)| *id, Step::Endpoints),
         Step::Slots(family, list) => each(list, |(at, _)| *at, |one| Step::Slots(*family, one)),
         // Their order is the agent's choice.

@@ -1,11 +1,11 @@
-//! The folder's state: which files hold what, and how that differs from what was told before.
+//! The folder's state: which files hold what, and how that differs from what was told before. Objects themselves are not
+//! kept, only who they are and what tells one content from another: the model has them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::parse::{Object, ObjectKey, Parsed, parse};
@@ -20,7 +20,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct Folder {
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    told: BTreeMap<ObjectKey, Arc<Object>>,
+    told: BTreeMap<ObjectKey, Digest>,
     problems: Option<Vec<Problem>>,
     connected: Option<bool>,
     listed: bool,
@@ -29,9 +29,18 @@ pub struct Folder {
 #[derive(Debug, Default)]
 struct File {
     stamp: Option<Stamp>,
-    objects: Vec<Arc<Object>>,
+    objects: Vec<(ObjectKey, Digest)>,
     problems: Vec<Problem>,
 }
+
+/// Of an object's content.
+type Digest = u64;
+
+/// The objects of files that were read in this scan.
+type Fresh = HashMap<PathBuf, BTreeMap<ObjectKey, Object>>;
+
+/// Where each object stands that is to be told of, and its content's digest.
+type Wanted<'a> = BTreeMap<ObjectKey, (&'a Path, Digest)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -75,9 +84,9 @@ impl Folder {
         let mut events = Vec::new();
         let mut problems = Vec::new();
         let connected = match self.read_files() {
-            Ok(()) => {
-                let wanted = self.merge(&mut problems);
-                self.tell(wanted, &mut events);
+            Ok(None) if self.connected == Some(true) => return events,
+            Ok(fresh) => {
+                self.tell(fresh.unwrap_or_default(), &mut problems, &mut events);
                 true
             }
             Err(error) => {
@@ -98,8 +107,11 @@ impl Folder {
         events
     }
 
-    fn read_files(&mut self) -> io::Result<()> {
+    /// What was read; `None`: every file is as it was.
+    fn read_files(&mut self) -> io::Result<Option<Fresh>> {
         let mut files = BTreeMap::new();
+        let mut fresh = Fresh::new();
+        let mut changed = false;
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             if !is_manifest(&path) {
@@ -107,51 +119,85 @@ impl Folder {
             }
             let before = self.files.remove(&path);
             // A file that is not there any more, or is no file, is no longer ours; one that cannot be read is.
-            if let Some(file) = read_file(&path, before) {
-                files.insert(path, file);
+            match read_file(&path, before) {
+                Some(Read::Same(file)) => drop(files.insert(path, file)),
+                Some(Read::New(file, objects)) => {
+                    changed = true;
+                    fresh.insert(path.clone(), objects);
+                    files.insert(path, file);
+                }
+                None => changed = true,
             }
         }
+        // Those that are not listed any more.
+        changed |= !self.files.is_empty();
         self.files = files;
-        Ok(())
+        Ok(changed.then_some(fresh))
     }
 
     /// Each object once: the first file by name, and in it the first document, counts.
-    fn merge(&self, problems: &mut Vec<Problem>) -> BTreeMap<ObjectKey, Arc<Object>> {
-        let mut merged: BTreeMap<ObjectKey, (&Path, Arc<Object>)> = BTreeMap::new();
-        for (path, file) in &self.files {
+    fn merge(files: &BTreeMap<PathBuf, File>) -> (Wanted<'_>, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let mut wanted = Wanted::new();
+        for (path, file) in files {
             problems.extend(file.problems.iter().cloned());
-            for object in &file.objects {
-                let key = object.key();
-                if let Some((first, _)) = merged.get(&key) {
+            for (key, digest) in &file.objects {
+                if let Some((first, _)) = wanted.get(key) {
                     let what = format_args!(
                         "stands in {} and again in {}, the first counts",
                         first.display(),
                         path.display()
                     );
-                    problems.push(Problem::new(&key, what, "remove one of them"));
+                    problems.push(Problem::new(key, what, "remove one of them"));
                 } else {
-                    merged.insert(key, (path, object.clone()));
+                    wanted.insert(key.clone(), (path, *digest));
                 }
             }
         }
-        merged.into_iter().map(|(key, (_, object))| (key, object)).collect()
+        (wanted, problems)
     }
 
-    fn tell(&mut self, wanted: BTreeMap<ObjectKey, Arc<Object>>, events: &mut Vec<Event>) {
+    fn tell(&mut self, mut fresh: Fresh, problems: &mut Vec<Problem>, events: &mut Vec<Event>) {
+        let (wanted, found) = Self::merge(&self.files);
+        problems.extend(found);
+        let gone: BTreeSet<_> = self.told.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        let mut new = Vec::new();
+        for (key, (path, digest)) in wanted {
+            if self.told.get(&key) == Some(&digest) {
+                continue;
+            }
+            // What stood in another file until now is in one that has not been read again. If that has changed meanwhile,
+            // it is the next scan's.
+            let objects = fresh.entry(path.to_owned()).or_insert_with(|| reread(path));
+            if let Some(object) = objects.remove(&key).filter(|object| object.digest() == digest) {
+                self.told.insert(key, digest);
+                new.push(object);
+            }
+        }
+        self.told.retain(|key, _| !gone.contains(key));
         if self.listed {
-            let gone = self.told.keys().filter(|key| !wanted.contains_key(*key));
-            let new = wanted.iter().filter(|(key, object)| {
-                self.told.get(*key).is_none_or(|before| !Arc::ptr_eq(before, object) && before != *object)
-            });
             // Additions first: an endpoint that moves between slices is never gone in between (C-16).
-            events.extend(new.map(|(_, object)| apply(object)));
-            events.extend(gone.map(delete));
+            events.extend(new.into_iter().map(apply));
+            events.extend(gone.iter().map(delete));
         } else {
             self.listed = true;
-            events.extend(snapshots(wanted.values()));
+            events.extend(snapshots(new));
         }
-        self.told = wanted;
     }
+}
+
+fn reread(path: &Path) -> BTreeMap<ObjectKey, Object> {
+    fs::read(path).map(|bytes| by_key(parse(path, &bytes).objects)).unwrap_or_default()
+}
+
+/// The first of each counts.
+fn by_key(objects: Vec<Object>) -> BTreeMap<ObjectKey, Object> {
+    objects.into_iter().rev().map(|object| (object.key(), object)).collect()
+}
+
+enum Read {
+    Same(File),
+    New(File, BTreeMap<ObjectKey, Object>),
 }
 
 /// Hidden files are editors' and kubelet's own.
@@ -160,7 +206,7 @@ fn is_manifest(path: &Path) -> bool {
     !hidden && path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json")
 }
 
-fn read_file(path: &Path, before: Option<File>) -> Option<File> {
+fn read_file(path: &Path, before: Option<File>) -> Option<Read> {
     let stamp = match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => Stamp::of(&metadata),
         Ok(_) => return None,
@@ -169,7 +215,7 @@ fn read_file(path: &Path, before: Option<File>) -> Option<File> {
     };
     let before = before.unwrap_or_default();
     if stamp.is_some() && before.stamp == stamp {
-        return Some(before);
+        return Some(Read::Same(before));
     }
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -177,28 +223,28 @@ fn read_file(path: &Path, before: Option<File>) -> Option<File> {
         Err(error) => {
             let what = format_args!("cannot be read: {error}; what stood here before is kept");
             let problem = Problem::new(path.display(), what, "make the file readable for the agent");
-            return Some(File { stamp: None, problems: vec![problem], ..before });
+            let file = File { stamp: None, problems: vec![problem], ..before };
+            return Some(Read::New(file, BTreeMap::new()));
         }
     };
-    let Parsed { objects, problems, damaged } = parse(path, &bytes);
-    let mut objects: Vec<_> = objects.into_iter().map(Arc::new).collect();
+    let Parsed { objects: found, problems, damaged } = parse(path, &bytes);
+    let mut objects: Vec<_> = found.iter().map(|object| (object.key(), object.digest())).collect();
+    let found = by_key(found);
     if damaged {
         // The broken document may be the one that these stood in.
-        let kept: Vec<_> =
-            before.objects.into_iter().filter(|o| !objects.iter().any(|n| n.key() == o.key())).collect();
-        objects.extend(kept);
+        objects.extend(before.objects.into_iter().filter(|(key, _)| !found.contains_key(key)));
     }
-    Some(File { stamp, objects, problems })
+    Some(Read::New(File { stamp, objects, problems }, found))
 }
 
-fn snapshots<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> [Event; 4] {
+fn snapshots(objects: Vec<Object>) -> [Event; 4] {
     let (mut services, mut slices, mut nodes, mut ranges) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for object in objects {
-        match &**object {
-            Object::Service(service) => services.push(service.clone()),
-            Object::Slice(slice) => slices.push(slice.clone()),
-            Object::Node(node) => nodes.push(node.clone()),
-            Object::ServiceCidr(range) => ranges.push(range.clone()),
+        match object {
+            Object::Service(service) => services.push(service),
+            Object::Slice(slice) => slices.push(slice),
+            Object::Node(node) => nodes.push(node),
+            Object::ServiceCidr(range) => ranges.push(range),
         }
     }
     [
@@ -209,12 +255,12 @@ fn snapshots<'a>(objects: impl Iterator<Item = &'a Arc<Object>>) -> [Event; 4] {
     ]
 }
 
-fn apply(object: &Arc<Object>) -> Event {
-    match &**object {
-        Object::Service(service) => Event::Services(Change::Apply(service.clone())),
-        Object::Slice(slice) => Event::Slices(Change::Apply(slice.clone())),
-        Object::Node(node) => Event::Nodes(Change::Apply(node.clone())),
-        Object::ServiceCidr(ranges) => Event::ServiceCidrs(Change::Apply(ranges.clone())),
+fn apply(object: Object) -> Event {
+    match object {
+        Object::Service(service) => Event::Services(Change::Apply(service)),
+        Object::Slice(slice) => Event::Slices(Change::Apply(slice)),
+        Object::Node(node) => Event::Nodes(Change::Apply(node)),
+        Object::ServiceCidr(ranges) => Event::ServiceCidrs(Change::Apply(ranges)),
     }
 }
 

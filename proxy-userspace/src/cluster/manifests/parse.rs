@@ -1,5 +1,6 @@
 //! One file's text → the objects in it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCid
 use crate::status::first_line;
 
 /// An object of a kind that the agent reads.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub enum Object {
     Service(Service),
     Slice(Slice),
@@ -43,6 +44,13 @@ impl Object {
             Self::ServiceCidr(ranges) => (ServiceCidr::KIND, apart(&ranges.name)),
         };
         ObjectKey { kind, name }
+    }
+
+    /// Differs where contents differ; of use to this process only.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
     }
 }
 

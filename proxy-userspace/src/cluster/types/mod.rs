@@ -40,7 +40,7 @@ impl fmt::Display for ObjectName {
 }
 
 /// Something in an object that cannot be served, without the object's name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Defect {
     pub what: String,
     pub next: String,

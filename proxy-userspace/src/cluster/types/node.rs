@@ -9,7 +9,7 @@ use super::loose::{Defects, Loose, Nested};
 use super::meta::{Kind, Meta, Metadata};
 
 /// A Node, reduced to what the plan reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     pub name: Arc<str>,
     /// InternalIPs before ExternalIPs (I5).

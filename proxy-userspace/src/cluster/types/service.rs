@@ -10,7 +10,7 @@ use super::{Defect, ObjectName};
 use crate::model::{Family, Protocol};
 
 /// A Service, reduced to what the plan reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     pub name: ObjectName,
     /// Seconds since 1970; the oldest wins a shared address (A17).
@@ -37,7 +37,7 @@ pub struct Service {
     pub defects: Vec<Defect>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Empty for an unnamed port.
     pub name: Arc<str>,
@@ -48,7 +48,7 @@ pub struct ServicePort {
 }
 
 /// `spec.loadBalancerSourceRanges` (A12).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SourceRanges {
     pub ranges: Vec<IpNet>,
     /// Some could not be read: they must not open what they were to close.
@@ -72,7 +72,7 @@ impl SourceRanges {
 }
 
 /// `spec.type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServiceType {
     ClusterIp,
     NodePort,
@@ -170,7 +170,7 @@ impl Kind for Service {
             created: meta.created,
             kind,
             other_proxy: !meta.labels.service_proxy_name.is_missing(),
-            cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, &mut defects),
+            cluster_ips: fit(cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, &mut defects)),
             external_ips: addresses(spec.external_ips, "spec.externalIPs", &mut defects),
             load_balancer_ips: ingress(status, &mut defects),
             external_local: local(spec.external_traffic_policy, "spec.externalTrafficPolicy", &mut defects),
@@ -178,10 +178,16 @@ impl Kind for Service {
             source_ranges: source_ranges(spec.load_balancer_source_ranges, &mut defects),
             health_check_node_port: health_check(spec.health_check_node_port, &mut defects),
             affinity_timeout: affinity(spec.session_affinity, spec.session_affinity_config, &mut defects),
-            ports: ports(spec.ports, &mut defects),
+            ports: fit(ports(spec.ports, &mut defects)),
             defects: defects.0,
         }
     }
+}
+
+/// Without the room for more that a list grows with: these are kept.
+fn fit<T>(mut list: Vec<T>) -> Vec<T> {
+    list.shrink_to_fit();
+    list
 }
 
 fn service_type(field: Loose<String>, defects: &mut Defects) -> ServiceType {

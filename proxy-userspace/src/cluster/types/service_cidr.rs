@@ -8,7 +8,7 @@ use super::loose::{Defects, Loose, Nested};
 use super::meta::{Kind, Meta, Metadata};
 
 /// A ServiceCIDR: ranges that ClusterIPs come from (B15).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServiceCidr {
     pub name: Arc<str>,
     pub cidrs: Vec<IpNet>,

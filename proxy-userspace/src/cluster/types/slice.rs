@@ -10,7 +10,7 @@ use super::{Defect, ObjectName};
 use crate::model::{Family, Protocol};
 
 /// An EndpointSlice, reduced to what the plan reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Slice {
     pub name: ObjectName,
     /// Label `kubernetes.io/service-name`; a slice without it belongs to nobody (A6).
@@ -24,7 +24,7 @@ pub struct Slice {
     pub defects: Vec<Defect>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlicePort {
     /// Joined with the Service port's name, never by number (A4).
     pub name: Arc<str>,
@@ -32,7 +32,7 @@ pub struct SlicePort {
     pub port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SliceEndpoint {
     /// The first address; the others are ignored (A6).
     pub address: IpAddr,
@@ -46,7 +46,7 @@ pub struct SliceEndpoint {
 }
 
 /// Whom an endpoint should serve (C11 … C13). An empty list: there is no hint of that kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     pub zones: Vec<String>,
     pub nodes: Vec<String>,

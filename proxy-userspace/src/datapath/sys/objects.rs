@@ -153,15 +153,14 @@ struct CreateAttr {
     name: [u8; 16],
 }
 
-/// Makes an array map of `entries` values of `value_size` bytes.
-pub fn create_array(value_size: u32, entries: u32) -> Result<OwnedFd> {
-    const ARRAY: u32 = 2;
+/// Makes a map of a type in `enum bpf_map_type` that is to lie in another one.
+pub fn create_inner(kind: u32, key_size: u32, value_size: u32, entries: u32) -> Result<OwnedFd> {
     let mut attr = CreateAttr {
-        kind: ARRAY,
-        key_size: 4,
+        kind,
+        key_size,
         value_size,
         max_entries: entries,
-        name: *b"SLOTS_CHUNK\0\0\0\0\0",
+        name: *b"SLUICE_INNER\0\0\0\0",
         ..Default::default()
     };
     bpf(cmd::MAP_CREATE, &mut attr).and_then(owned)

@@ -140,6 +140,7 @@ impl Store for Fake {
                     slots.resize(slots.len() + CHUNK as usize, EMPTY_SLOT);
                 }
             }
+            Step::Affinity(_) => {}
             Step::Endpoints(list) => {
                 for &(id, generation) in list {
                     match generation {

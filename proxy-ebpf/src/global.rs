@@ -1,0 +1,65 @@
+//! Global functions: the verifier looks at them once, not once for each way that leads to them.
+
+use proxy_common::{
+    abi::Run,
+    path::{self, Asked, Looked},
+};
+
+use crate::maps::{LOOKED_V4, LOOKED_V6};
+use crate::tables::{Maps, V4, V6};
+
+/// [`path::make_room`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn make_room_v4() -> u32 {
+    let Some(room) = LOOKED_V4.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let room = unsafe { &mut *room };
+    path::make_room(&Maps::<V4>::new(core::ptr::null_mut()), room).into()
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn make_room_v6() -> u32 {
+    let Some(room) = LOOKED_V6.get_ptr_mut(0) else { return 0 };
+    // SAFETY: as above.
+    let room = unsafe { &mut *room };
+    path::make_room(&Maps::<V6>::new(core::ptr::null_mut()), room).into()
+}
+
+/// [`path::is_over`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_over_v4(room: *mut Looked<1>, now: u32, forgets: u32) -> u32 {
+    // SAFETY: the caller has a reference; the verifier asks for the comparison with null.
+    let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
+    path::is_over(&Maps::<V4>::new(core::ptr::null_mut()), room, now, forgets).into()
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_over_v6(room: *mut Looked<4>, now: u32, forgets: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
+    path::is_over(&Maps::<V6>::new(core::ptr::null_mut()), room, now, forgets).into()
+}
+
+/// [`path::sticky`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sticky_v4(asked: *mut Asked<1>, run: u64, epoch: u32, timeout: u32, now: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
+    path::sticky(&Maps::<V4>::new(core::ptr::null_mut()), asked, Run(run), epoch, timeout, now)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn sticky_v6(asked: *mut Asked<4>, run: u64, epoch: u32, timeout: u32, now: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
+    path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, Run(run), epoch, timeout, now)
+}
