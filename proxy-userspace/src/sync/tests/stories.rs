@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
-use crate::model::PortState;
+use crate::model::{Family, PortState};
 use crate::sync::{Lack, NodeAddresses, Settings, Step, Syncer, Word};
 
 fn at(seconds: u64) -> Duration {
@@ -53,6 +53,13 @@ fn an_unchanged_port_costs_nothing_and_a_changed_flag_one_store() {
     syncer.apply(&mut fake, vec![(id("a"), Some(state.clone()))], at(0));
     assert_eq!(fake.steps.len(), before);
     state.affinity_timeout = 10_800;
+    syncer.apply(&mut fake, vec![(id("a"), Some(state.clone()))], at(0));
+    let [Step::Affinity(Family::V4), Step::Services(words)] = &fake.steps[before..] else {
+        unreachable!("there is room for records before anybody asks for it: {:?}", &fake.steps[before..]);
+    };
+    assert_eq!(words.len(), 1);
+    let before = fake.steps.len();
+    state.affinity_timeout = 3_600;
     syncer.apply(&mut fake, vec![(id("a"), Some(state))], at(0));
     assert!(matches!(&fake.steps[before..], [Step::Services(words)] if words.len() == 1));
 }
