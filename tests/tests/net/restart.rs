@@ -7,6 +7,7 @@ use sluice_tests::lab::agent::Agent;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Dial, Load, Outcome, flood};
+use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
 use crate::change::streams;
@@ -138,8 +139,15 @@ fn flooded(bed: &mut Bed) -> Result<()> {
         }
         for transport in Transport::BOTH {
             flood(bed.namespace("cl"), Who::Client.address(family), service, transport, 6_000)?;
-            let new = Dial::new(bed.place(Who::Client), service, transport).probe();
-            new.ok().with_context(|| format!("{family}, after the {transport} flood"))?;
+            // Servers drop what comes while the flood fills their receive buffers.
+            for backend in [PB, PC] {
+                until("a server to be through with the flood", PATIENCE, || {
+                    let answer = Dial::new(bed.place(Who::Client), service, transport).probe().ok()?;
+                    ensure!(answer.backend == backend.id(), "{} has answered", answer.backend);
+                    Ok(())
+                })
+                .with_context(|| format!("{family}, after the {transport} flood, {}", backend.id()))?;
+            }
             for (number, connection) in living.iter_mut().enumerate() {
                 let outcome = connection.ask(b"alive");
                 outcome.ok().with_context(|| format!("{family}, live flow {number}, {transport} flood"))?;
