@@ -1,5 +1,7 @@
 //! Session affinity: a client's new connections go where its last one went (D1 … D9).
 
+use core::cmp::Ordering;
+
 use super::traits::{Asked, Tables};
 use super::translate::draw;
 use crate::abi::{Affinity, Backend, Run, Service};
@@ -83,33 +85,26 @@ fn find<const N: usize, T: Tables<N>>(tables: &T, run: Run, wanted: &Affinity<N>
         let slot = run.offset().wrapping_add(middle);
         let Some(backend) = tables.backend(slot) else { break };
         match order(&backend, wanted) {
-            0 => return slot,
-            1 => low = middle.wrapping_add(1),
-            _ => high = middle,
+            Ordering::Equal => return slot,
+            Ordering::Less => low = middle.wrapping_add(1),
+            Ordering::Greater => high = middle,
         }
     }
     NONE
 }
 
-/// 0: it is the endpoint; 1: the endpoint comes later in the list; 2: earlier.
+/// Where a slot's endpoint stands in the list, seen from the wanted one.
 #[inline(always)]
-fn order<const N: usize>(backend: &Backend<N>, wanted: &Affinity<N>) -> u32 {
+fn order<const N: usize>(backend: &Backend<N>, wanted: &Affinity<N>) -> Ordering {
     let mut word = 0;
     while word < N {
         let (is, want) = (u32::from_be(backend.address.0[word]), u32::from_be(wanted.address.0[word]));
         if is != want {
-            return if is < want { 1 } else { 2 };
+            return is.cmp(&want);
         }
         word += 1;
     }
-    let (is, want) = (backend.port.number(), wanted.port.number());
-    if is == want {
-        0
-    } else if is < want {
-        1
-    } else {
-        2
-    }
+    backend.port.number().cmp(&wanted.port.number())
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return verdict;
     }
     if headers.transport == Transport::Fragment
-        && let Some(verdict) = fragment::verdict(fragment::later(packet, tables, headers))
+        && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
     {
         return counted(tables, verdict);
     }
@@ -115,7 +115,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     if headers.transport == Transport::Fragment {
-        let verdict = fragment::verdict(fragment::later(packet, tables, headers));
+        let verdict = fragment::later(packet, tables, headers).verdict();
         return counted(tables, verdict.unwrap_or(Verdict::Pass));
     }
     if let Some(verdict) = known(packet, tables, headers) {

@@ -6,9 +6,9 @@
 //! they are the stack's (P-10).
 
 use super::rewrite;
-use super::traits::{Packet, Tables, Verdict};
+use super::traits::{Packet, Returned, Tables, Verdict};
 use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
-use crate::wire::{Diff, Headers};
+use crate::wire::{Diff, Headers, load_addresses};
 
 /// Ticks after which an id may be another datagram's (P-11): as long as the kernel keeps parts of one.
 const LIFETIME: u32 = 30;
@@ -48,40 +48,31 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers
     });
 }
 
-/// A later fragment. [`UNKNOWN`]: its first one has not been seen, or was not translated; else a [`Verdict::code`].
+/// A later fragment. [`Returned::NONE`]: its first one has not been seen, or was not translated.
 #[inline(never)]
 pub(super) fn later<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-) -> u32 {
-    let code = tables.scratch(|room| {
+) -> Returned {
+    let found = tables.scratch(|room| {
         let (key, fragment) = (&mut room.reply_key, &mut room.fragment);
         write_key(headers, key);
         // An element may be another key's by now.
         if !tables.fragment(key, fragment) || fragment.tag != key.tag() {
-            return UNKNOWN;
+            return Returned::NONE;
         }
         if tables.now().wrapping_sub(fragment.seen) > LIFETIME {
-            return UNKNOWN;
+            return Returned::NONE;
         }
         packet.set_mark(packet.mark() & !tables.masquerade_mark() | fragment.mark);
         let moved = Diff::address(&key.src, &fragment.src).and(Diff::address(&key.dst, &fragment.dst));
         match translate(packet, headers.l3, &fragment.src, &fragment.dst, moved) {
-            Some(()) => Verdict::Pass.code(),
-            None => Verdict::Drop(Reason::Rewrite).code(),
+            Some(()) => Verdict::Pass.into(),
+            None => Verdict::Drop(Reason::Rewrite).into(),
         }
     });
-    code.unwrap_or(UNKNOWN)
-}
-
-/// No [`Verdict::code`].
-const UNKNOWN: u32 = u32::MAX;
-
-/// The verdict that [`later`] has returned; `None`: the fragment is not known.
-#[inline(always)]
-pub(super) fn verdict(code: u32) -> Option<Verdict> {
-    if code == UNKNOWN { None } else { Some(Verdict::from_code(code)) }
+    found.unwrap_or(Returned::NONE)
 }
 
 /// The transport checksum lies in the first fragment, and has been made right for all of them.
@@ -113,22 +104,4 @@ fn write_key<const N: usize>(headers: &Headers<N>, key: &mut FlowKey<N>) {
     key.protocol = if N == 1 { headers.key.protocol } else { protocol::FRAGMENT };
     key.hook = headers.key.hook;
     key.pad = 0;
-}
-
-#[inline(always)]
-fn load_addresses<const N: usize, P: Packet>(
-    packet: &P,
-    l3: u32,
-    src: &mut Addr<N>,
-    dst: &mut Addr<N>,
-) -> Option<()> {
-    let at = l3 + if N == 1 { 12 } else { 8 };
-    let mut word = 0;
-    while word < N {
-        let offset = at + 4 * word as u32;
-        src.0[word] = u32::from_ne_bytes(packet.load(offset)?);
-        dst.0[word] = u32::from_ne_bytes(packet.load(offset + 4 * N as u32)?);
-        word += 1;
-    }
-    Some(())
 }

@@ -2,7 +2,7 @@
 
 use super::traits::{Packet, Verdict};
 use crate::abi::{Addr, Flow, FlowKey, Port, Reason, protocol};
-use crate::wire::{Diff, Headers, apply};
+use crate::wire::{Diff, Headers, addresses_at, apply};
 
 /// Gives the packet the flow's addresses and ports. The checksum goes first: its helper may move packet memory.
 #[inline(always)]
@@ -47,7 +47,7 @@ pub(super) fn store_addresses<const N: usize, P: Packet>(
     src: &Addr<N>,
     dst: &Addr<N>,
 ) -> Option<()> {
-    let at = l3 + if N == 1 { 12 } else { 8 };
+    let at = addresses_at::<N>(l3);
     let size = 4 * N as u32;
     let mut word = 0;
     while word < N {

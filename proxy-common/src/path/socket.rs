@@ -3,7 +3,6 @@
 use super::affinity;
 use super::frontend::{self, Client};
 use super::traits::{Asked, Tables};
-
 use crate::abi::{
     Addr, AddressClass, Backend, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs, service_flags,
 };

@@ -54,6 +54,17 @@ impl Verdict {
 #[repr(transparent)]
 pub(super) struct Returned(u32);
 
+impl Returned {
+    /// No verdict: it is for the caller to find one.
+    pub(super) const NONE: Self = Self(u32::MAX);
+
+    /// The verdict, if there is one.
+    #[inline(always)]
+    pub(super) fn verdict(self) -> Option<Verdict> {
+        if self.0 == Self::NONE.0 { None } else { Some(Verdict::from_code(self.0)) }
+    }
+}
+
 const DROP: u32 = 0x100;
 const REJECT: u32 = 0x200;
 

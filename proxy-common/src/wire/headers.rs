@@ -128,11 +128,6 @@ impl<const N: usize> Headers<N> {
     };
 }
 
-/// Whether what follows the network header can be read.
-struct Rest {
-    unreadable: bool,
-}
-
 /// Parses the packet whose network header starts at `l3` into `headers`. `None`: not a packet that this family's path
 /// can read, leave it to the kernel.
 ///
@@ -144,21 +139,21 @@ pub fn parse<const N: usize, P: Packet>(
     hook: Hook,
     headers: &mut Headers<N>,
 ) -> Option<()> {
-    let rest = network(packet, l3, headers)?;
+    let readable = network(packet, l3, headers)?;
     if headers.end > packet.len() {
         return None;
     }
     headers.key.hook = hook as u8;
-    headers.transport = transport(packet, &rest, headers);
+    headers.transport = transport(packet, readable, headers);
     Some(())
 }
 
 /// Parses the packet quoted by an ICMP error: cut short as a rule, with at least the first 8 bytes of TCP or UDP.
 #[inline(always)]
 pub fn parse_quoted<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<()> {
-    let rest = network(packet, l3, headers)?;
+    let readable = network(packet, l3, headers)?;
     headers.transport = match headers.key.protocol {
-        _ if headers.part == part::LATER || rest.unreadable => return None,
+        _ if headers.part == part::LATER || !readable => return None,
         protocol::TCP => Transport::Tcp(0),
         protocol::UDP => Transport::Udp,
         _ => return None,
@@ -174,8 +169,34 @@ const fn set_ports<const N: usize>(headers: &mut Headers<N>, [a, b, c, d]: [u8; 
     headers.key.dport = Port(u16::from_ne_bytes([c, d]));
 }
 
+/// Where the addresses of a network header at `l3` begin.
+#[must_use]
 #[inline(always)]
-fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
+pub const fn addresses_at<const N: usize>(l3: u32) -> u32 {
+    l3 + if N == 1 { 12 } else { 8 }
+}
+
+/// Reads both addresses of the network header at `l3`.
+#[inline(always)]
+pub fn load_addresses<const N: usize, P: Packet>(
+    packet: &P,
+    l3: u32,
+    src: &mut Addr<N>,
+    dst: &mut Addr<N>,
+) -> Option<()> {
+    let mut word = 0;
+    while word < N {
+        let at = addresses_at::<N>(l3) + 4 * word as u32;
+        src.0[word] = u32::from_ne_bytes(packet.load(at)?);
+        dst.0[word] = u32::from_ne_bytes(packet.load(at + 4 * N as u32)?);
+        word += 1;
+    }
+    Some(())
+}
+
+/// Everything up to the transport header, and whether that can be read.
+#[inline(always)]
+fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<bool> {
     headers.l3 = l3;
     headers.l4 = 0;
     headers.key.sport = Port(0);
@@ -183,21 +204,14 @@ fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers
     headers.key.pad = 0;
     headers.part = part::WHOLE;
     headers.id = 0;
-    let rest = if N == 1 { network_v4(packet, l3, headers) } else { network_v6(packet, l3, headers) }?;
-    let addresses = l3 + if N == 1 { 12 } else { 8 };
-    let mut word = 0;
-    while word < N {
-        let at = addresses + 4 * word as u32;
-        headers.key.src.0[word] = u32::from_ne_bytes(packet.load(at)?);
-        headers.key.dst.0[word] = u32::from_ne_bytes(packet.load(at + 4 * N as u32)?);
-        word += 1;
-    }
-    Some(rest)
+    let readable = if N == 1 { network_v4(packet, l3, headers) } else { network_v6(packet, l3, headers) }?;
+    load_addresses(packet, l3, &mut headers.key.src, &mut headers.key.dst)?;
+    Some(readable)
 }
 
 /// IPv4 with options (RFC 791, P-02).
 #[inline(always)]
-fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
+fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<bool> {
     let header: [u8; 12] = packet.load(l3)?;
     let length = u32::from(header[0] & 0xf) * 4;
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
@@ -212,7 +226,7 @@ fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     if headers.part != part::WHOLE {
         headers.id = u32::from(u16::from_ne_bytes([header[4], header[5]]));
     }
-    Some(Rest { unreadable: false })
+    Some(true)
 }
 
 /// Which part of a datagram begins at this offset, with or without more to follow.
@@ -228,7 +242,7 @@ const fn part_of(offset: u16, more: u16) -> u32 {
 /// IPv6 with extension headers (RFC 8200, P-03). A routing header with segments left means that the destination is
 /// not final: not ours.
 #[inline(always)]
-fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<Rest> {
+fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<bool> {
     let header: [u8; 8] = packet.load(l3)?;
     if header[0] >> 4 != 6 {
         return None;
@@ -265,7 +279,7 @@ fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     }
     headers.key.protocol = protocol;
     headers.l4 = at;
-    Some(Rest { unreadable: is_extension(protocol) || at >= MAX_OFFSET - 64 })
+    Some(!is_extension(protocol) && at < MAX_OFFSET - 64)
 }
 
 /// Hop-by-hop, routing, fragment, authentication, destination options.
@@ -275,11 +289,11 @@ const fn is_extension(protocol: u8) -> bool {
 }
 
 #[inline(always)]
-fn transport<const N: usize, P: Packet>(packet: &P, rest: &Rest, headers: &mut Headers<N>) -> Transport {
+fn transport<const N: usize, P: Packet>(packet: &P, readable: bool, headers: &mut Headers<N>) -> Transport {
     if headers.part == part::LATER {
         return Transport::Fragment;
     }
-    if rest.unreadable {
+    if !readable {
         return Transport::Malformed;
     }
     let (l4, end) = (headers.l4, headers.end);
