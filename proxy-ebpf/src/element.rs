@@ -1,4 +1,4 @@
-//! Flow elements in place.
+//! Map elements: flows in place, and copies word by word.
 
 use proxy_common::{
     abi::{Flow, FlowKey},

@@ -5,8 +5,9 @@ use proxy_common::{
     path::{self, Asked, Looked},
 };
 
+use crate::family::{V4, V6};
 use crate::maps::{LOOKED_V4, LOOKED_V6};
-use crate::tables::{Maps, V4, V6};
+use crate::tables::Maps;
 
 /// [`path::make_room`] for IPv4.
 #[unsafe(no_mangle)]

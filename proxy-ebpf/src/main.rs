@@ -5,6 +5,7 @@
 //! packet.rs  the one place that touches packet memory
 //! maps.rs    map statics
 //! tables.rs  proxy_common's Tables over them, one family at a time
+//! family.rs  what differs from one family to the other
 //! clock.rs   the clock, and dice for test runs
 //! global.rs  functions that the verifier looks at once
 //! element.rs a flow element in place
@@ -19,6 +20,8 @@
 mod clock;
 #[cfg(target_arch = "bpf")]
 mod element;
+#[cfg(target_arch = "bpf")]
+mod family;
 #[cfg(target_arch = "bpf")]
 mod global;
 #[cfg(target_arch = "bpf")]

@@ -3,8 +3,9 @@
 //! Both globals are set when the programs are loaded: with the trace off the verifier removes all of this, and what is
 //! left in the packet path is the load of one constant.
 
+use crate::family::Family;
 use crate::packet::Skb;
-use crate::tables::{Family, Maps};
+use crate::tables::Maps;
 use aya_ebpf::{EbpfContext, Global, macros::map, maps::PerCpuArray};
 use aya_log_ebpf::info;
 use core::slice::from_raw_parts;

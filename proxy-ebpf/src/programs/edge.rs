@@ -1,7 +1,8 @@
 //! tc programs of an edge.
 
+use crate::family::{Family, V4, V6};
 use crate::packet::Skb;
-use crate::tables::{Family, Maps, V4, V6};
+use crate::tables::Maps;
 use crate::trace;
 use aya_ebpf::{
     EbpfContext,

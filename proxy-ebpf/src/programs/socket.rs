@@ -1,7 +1,8 @@
 //! cgroup programs: sockets of the node's own processes.
 
+use crate::family::{V4, V6};
 use crate::maps::{CONFIG, SOCKETS};
-use crate::tables::{Maps, V4, V6};
+use crate::tables::Maps;
 use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::generated::{bpf_get_netns_cookie, bpf_set_retval},
