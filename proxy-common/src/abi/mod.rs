@@ -26,6 +26,12 @@ pub use service::{
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs, SocketRecord};
 pub use trace::TraceRecord;
 
+/// Those of the flags that are on.
+#[must_use]
+pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
+    list.iter().filter(|(on, _)| *on).fold(0, |flags, (_, flag)| flags | flag)
+}
+
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
 pub const LAYOUT: u32 = 5;

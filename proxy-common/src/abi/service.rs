@@ -61,7 +61,7 @@ impl Service {
     #[must_use]
     #[inline(always)]
     pub const fn epoch(&self) -> u16 {
-        (self.flags >> service_flags::EPOCH_SHIFT) as u16
+        service_flags::epoch(self.flags)
     }
 
     /// A free entry: no flags, no endpoints.
@@ -93,6 +93,13 @@ pub mod service_flags {
     pub const NODE_IN_RANGES: u32 = 64;
     /// The upper half is the epoch of the service's affinity records (D5): of another one, a record does not count.
     pub const EPOCH_SHIFT: u32 = 16;
+
+    /// The epoch in them.
+    #[must_use]
+    #[inline(always)]
+    pub const fn epoch(flags: u32) -> u16 {
+        (flags >> EPOCH_SHIFT) as u16
+    }
 }
 
 abi! {

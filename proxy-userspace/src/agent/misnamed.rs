@@ -24,8 +24,7 @@ pub fn families(node_ips: &[IpAddr], addresses: &[Address]) -> Vec<Trouble> {
     let has = |family| addresses.iter().any(|address| address.global && Family::of(&address.ip) == family);
     let absent = node_ips.iter().filter(|ip| !has(Family::of(ip)));
     let trouble = |ip: &IpAddr| {
-        let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-        let why = format_args!("no device of the node has an {family} address");
+        let why = format_args!("no device of the node has an {} address", Family::of(ip).name());
         let next = "correct --bind-address or the Node object, or give a device such an address";
         Trouble::new(format_args!("the node's address {ip}"), why, next)
     };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use proxy_common::abi;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -270,13 +271,8 @@ impl Worker {
         // F6: an earlier agent's ranges stay until the Node is known.
         if let Some(pod_cidrs) = own.pod_cidrs.filter(|cidrs| Some(cidrs) != self.own_node.pod_cidrs.as_ref())
         {
-            let changed = self.datapath.config().and_then(|mut config| {
-                if !self.detect_local.set_node(&pod_cidrs, &mut config) {
-                    return Ok(());
-                }
-                self.datapath.set_config(&config)
-            });
-            match changed {
+            let detector = self.detect_local.clone();
+            match self.change_config(|config| _ = detector.set_node(&pod_cidrs, config)) {
                 Ok(()) => self.own_node.pod_cidrs = Some(pod_cidrs),
                 Err(error) => self.failed("the node's podCIDRs", &error),
             }
@@ -288,13 +284,20 @@ impl Worker {
         if !self.guards_service_cidrs {
             return;
         }
-        let changed = self.datapath.config().and_then(|mut config| {
-            self.unguarded = set_service_cidrs(&mut config, ranges);
-            self.datapath.set_config(&config)
-        });
+        let mut unguarded = std::mem::take(&mut self.unguarded);
+        let changed = self.change_config(|config| unguarded = set_service_cidrs(config, ranges));
+        self.unguarded = unguarded;
         if let Err(error) = changed {
             self.failed("the ServiceCIDRs", &error);
         }
+    }
+
+    /// Writes the settings that programs read, if they change.
+    fn change_config(&self, change: impl FnOnce(&mut abi::Config)) -> Result<(), DatapathError> {
+        let before = self.datapath.config()?;
+        let mut config = before;
+        change(&mut config);
+        if config == before { Ok(()) } else { self.datapath.set_config(&config) }
     }
 
     /// F6: no pod is told from other clients.

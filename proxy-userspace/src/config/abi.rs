@@ -1,7 +1,7 @@
 //! From settings to the one element of the `config` map, and to marks on devices.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use proxy_common::abi::{self, Addr, Cidr, SERVICE_CIDRS, config_flags};
+use proxy_common::abi::{self, Addr, Cidr, SERVICE_CIDRS, config_flags, flags};
 
 use super::{Config, DetectLocal, Profile, Sockets};
 
@@ -19,12 +19,10 @@ impl Config {
             netns_cookie,
             ..*earlier
         };
-        for (on, flag) in [
+        config.flags |= flags([
             (self.masquerade_all, config_flags::MASQUERADE_ALL),
             (self.sockets == Sockets::All, config_flags::SOCKETS_ALL),
-        ] {
-            config.flags |= if on { flag } else { 0 };
-        }
+        ]);
         if !self.guards_service_cidrs() {
             set_service_cidrs(&mut config, &[]);
         }
@@ -84,9 +82,7 @@ impl DetectLocal {
 /// A family without a range has no detector (F5, F8).
 fn set_ranges(config: &mut abi::Config, v4: Option<Ipv4Net>, v6: Option<Ipv6Net>) {
     config.flags &= !(config_flags::DETECT_V4 | config_flags::DETECT_V6);
-    for (on, flag) in [(v4.is_some(), config_flags::DETECT_V4), (v6.is_some(), config_flags::DETECT_V6)] {
-        config.flags |= if on { flag } else { 0 };
-    }
+    config.flags |= flags([(v4.is_some(), config_flags::DETECT_V4), (v6.is_some(), config_flags::DETECT_V6)]);
     config.cluster_v4 = cidr_v4(v4.unwrap_or_default());
     config.cluster_v6 = cidr_v6(v6.unwrap_or_default());
 }

@@ -34,7 +34,7 @@ pub fn service_view(installed: &InstalledPort, node_port: &[IpAddr]) -> ServiceV
     ServiceView {
         name,
         port,
-        family: family.map(family_name).unwrap_or_default().to_owned(),
+        family: family.map(Family::name).unwrap_or_default().to_owned(),
         protocol: protocol.map(|protocol| protocol.to_string()).unwrap_or_default(),
         frontends,
         external: installed.external.clone(),
@@ -59,14 +59,6 @@ fn frontend_views<'a>(
         port: frontend.port,
         protocol: frontend.protocol.to_string(),
     })
-}
-
-/// The API's names.
-const fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    }
 }
 
 const fn kind(kind: FrontendKind) -> &'static str {

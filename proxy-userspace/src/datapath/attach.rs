@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use proxy_common::abi::{Addr, Device, device_flags};
+use proxy_common::abi::{Addr, Device, device_flags, flags};
 
 use super::error::DatapathError;
 use super::hooks::{self, Found, Hook, Ours, SOCKETS, TC_EGRESS, TC_INGRESS, attach_error};
@@ -230,15 +230,11 @@ impl Datapath {
     }
 
     fn set_device(&self, edge: &Edge) -> Result<(), DatapathError> {
-        let mut flags = 0;
-        for (on, flag) in [(edge.pod, device_flags::POD), (edge.detected, device_flags::DETECTED)] {
-            flags |= if on { flag } else { 0 };
-        }
         let device = Device {
             masquerade_v4: edge.masquerade_v4.map_or(Addr::UNSPECIFIED, |address| Addr::v4(address.octets())),
             masquerade_v6: edge.masquerade_v6.map_or(Addr::UNSPECIFIED, |address| Addr::v6(address.octets())),
             mtu: edge.mtu,
-            flags,
+            flags: flags([(edge.pod, device_flags::POD), (edge.detected, device_flags::DETECTED)]),
         };
         let failed = |source| DatapathError::Map { operation: "write", map: "DEVICES", source };
         let current = self.tables.devices.get(&edge.ifindex).map_err(failed)?;

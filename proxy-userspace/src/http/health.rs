@@ -73,11 +73,7 @@ pub fn report(families: &[(Family, Progress)], node: Option<bool>, at: &Moment) 
         let Some(updated) = progress.updated else { continue };
         let updated = if well { at.wall } else { at.wall_clock(updated) };
         oldest = Some(oldest.map_or(updated, |oldest| oldest.min(updated)));
-        let name = match family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
-        status.insert(name.to_owned(), json!({"lastUpdated": time(updated), "healthy": well}));
+        status.insert(family.name().to_owned(), json!({"lastUpdated": time(updated), "healthy": well}));
     }
     let mut body = json!({
         "lastUpdated": oldest.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), time),

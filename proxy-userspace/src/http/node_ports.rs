@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -21,15 +20,13 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::Health;
+use super::server::AGAIN;
 use crate::cluster::types::ObjectName;
 use crate::model::{Family, HealthCheck};
 use crate::status::{Board, Trouble};
 
 /// Name of this part on the board: the first port that cannot be opened stands for all.
 const PART: &str = "health check node ports";
-
-/// A port that is taken is tried again this often.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// Where health check node ports are open: where NodePorts are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -198,6 +195,7 @@ fn body(service: &ObjectName, ready: usize, healthy: bool) -> String {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
+    use std::time::Duration;
 
     use serde_json::{Value, json};
 

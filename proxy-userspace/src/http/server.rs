@@ -23,6 +23,9 @@ use crate::status::{Board, Status, Trouble};
 /// Shortest time after which a loop that shows no life counts as stuck, however short the syncPeriod.
 const STALL: Duration = Duration::from_secs(30);
 
+/// A port that is taken is tried again this often.
+pub(super) const AGAIN: Duration = Duration::from_secs(5);
+
 /// The agent's monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
@@ -174,7 +177,6 @@ pub async fn serve(
     routes: Router,
     board: Board,
 ) -> Result<(), Trouble> {
-    const AGAIN: Duration = Duration::from_secs(5);
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use proxy_common::abi::service_flags;
+use proxy_common::abi::{flags, service_flags};
 
 /// One endpoint of a Service port in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,15 +65,12 @@ pub fn select(candidates: &[Candidate], policy: Policy) -> Selection {
     let local = usable(&on_node, |ready| ready);
     // C3: endpoints exist, but none that the policy allows: silence. None at all: refusal.
     let silent = !cluster.is_empty() && local.is_empty();
-    let mut flags = 0;
-    for (on, flag) in [
+    let flags = flags([
         (!policy.external_local, service_flags::MASQUERADE_EXTERNAL),
         (policy.external_local && silent, service_flags::DROP_EXTERNAL),
         (policy.internal_local && silent, service_flags::DROP_INTERNAL),
         (policy.external_local, service_flags::LOCAL_EXTERNAL),
-    ] {
-        flags |= if on { flag } else { 0 };
-    }
+    ]);
     let list = |only_local| if only_local { local.clone() } else { cluster.clone() };
     let (external, internal) = (list(policy.external_local), list(policy.internal_local));
     Selection { external, internal, cluster: if policy.external_local { cluster } else { Vec::new() }, flags }

@@ -12,7 +12,7 @@ use super::PerFamily;
 use super::classes::{ClassWrites, Classes};
 use super::ids::{Generations, Ids};
 use super::lists::{self, Lists};
-use super::port::{List, Member, Port, WORDS};
+use super::port::{List, Member, Port, Ranges, WORDS};
 use super::runs::Runs;
 use super::store::{Capacity, Dialled, EndpointId, Slot, Step, Word};
 use crate::model::{Family, PortId, PortState};
@@ -137,7 +137,7 @@ pub struct Room {
     /// Source ranges in the maps.
     pub ranged: PerFamily<usize>,
     /// Those of services that nothing is known of, by index.
-    pub stray_ranges: HashMap<u32, BTreeSet<IpNet>>,
+    pub stray_ranges: Ranges,
     /// The next epoch of affinity records (D5).
     pub epoch: u16,
 }
@@ -279,7 +279,7 @@ impl Room {
     /// D5: a port that begins to ask for affinity does not remember what was before.
     fn epoch_of(&mut self, port: &Port, want: &PortState) -> u16 {
         if port.affinity_timeout != 0 || want.affinity_timeout == 0 {
-            return (port.flags >> service_flags::EPOCH_SHIFT) as u16;
+            return service_flags::epoch(port.flags);
         }
         self.epoch = self.epoch.wrapping_add(1);
         self.epoch

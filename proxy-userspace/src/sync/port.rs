@@ -139,15 +139,21 @@ impl Found {
     }
 }
 
-/// Reads every service and every index that a frontend names, in order of index.
-pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<Vec<Found>, S::Error> {
+/// Source ranges by index of their service.
+pub type Ranges = HashMap<u32, BTreeSet<IpNet>>;
+
+/// Reads every service and every index that a frontend names, in order of index; and source ranges that belong to none.
+pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<(Vec<Found>, Ranges), S::Error> {
     let mut services: BTreeMap<u32, (Service, BTreeMap<Dialled, u32>)> =
         store.services().into_iter().map(|(index, service)| (index, (service, BTreeMap::new()))).collect();
     for (dialled, frontend) in store.frontends()? {
         let entry = services.entry(frontend.service).or_insert((Service::FREE, BTreeMap::new()));
         entry.1.insert(dialled, frontend.kind);
     }
-    let mut ranges = ranges(store)?;
+    let mut ranges = Ranges::new();
+    for (index, range) in store.ranges()? {
+        ranges.entry(index).or_default().insert(range);
+    }
     let found = |(index, (service, frontends)): (u32, (Service, BTreeMap<Dialled, u32>))| {
         let mut found = Found {
             index,
@@ -160,16 +166,7 @@ pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<Vec<Fou
         found.lists = runs_of(&service).map(|run| members(all, run));
         found
     };
-    Ok(services.into_iter().map(found).collect())
-}
-
-/// Source ranges by service.
-pub fn ranges<S: Store>(store: &S) -> Result<HashMap<u32, BTreeSet<IpNet>>, S::Error> {
-    let mut ranges: HashMap<u32, BTreeSet<IpNet>> = HashMap::new();
-    for (index, range) in store.ranges()? {
-        ranges.entry(index).or_default().insert(range);
-    }
-    Ok(ranges)
+    Ok((services.into_iter().map(found).collect(), ranges))
 }
 
 /// A service's runs in the order of [`WORDS`].

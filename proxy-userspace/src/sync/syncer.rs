@@ -112,7 +112,8 @@ impl Syncer {
         let mut strays = BTreeMap::new();
         let mut owners = HashMap::new();
         let mut owned = PerFamily::<u32>::default();
-        for found in port::read(store, &slots)? {
+        let (services, stray_ranges) = port::read(store, &slots)?;
+        for found in services {
             let port = stray(&found, &live);
             for dialled in port.frontends.keys() {
                 owners.insert(*dialled, port.index);
@@ -122,9 +123,6 @@ impl Syncer {
             port.endpoints.keys().for_each(|address| classes.add_endpoint(address.ip()));
             strays.insert(port.index, port);
         }
-        let known: HashSet<u32> = strays.keys().copied().collect();
-        let mut stray_ranges = port::ranges(store)?;
-        stray_ranges.retain(|index, _| !known.contains(index));
         let mut ranged = PerFamily::<usize>::default();
         let of_ports = strays.values().map(|port| &port.ranges);
         for range in of_ports.chain(stray_ranges.values()).flatten() {
@@ -138,7 +136,7 @@ impl Syncer {
             .collect();
         let room = Room {
             capacity,
-            services: Ids::new(capacity.services, &known),
+            services: Ids::new(capacity.services, &strays.keys().copied().collect()),
             endpoints: Ids::new(capacity.endpoints, &live.keys().copied().collect()),
             generations,
             runs,
@@ -274,7 +272,8 @@ impl Syncer {
     pub fn installed<S: Store>(&self, store: &S) -> Result<Vec<InstalledPort>, S::Error> {
         let slots = PerFamily { v4: store.slots(Family::V4)?, v6: store.slots(Family::V6)? };
         let names = self.names();
-        let mut installed: Vec<_> = port::read(store, &slots)?
+        let (services, _) = port::read(store, &slots)?;
+        let mut installed: Vec<_> = services
             .iter()
             .map(|found| InstalledPort::new(names.get(&found.index).map(|id| (*id).clone()), found))
             .collect();

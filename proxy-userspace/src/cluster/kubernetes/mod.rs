@@ -114,17 +114,15 @@ async fn watch_all(session: &Session, scope: &Scope) {
         labels: Some("!service.kubernetes.io/service-proxy-name".to_owned()),
         fields: Some("spec.clusterIP!=None".to_owned()),
         fields_optional: true,
-        kind_optional: false,
+        ..Selector::default()
     };
     let slices = Selector {
         labels: Some("!service.kubernetes.io/headless".to_owned()),
-        fields: None,
         fields_optional: true,
-        kind_optional: false,
+        ..Selector::default()
     };
-    let own = Some(format!("metadata.name={}", scope.node));
-    let nodes = Selector { labels: None, fields: own, fields_optional: false, kind_optional: false };
-    let ranges = Selector { labels: None, fields: None, fields_optional: false, kind_optional: true };
+    let nodes = Selector { fields: Some(format!("metadata.name={}", scope.node)), ..Selector::default() };
+    let ranges = Selector { kind_optional: true, ..Selector::default() };
     tokio::select! {
         () = watch::follow::<Service, _>(session, &services, |s| s.name.clone(), Event::Services) => {}
         () = watch::follow::<Slice, _>(session, &slices, |s| s.name.clone(), Event::Slices) => {}

@@ -50,7 +50,7 @@ enum Next {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Selector {
     pub labels: Option<String>,
     pub fields: Option<String>,
