@@ -33,6 +33,13 @@ pub struct Context<'a> {
     pub ours: &'a Observation,
 }
 
+impl Context<'_> {
+    /// `fate`, where the difference `applies` and Sluice's is that.
+    fn came(&self, applies: bool, fate: Fate) -> Option<Vec<Fate>> {
+        (applies && self.ours.0.contains(&fate)).then(|| vec![fate])
+    }
+}
+
 /// All of them.
 pub const DIFFERENCES: &[Difference] = &[
     Difference {
@@ -45,7 +52,7 @@ pub const DIFFERENCES: &[Difference] = &[
         translate: |at, fate| {
             let slow =
                 at.cell.family == Family::V6 && at.cell.transport == Transport::Tcp && *fate == refused(true);
-            (slow && at.ours.0.contains(&refused(false))).then(|| vec![refused(false)])
+            at.came(slow, refused(false))
         },
     },
     Difference {
@@ -57,8 +64,7 @@ pub const DIFFERENCES: &[Difference] = &[
         switch: "none",
         translate: |at, fate| {
             let own = at.cell.client == Who::Host && at.cell.transport == Transport::Udp;
-            (own && *fate == told(NOT_PERMITTED) && at.ours.0.contains(&refused(false)))
-                .then(|| vec![refused(false)])
+            at.came(own && *fate == told(NOT_PERMITTED), refused(false))
         },
     },
     Difference {
@@ -112,8 +118,8 @@ pub const DIFFERENCES: &[Difference] = &[
         switch: "`--sockets off` leaves it to the packets",
         translate: |at, fate| {
             let own = at.cell.client == Who::Host && at.cell.transport == Transport::Tcp;
-            let told = at.ours.0.contains(&refused(false)) && at.cell.way != Way::Unassigned;
-            (own && told && *fate == Fate::Silence).then(|| vec![refused(false)])
+            let there = own && at.cell.way != Way::Unassigned;
+            at.came(there && *fate == Fate::Silence, refused(false))
         },
     },
     Difference {
@@ -175,7 +181,7 @@ pub const DIFFERENCES: &[Difference] = &[
         translate: |at, fate| {
             let there = matches!(at.cell.way, Way::ExternalIp | Way::LoadBalancer);
             let corner = at.mode == Mode::Iptables && at.cell.client == Who::Host && there;
-            (corner && at.ours.0.contains(&refused(false)) && routed_on(fate)).then(|| vec![refused(false)])
+            at.came(corner && routed_on(fate), refused(false))
         },
     },
     Difference {
@@ -205,7 +211,7 @@ pub const DIFFERENCES: &[Difference] = &[
             let ranged = !case.spec["loadBalancerSourceRanges"].is_null() && case.endpoints.is_empty();
             let there = ranged && at.mode == Mode::Iptables && at.cell.way == Way::LoadBalancer;
             let told = matches!(fate, Fate::Refused { how, .. } if how == "refused");
-            (there && told && at.ours.0.contains(&Fate::Silence)).then(|| vec![Fate::Silence])
+            at.came(there && told, Fate::Silence)
         },
     },
     Difference {
@@ -217,8 +223,7 @@ pub const DIFFERENCES: &[Difference] = &[
         switch: "`--sockets off`",
         translate: |at, fate| {
             let there = at.cell.way == Way::Alternately && at.cell.client == Who::Host;
-            (there && fate.backend().is_some() && at.ours.0.contains(&Fate::Sticky))
-                .then(|| vec![Fate::Sticky])
+            at.came(there && fate.backend().is_some(), Fate::Sticky)
         },
     },
     Difference {
@@ -231,7 +236,7 @@ pub const DIFFERENCES: &[Difference] = &[
         translate: |at, fate| {
             let own = at.cell.client == Who::Host && at.cell.transport == Transport::Udp;
             let there = own && at.mode == Mode::Nftables && *fate == told(NOT_PERMITTED);
-            (there && at.ours.0.contains(&Fate::Silence)).then(|| vec![Fate::Silence])
+            at.came(there, Fate::Silence)
         },
     },
     Difference {

@@ -1,5 +1,6 @@
 //! The real programs, by BPF_PROG_TEST_RUN.
 
+use std::borrow::BorrowMut;
 use std::net::IpAddr;
 
 use anyhow::{Context, Result};
@@ -59,7 +60,7 @@ fn records<const N: usize>(ebpf: &mut Ebpf, name: &str) -> Result<Records<N>> {
     Ok(Map::LruHashMap(made).try_into()?)
 }
 
-fn clear<K: Abi, V: Abi>(map: &mut HashMap<MapData, Wire<K>, Wire<V>>) -> Result<()> {
+fn clear<K: Abi, V: Abi>(map: &mut HashMap<impl BorrowMut<MapData>, Wire<K>, Wire<V>>) -> Result<()> {
     let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
     keys.iter().try_for_each(|key| map.remove(key)).map_err(Into::into)
 }
@@ -160,12 +161,7 @@ impl Kernel {
     }
 
     fn clear<K: Abi, V: Abi>(&mut self, name: &str) -> Result<()> {
-        let entries = self.entries::<K, V>(name)?;
-        let mut map: HashMap<_, Wire<K>, Wire<V>> = self.writable(name)?;
-        for (key, _) in entries {
-            map.remove(&Wire(key))?;
-        }
-        Ok(())
+        clear::<K, V>(&mut self.writable(name)?)
     }
 
     fn drain<const N: usize>(&mut self, name: &str) -> Result<()> {

@@ -3,9 +3,13 @@
 use anyhow::{Context, Result, ensure};
 
 use super::frame::ETHERNET;
+use super::shape::finish_header;
 
 /// IPv6's fragment header, and its number.
 const FRAGMENT: (usize, u8) = (8, 44);
+
+/// Each order of three.
+pub const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
 
 const fn is_v6(frame: &[u8]) -> bool {
     frame[ETHERNET] >> 4 == 6
@@ -45,22 +49,10 @@ fn part(frame: &[u8], id: u16, start: usize, bytes: &[u8], more: bool) -> Vec<u8
         part[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&word.to_be_bytes());
         let length = u16::try_from(20 + bytes.len()).unwrap_or(u16::MAX);
         part[ETHERNET + 2..ETHERNET + 4].copy_from_slice(&length.to_be_bytes());
-        finish(&mut part);
+        finish_header(&mut part);
     }
     part.extend(bytes);
     part
-}
-
-/// Writes the checksum of the IPv4 header.
-fn finish(frame: &mut [u8]) {
-    frame[ETHERNET + 10..ETHERNET + 12].fill(0);
-    let sum: u32 = frame[ETHERNET..ETHERNET + 20]
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(0);
-    frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// Puts the parts, in whatever order, together.
@@ -97,10 +89,10 @@ pub fn join(parts: &[Vec<u8>]) -> Result<Vec<u8>> {
         // Each part's own header must have been right.
         for part in &parts {
             let mut again = part.clone();
-            finish(&mut again);
+            finish_header(&mut again);
             ensure!(again == *part, "the header checksum of a part is wrong");
         }
-        finish(&mut whole);
+        finish_header(&mut whole);
     }
     whole.extend(transport);
     Ok(whole)

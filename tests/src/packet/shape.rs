@@ -88,6 +88,12 @@ pub fn shaped(mut frame: Vec<u8>, shapes: &[Shape]) -> Vec<u8> {
     finish(frame, v6, shapes)
 }
 
+/// Writes the checksum of the IPv4 header.
+pub(super) fn finish_header(frame: &mut [u8]) {
+    let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).expect("a header").to_header();
+    frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+}
+
 /// Lengths and checksum of the network header; then what lies around the packet.
 fn finish(mut frame: Vec<u8>, v6: bool, shapes: &[Shape]) -> Vec<u8> {
     let length = frame.len() - ETHERNET - if v6 { 40 } else { 0 };
@@ -95,8 +101,7 @@ fn finish(mut frame: Vec<u8>, v6: bool, shapes: &[Shape]) -> Vec<u8> {
     let length = u16::try_from(length).expect("a packet that fits");
     frame[field..field + 2].copy_from_slice(&length.to_be_bytes());
     if !v6 {
-        let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).expect("a header").to_header();
-        frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+        finish_header(&mut frame);
     }
     for shape in shapes {
         match *shape {

@@ -8,7 +8,7 @@ use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Dial, Outcome};
 use sluice_tests::wire::Transport;
 
-use crate::harness::{Group, Story};
+use crate::harness::{Group, Story, both_transports};
 
 /// One bed a wiring, traffic by address only.
 pub fn groups() -> Vec<Group> {
@@ -18,15 +18,13 @@ pub fn groups() -> Vec<Group> {
 fn group(wiring: Wiring) -> Group {
     let mut stories = Vec::new();
     for family in Family::BOTH {
-        for transport in Transport::BOTH {
-            stories.push(Story::new(
-                format!("everybody_reaches_every_pod::{family}::{transport}"),
-                move |bed| everybody_reaches_every_pod(bed, family, transport),
-            ));
-            stories.push(Story::new(format!("a_closed_port_refuses::{family}::{transport}"), move |bed| {
-                a_closed_port_refuses(bed, family, transport)
-            }));
-        }
+        stories.extend(both_transports(
+            family,
+            &[
+                ("everybody_reaches_every_pod", everybody_reaches_every_pod),
+                ("a_closed_port_refuses", a_closed_port_refuses),
+            ],
+        ));
     }
     stories.push(Story::new("bulk_moves_both_ways", bulk_moves_both_ways));
     stories.push(Story::new("the_oracle_sees_every_hop", the_oracle_sees_every_hop));

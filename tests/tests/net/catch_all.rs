@@ -11,7 +11,7 @@ use sluice_tests::traffic::{Dial, LARGEST_DATAGRAM, Outcome};
 use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::{Packet, Transport};
 
-use crate::harness::{Group, Story};
+use crate::harness::{Group, Story, both_transports};
 
 /// Both ends of the pair, as they are named on the node.
 const OUTER: &str = "sluice-catch";
@@ -43,14 +43,10 @@ pub fn groups() -> Vec<Group> {
 fn serving(wiring: Wiring) -> Group {
     let mut stories = Vec::new();
     for family in Family::BOTH {
-        for transport in Transport::BOTH {
-            stories.push(Story::new(format!("every_service_address::{family}::{transport}"), move |bed| {
-                every_address(bed, family, transport)
-            }));
-            stories.push(Story::new(format!("refusals::{family}::{transport}"), move |bed| {
-                refusals(bed, family, transport)
-            }));
-        }
+        stories.extend(both_transports(
+            family,
+            &[("every_service_address", every_address), ("refusals", refusals)],
+        ));
         stories.push(Story::new(format!("what_the_backend_sees::{family}"), move |bed| seen(bed, family)));
         stories.push(Story::new(format!("bulk_by_a_narrow_path::{family}"), move |bed| narrow(bed, family)));
         stories.push(Story::new(format!("P09_the_largest_datagrams::{family}"), move |bed| {

@@ -10,7 +10,7 @@ use proxy_common::abi::protocol;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::packet::frame::{Flags, packet};
-use sluice_tests::packet::pieces::cut;
+use sluice_tests::packet::pieces::{ORDERS, cut};
 use sluice_tests::traffic::{Dial, LARGEST_DATAGRAM, send};
 use sluice_tests::wire::Transport;
 
@@ -88,7 +88,6 @@ fn by_hand(from: SocketAddr, to: SocketAddr, id: u16) -> Vec<Vec<u8>> {
 /// What begins with its first part is answered in whatever order the others come. Of the rest a ClusterIP's parts are
 /// dropped and counted, and nobody is told that a NodePort is closed.
 fn each_order(bed: &mut Bed, family: Family) -> Result<()> {
-    const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
     let [app, ..] = apps();
     for (client, via) in [(Who::Pa, Via::ClusterIp), (Who::Client, Via::NodePort)] {
         let to = app.address(via, family);

@@ -4,10 +4,25 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use sluice_tests::harness;
-use sluice_tests::lab::{Bed, BedConfig};
+use sluice_tests::lab::{Bed, BedConfig, Family};
+use sluice_tests::wire::Transport;
 
 /// One named behaviour.
 pub type Story = harness::Story<Bed>;
+
+/// A behaviour in one family over one transport.
+pub type Way = fn(&mut Bed, Family, Transport) -> Result<()>;
+
+/// One story for each transport and row.
+pub fn both_transports(family: Family, rows: &[(&'static str, Way)]) -> Vec<Story> {
+    let story = |transport: Transport, (name, run): (&str, Way)| {
+        Story::new(format!("{name}::{family}::{transport}"), move |bed| run(bed, family, transport))
+    };
+    Transport::BOTH
+        .into_iter()
+        .flat_map(|transport| rows.iter().map(move |row| story(transport, *row)))
+        .collect()
+}
 
 type Setup = Box<dyn FnOnce(&mut Bed) -> Result<()> + Send>;
 

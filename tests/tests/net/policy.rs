@@ -13,7 +13,7 @@ use sluice_tests::traffic::{Answer, Dial, Outcome};
 use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
-use crate::harness::{Group, Story};
+use crate::harness::{Group, Story, both_transports};
 
 const HEALTH: u16 = 32_001;
 const SILENCE: Duration = Duration::from_millis(300);
@@ -25,18 +25,16 @@ pub fn groups() -> Vec<Group> {
 fn group(wiring: Wiring) -> Group {
     let mut stories = Vec::new();
     for family in Family::BOTH {
-        for transport in Transport::BOTH {
-            let mut story = |name: &str, run: fn(&mut Bed, Family, Transport) -> Result<()>| {
-                stories.push(Story::new(format!("{name}::{family}::{transport}"), move |bed| {
-                    run(bed, family, transport)
-                }));
-            };
-            story("C6_policy_local_keeps_the_client_address", local);
-            story("C7_C8_pods_and_node_are_not_bound_by_policy_local", short_circuits);
-            story("C16_C17_source_ranges", ranges);
-            story("D1_affinity_for_pods_outside_and_host", affinity);
-            story("E5_NodePort_on_loopback", loopback);
-        }
+        stories.extend(both_transports(
+            family,
+            &[
+                ("C6_policy_local_keeps_the_client_address", local),
+                ("C7_C8_pods_and_node_are_not_bound_by_policy_local", short_circuits),
+                ("C16_C17_source_ranges", ranges),
+                ("D1_affinity_for_pods_outside_and_host", affinity),
+                ("E5_NodePort_on_loopback", loopback),
+            ],
+        ));
         stories
             .push(Story::new(format!("H7_health_check_node_port::{family}"), move |bed| health(bed, family)));
     }

@@ -10,7 +10,7 @@ use sluice_tests::traffic::client::exchange_unconnected;
 use sluice_tests::traffic::{Connection, Dial, Outcome};
 use sluice_tests::wire::Transport;
 
-use crate::harness::{Group, Story};
+use crate::harness::{Group, Story, both_transports};
 
 const PB: Backend = Backend::new(Who::Pb, 8_080);
 
@@ -22,19 +22,17 @@ pub fn groups() -> Vec<Group> {
 fn group(wiring: Wiring) -> Group {
     let mut stories = Vec::new();
     for family in Family::BOTH {
-        for transport in Transport::BOTH {
-            let mut story = |name: &str, run: fn(&mut Bed, Family, Transport) -> Result<()>| {
-                stories.push(Story::new(format!("{name}::{family}::{transport}"), move |bed| {
-                    run(bed, family, transport)
-                }));
-            };
-            story("P60_one_port_three_ways_in_six_orders", three_ways);
-            story("P61_a_closed_service_flow_leaves_its_port_to_direct_ones", after_close);
-            story("P30_the_nodes_own_flows_from_a_node_port_number", own_flows_from_node_ports);
-            story("E5_masquerade_survives_renumbering_by_the_stack", renumbered);
-            story("E5_a_forward_chain_that_accepts_the_mark", accepted_by_mark);
-            story("E6_masquerade_does_not_collide_with_the_cnis", beside_another_masquerade);
-        }
+        stories.extend(both_transports(
+            family,
+            &[
+                ("P60_one_port_three_ways_in_six_orders", three_ways),
+                ("P61_a_closed_service_flow_leaves_its_port_to_direct_ones", after_close),
+                ("P30_the_nodes_own_flows_from_a_node_port_number", own_flows_from_node_ports),
+                ("E5_masquerade_survives_renumbering_by_the_stack", renumbered),
+                ("E5_a_forward_chain_that_accepts_the_mark", accepted_by_mark),
+                ("E6_masquerade_does_not_collide_with_the_cnis", beside_another_masquerade),
+            ],
+        ));
         stories.push(Story::new(format!("P60_one_unconnected_udp_socket_two_ways::{family}"), move |bed| {
             unconnected(bed, family)
         }));

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use proxy_common::abi::{Config, Reason, protocol};
 use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{ACK, End, Flags, SYN, SYN_ACK, packet, read};
-use sluice_tests::packet::pieces::{cut, join};
+use sluice_tests::packet::pieces::{ORDERS, cut, join};
 use sluice_tests::packet::story::{Action, At, Both, Node, Outcome};
 use sluice_tests::packet::world::{BACKEND_PORT, EMPTY_PORT, MARK, NODE_PORT, PORT, config, plan};
 
@@ -96,9 +96,6 @@ fn cluster_ip(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     ensure!(ends(&back)? == (front, client));
     Ok(())
 }
-
-/// Each order of three.
-const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
 
 fn any_order(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
