@@ -1,8 +1,7 @@
-//! The clock, and dice that fall the same way in every test run.
+//! The clock.
 
-use crate::maps::{CLOCKS, Clock, DRAWS};
+use crate::maps::{CLOCKS, Clock};
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
-use proxy_common::path;
 
 /// Monotonic time in ticks of 2^30 ns. The clock itself is asked once a jiffy: the verifier turns `bpf_jiffies64` into a
 /// load, while the clock costs as much as a look-up where returns are protected.
@@ -21,15 +20,4 @@ pub fn tick() -> u32 {
     // SAFETY: as above.
     unsafe { *clock = Clock { jiffies, tick } };
     tick as u32
-}
-
-/// Draw number n of a run: the host's tests compute the same.
-#[inline(always)]
-pub fn repeatable_draw(seed: u32) -> u32 {
-    let Some(draws) = DRAWS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's element.
-    let n = unsafe { *draws };
-    // SAFETY: as above.
-    unsafe { *draws = n.wrapping_add(1) };
-    path::repeatable_draw(seed, n)
 }

@@ -6,9 +6,10 @@
 //! maps.rs    map statics
 //! tables.rs  proxy_common's Tables over them, one family at a time
 //! family.rs  what differs from one family to the other
-//! clock.rs   the clock, and dice for test runs
 //! global.rs  functions that the verifier looks at once
 //! element.rs a flow element in place
+//! clock.rs   what time it is
+//! dice.rs    random draws
 //! trace.rs   the packet trace of one address, off unless it is loaded on
 //! ```
 //!
@@ -18,6 +19,8 @@
 
 #[cfg(target_arch = "bpf")]
 mod clock;
+#[cfg(target_arch = "bpf")]
+mod dice;
 #[cfg(target_arch = "bpf")]
 mod element;
 #[cfg(target_arch = "bpf")]

@@ -94,12 +94,18 @@ pub static RING_V6: Queue<Turn<4>> = Queue::with_max_entries(1024, 0);
 /// Of IPv4, of IPv6.
 #[btf_map]
 pub static RING_USED: BtfArray<RingUsed, 2> = BtfArray::new();
+/// What each CPU has not added to [`RING_USED`] yet. It outlives the programs, as that number does.
+#[map]
+pub static RING_PENDING: PerCpuArray<u32> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 #[map]
 pub static DRAWS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+/// State of the dice; 0: not thrown yet.
+#[map]
+pub static DICE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// The clock as last read.
 #[map]
 pub static CLOCKS: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
@@ -124,6 +130,9 @@ pub static SOCKETS: SkStorage<SocketPairs> = SkStorage::new();
 /// Pairs that a family's flow table has room for.
 #[unsafe(no_mangle)]
 pub static RING_SIZE: Global<u32> = Global::new(64);
+/// Where `ip_summed` is in `struct sk_buff`, in bits; 0: not known, or [`proxy_common::abi::CAST_CALL`] calls nothing.
+#[unsafe(no_mangle)]
+pub static SUMMED_AT: Global<u32> = Global::new(0);
 /// Not zero: time comes from [`Config::test_clock`] and draws from a counter, so that a run can be repeated.
 #[unsafe(no_mangle)]
 pub static TEST_MODE: Global<u32> = Global::new(0);

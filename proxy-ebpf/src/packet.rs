@@ -1,5 +1,6 @@
 //! Packet memory: every bounds check and every raw access of this crate.
 
+use crate::maps::SUMMED_AT;
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
@@ -8,15 +9,24 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
+use core::ffi::c_void;
+use core::mem::transmute;
 use core::ptr::read_volatile;
 use proxy_common::{
+    abi::CAST_CALL,
     path::Packet,
-    wire::{Diff, MAX_OFFSET, apply, same_sum},
+    wire::{Diff, MAX_OFFSET, apply, grow, same_sum},
 };
 
 /// `BPF_F_IPV6` (kernel 6.16): with it the helper keeps CHECKSUM_COMPLETE right for IPv6, whose address change the
 /// transport checksum compensates.
 const BPF_F_IPV6: u64 = 1 << 7;
+
+/// `ip_summed` of a packet whose checksum is finished: not looked at, and found to be right (include/linux/skbuff.h).
+const CHECKSUM_NONE: u8 = 0;
+const CHECKSUM_UNNECESSARY: u8 = 1;
+/// The same of one whose checksum is left to a device.
+const CHECKSUM_PARTIAL: u8 = 3;
 
 /// Bytes that must be linear before anything is read: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 14 + 40 + 64 + 20;
@@ -81,6 +91,47 @@ impl Skb {
         (data as usize as *mut u8, end as usize as *mut u8)
     }
 
+    /// The socket buffer's `ip_summed`, where the agent has found out how to read it.
+    #[inline(always)]
+    fn summed(&self) -> Option<u8> {
+        let at = SUMMED_AT.load();
+        if at == 0 {
+            return None;
+        }
+        // SAFETY: the agent puts bpf_cast_to_kern_ctx in this call's place before it gives `at` a value.
+        let cast: unsafe extern "C" fn(*mut c_void) -> *const u8 = unsafe { transmute(CAST_CALL as usize) };
+        // SAFETY: the context is the hook's own.
+        let skb = unsafe { cast(self.ctx.as_ptr()) };
+        // SAFETY: a byte of struct sk_buff. Volatile, or LLVM would move the load in front of the branch.
+        let byte = unsafe { read_volatile(skb.wrapping_add((at / 8) as usize)) };
+        Some(byte >> (at % 8) & 3)
+    }
+
+    /// A finished checksum at `at`, after the bytes that it covers have changed.
+    #[inline(always)]
+    fn finished(&mut self, at: u32, changes: [Diff; 2], udp: bool) -> Option<()> {
+        let mut checksum = u16::from_ne_bytes(self.load(at)?);
+        if udp && checksum == 0 {
+            return Some(());
+        }
+        for change in changes {
+            if !change.is_none() {
+                checksum = mangled(apply(checksum, change), udp);
+            }
+        }
+        self.store(at, checksum.to_ne_bytes())
+    }
+
+    /// A partial checksum at `at`: a sum of the pseudo header, so of addresses and not of ports.
+    #[inline(always)]
+    fn partial(&mut self, at: u32, addresses: Diff, udp: bool) -> Option<()> {
+        let sum = u16::from_ne_bytes(self.load(at)?);
+        if udp && sum == 0 || addresses.is_none() {
+            return Some(());
+        }
+        self.store(at, mangled(grow(sum, addresses), udp).to_ne_bytes())
+    }
+
     /// A pointer to `size` bytes at `at`, if they are there.
     #[inline(always)]
     fn at(&self, at: u32, size: usize) -> Option<*mut u8> {
@@ -112,11 +163,17 @@ impl Packet for Skb {
         Some(())
     }
 
-    /// One call of the helper, which dominates what a rewrite costs. Only the kernel knows whether the checksum is
-    /// partial, and the helper tells by what it does with the addresses: a partial one is a sum and grows by them, a
-    /// finished one is a complement and shrinks. A finished one covers the ports as well, and they are added here.
+    /// Own arithmetic where the socket buffer tells how its checksum stands. Else, and where a device has summed the whole
+    /// packet, one call of the helper, which takes longer than all the rest of a rewrite. It tells as well, by what it does
+    /// with the addresses: a partial checksum is a sum and grows by them, a finished one is a complement and shrinks. A
+    /// finished one covers the ports as well, and they are added here.
     #[inline(always)]
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()> {
+        match self.summed() {
+            Some(CHECKSUM_NONE | CHECKSUM_UNNECESSARY) => return self.finished(at, [addresses, ports], udp),
+            Some(CHECKSUM_PARTIAL) => return self.partial(at, addresses, udp),
+            _ => {}
+        }
         let skb = self.ctx.skb.skb;
         let kind = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
         if addresses.is_none() {
@@ -141,11 +198,7 @@ impl Packet for Skb {
         if ports.is_none() || !same_sum(after, apply(before, addresses)) {
             return Some(());
         }
-        let finished = match apply(after, ports) {
-            0 if udp => 0xffff,
-            finished => finished,
-        };
-        self.store(at, finished.to_ne_bytes())
+        self.store(at, mangled(apply(after, ports), udp).to_ne_bytes())
     }
 
     #[inline(always)]
@@ -200,8 +253,14 @@ impl Packet for Skb {
     }
 }
 
+/// A UDP checksum of zero would mean that there is none (P-58).
+#[inline(always)]
+const fn mangled(checksum: u16, udp: bool) -> u16 {
+    if udp && checksum == 0 { 0xffff } else { checksum }
+}
+
 impl EbpfContext for Skb {
-    fn as_ptr(&self) -> *mut core::ffi::c_void {
+    fn as_ptr(&self) -> *mut c_void {
         self.ctx.as_ptr()
     }
 }

@@ -1,15 +1,12 @@
 //! `proxy_common::path::Tables` over the maps, one family at a time.
 
-use crate::clock::{repeatable_draw, tick};
 use crate::element::{Element, copy_words};
 use crate::family::Family;
 use crate::maps::*;
+use crate::{clock, dice};
 use aya_ebpf::{
     bindings::{BPF_NOEXIST, bpf_spin_lock},
-    helpers::{
-        bpf_get_prandom_u32,
-        generated::{self, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
-    },
+    helpers::generated::{self, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     maps::{Queue, lpm_trie::Key},
 };
 use core::ffi::c_void;
@@ -18,8 +15,8 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, Fragment, Frontend,
-        FrontendKey, Generations, Port, Reason, Run, Service, SourceRange, Turn, config_flags, device_flags,
-        protocol,
+        FrontendKey, Generations, Port, Reason, Run, Service, SourceRange, TURNS_HELD_BACK, Turn,
+        config_flags, device_flags, protocol,
     },
     path::{Asked, Insert, Looked, Scratch, Tables},
 };
@@ -206,24 +203,22 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     #[inline(always)]
     fn ring_used(&self) -> u32 {
-        RING_USED.get(F::RING).map_or(u32::MAX, |ring| ring.turns)
+        let shared = RING_USED.get(F::RING).map_or(u32::MAX, |ring| ring.turns);
+        shared.wrapping_add(RING_PENDING.get(F::RING).copied().unwrap_or(0))
     }
 
     #[inline(always)]
     fn ring_add(&self, change: u32) {
-        let Some(ring) = RING_USED.get_ptr_mut(F::RING) else { return };
-        // SAFETY: array elements stay where they are.
-        let turns = unsafe { &raw mut (*ring).turns };
-        // The first field.
-        let lock = ring.cast::<bpf_spin_lock>();
-        // SAFETY: given back below.
-        unsafe { generated::bpf_spin_lock(lock) };
-        // SAFETY: nobody else writes while the lock is held; volatile, so that this stays inside.
-        let held = unsafe { turns.read_volatile() };
+        let Some(pending) = RING_PENDING.get_ptr_mut(F::RING) else { return };
+        // SAFETY: this CPU's element; tc programs do not interrupt each other.
+        let sum = unsafe { *pending }.wrapping_add(change);
+        // The lock costs as much as two look-ups: few changes take it.
+        let kept = sum.wrapping_add(TURNS_HELD_BACK) <= 2 * TURNS_HELD_BACK;
         // SAFETY: as above.
-        unsafe { turns.write_volatile(held.wrapping_add(change)) };
-        // SAFETY: taken above.
-        unsafe { generated::bpf_spin_unlock(lock) };
+        unsafe { *pending = if kept { sum } else { 0 } };
+        if !kept {
+            share_turns::<N, F>(sum);
+        }
     }
 
     #[inline(always)]
@@ -274,7 +269,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
             // SAFETY: takes nothing, cannot fail. Programs of sockets may not ask the coarse clock.
             return (unsafe { bpf_ktime_get_ns() } >> 30) as u32;
         }
-        tick()
+        clock::tick()
     }
 
     #[inline(always)]
@@ -290,10 +285,9 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn random(&self) -> u32 {
         if TEST_MODE.load() != 0 {
-            return repeatable_draw(Tables::<N>::seed(self));
+            return dice::repeatable(Tables::<N>::seed(self));
         }
-        // SAFETY: takes nothing, cannot fail.
-        unsafe { bpf_get_prandom_u32() }
+        dice::throw()
     }
 
     #[inline(always)]
@@ -303,4 +297,22 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
             unsafe { *counter += 1 };
         }
     }
+}
+
+/// Adds to the number of turns that all CPUs see.
+#[inline(never)]
+fn share_turns<const N: usize, F: Family<N>>(change: u32) {
+    let Some(ring) = RING_USED.get_ptr_mut(F::RING) else { return };
+    // SAFETY: array elements stay where they are.
+    let turns = unsafe { &raw mut (*ring).turns };
+    // The first field.
+    let lock = ring.cast::<bpf_spin_lock>();
+    // SAFETY: given back below.
+    unsafe { generated::bpf_spin_lock(lock) };
+    // SAFETY: nobody else writes while the lock is held; volatile, so that this stays inside.
+    let held = unsafe { turns.read_volatile() };
+    // SAFETY: as above.
+    unsafe { turns.write_volatile(held.wrapping_add(change)) };
+    // SAFETY: taken above.
+    unsafe { generated::bpf_spin_unlock(lock) };
 }

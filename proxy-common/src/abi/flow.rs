@@ -177,6 +177,9 @@ impl<const N: usize> Flow<N> {
     }
 }
 
+/// Turns more or less that a CPU keeps to itself before it adds them to the number that all CPUs see.
+pub const TURNS_HELD_BACK: u32 = 16;
+
 abi! {
     /// Element of the `RING` queues: a pair of flow entries that waits to be looked at, in order of insertion.
     pub struct Turn<const N: usize> {

@@ -18,7 +18,7 @@ pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
 pub use config::{Cidr, Config, SERVICE_CIDRS, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};
-pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, Turn, state};
+pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, TURNS_HELD_BACK, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, Generations, RangeKey, Run, Service, SourceRange, service_flags,
@@ -34,7 +34,11 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
+
+/// Number of the helper in whose place the agent puts `bpf_cast_to_kern_ctx` (kernel 6.2): the compiler knows no calls of kernel
+/// functions. No helper has it, and where the agent leaves it in its place it is never called.
+pub const CAST_CALL: u32 = 0x5105_ca57;
 
 /// A type that may lie in a map: no padding, every bit pattern valid, safe to copy bytewise.
 ///

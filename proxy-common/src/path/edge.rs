@@ -48,7 +48,14 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     {
         return counted(tables, verdict);
     }
-    let class = tables.address_class(&headers.key.dst);
+    let key = &headers.key;
+    // A SYN asks for the exact frontend first: where it finds one, the address is a Service's, and need not be asked about.
+    let exact =
+        if headers.is_bare_syn() { frontend::exact(tables, &key.dst, key.dport, key.protocol) } else { None };
+    let class = match exact {
+        Some(_) => AddressClass { bits: AddressClass::SERVICE },
+        None => tables.address_class(&key.dst),
+    };
     match headers.transport {
         Transport::Tcp(_) | Transport::Udp => {}
         Transport::IcmpError | Transport::IcmpRedirect => {
@@ -61,8 +68,8 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         Transport::Malformed => return unserved(tables, class, Reason::Malformed),
         Transport::Other => return unserved(tables, class, Reason::Protocol),
     }
-    let key = &headers.key;
-    let verdict = match frontend::find(tables, class, &key.dst, key.dport, key.protocol) {
+    let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
+    let verdict = match dialled {
         Some(frontend) => translate::open(packet, tables, headers, frontend).into(),
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
         None if headers.opens() && (class.any(AddressClass::ENDPOINT) || !owned(class)) => {

@@ -5,6 +5,17 @@ use crate::abi::{
     Addr, AddressClass, Frontend, FrontendKey, FrontendKind, Port, Run, Service, service_flags,
 };
 
+/// The frontend with exactly this address.
+#[inline(always)]
+pub(super) fn exact<const N: usize, T: Tables<N>>(
+    tables: &T,
+    address: &Addr<N>,
+    port: Port,
+    protocol: u8,
+) -> Option<Frontend> {
+    tables.frontend(&FrontendKey { address: *address, port, protocol, pad: 0 })
+}
+
 /// The frontend behind an address of `class`: the exact address first, then, on addresses that serve them, the NodePorts
 /// (B9, B10).
 #[inline(always)]

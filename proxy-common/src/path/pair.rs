@@ -100,7 +100,7 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     flow.serial = tables.random();
     flow.tag = key.tag();
     flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
-    if !tables.make_room() {
+    if !reclaim::is_at_ease(tables) && !tables.make_room() {
         return Err(Reason::FlowTableFull);
     }
     let secret = tables.seed() ^ scratch.flow.tag;

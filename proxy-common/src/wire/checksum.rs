@@ -23,6 +23,13 @@ pub const fn apply(checksum: u16, diff: Diff) -> u16 {
     !fold(!checksum as u64 + diff.0 as u64)
 }
 
+/// `sum` (as it lies in memory), which is not complemented, after the bytes it covers have changed by `diff`.
+#[must_use]
+#[inline(always)]
+pub const fn grow(sum: u16, diff: Diff) -> u16 {
+    fold(sum as u64 + diff.0 as u64)
+}
+
 /// Sum of the pseudo header over a transport packet of `length` bytes (RFC 9293 section 3.1, RFC 8200 section 8.1). Folded,
 /// it is what stands in the checksum field of a packet whose sender left the checksum to its device.
 #[must_use]

@@ -6,7 +6,7 @@
 mod checksum;
 mod headers;
 
-pub use checksum::{Diff, apply, fold, pseudo_header, same_sum};
+pub use checksum::{Diff, apply, fold, grow, pseudo_header, same_sum};
 pub use headers::{
     Headers, MAX_OFFSET, Transport, addresses_at, load_addresses, parse, parse_quoted, tcp_flags,
 };

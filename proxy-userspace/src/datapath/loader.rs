@@ -16,6 +16,7 @@ use super::netns_cookie;
 use super::owner::{self, Owners};
 use super::pins::Pins;
 use super::specs::{self, Sizes, Spec};
+use super::summed::Summed;
 use super::sys::{self, Target};
 
 /// What to load and where to keep it.
@@ -41,6 +42,13 @@ pub struct Recipe {
     pub wanted: Vec<Spec>,
     ring_size: u32,
     test_mode: bool,
+    summed: Option<Summed>,
+}
+
+impl Recipe {
+    fn summed_at(&self) -> u32 {
+        self.summed.map_or(0, |summed| summed.at)
+    }
 }
 
 /// Programs of the catch-all device, loaded when there is one.
@@ -78,8 +86,9 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
         }
     };
     let (found, notices) = check_pins(&pins, &wanted)?;
-    let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows));
-    let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode };
+    let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows), cpus);
+    let summed = Summed::of_this_kernel();
+    let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed };
     let mut ebpf = load_object(&pins, &recipe, None)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
     load_programs(&mut ebpf, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
@@ -206,12 +215,14 @@ fn place(pins: &Pins, path: &Path) -> String {
 pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Result<Ebpf, DatapathError> {
     let test_mode = u32::from(recipe.test_mode);
     let (address, words) = traced.map_or(([0; 4], 0), traced_globals);
+    let summed_at = recipe.summed_at();
     let mut loader = EbpfLoader::new();
     // Nothing is relocated against the kernel's types, and keeping them costs 20 MB.
     loader
         .btf(None)
         .override_global("RING_SIZE", &recipe.ring_size, true)
         .override_global("TEST_MODE", &test_mode, true)
+        .override_global("SUMMED_AT", &summed_at, true)
         .override_global("TRACED", &address, true)
         .override_global("TRACED_WORDS", &words, true);
     for spec in &recipe.wanted {
@@ -220,16 +231,17 @@ pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Resu
             loader.map_max_entries(spec.name, entries);
         }
     }
-    prepare(&mut loader)
+    prepare(&mut loader, recipe)
 }
 
 /// Maps that programs write: a copy of the programs that must change nothing has its own.
-pub const WRITTEN: [&str; 11] = [
+pub const WRITTEN: [&str; 12] = [
     "FLOWS_V4",
     "FLOWS_V6",
     "RING_V4",
     "RING_V6",
     "RING_USED",
+    "RING_PENDING",
     "AFFINITY_V4",
     "AFFINITY_V6",
     "FRAGMENTS_V4",
@@ -242,8 +254,9 @@ pub const WRITTEN: [&str; 11] = [
 pub fn load_copy(pins: &Pins, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
     const RING: u32 = 64;
     const FLOWS: u32 = 65_536;
+    let summed_at = recipe.summed_at();
     let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global("RING_SIZE", &RING, true);
+    loader.btf(None).override_global("RING_SIZE", &RING, true).override_global("SUMMED_AT", &summed_at, true);
     for spec in &recipe.wanted {
         if !WRITTEN.contains(&spec.name) {
             loader.map_pin_path(spec.name, pins.map(spec.name));
@@ -252,11 +265,12 @@ pub fn load_copy(pins: &Pins, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
     for (name, entries) in [("FLOWS_V4", FLOWS), ("FLOWS_V6", FLOWS)] {
         loader.map_max_entries(name, entries);
     }
-    prepare(&mut loader)
+    prepare(&mut loader, recipe)
 }
 
-fn prepare(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
-    loader.load(crate::OBJECT).map_err(|error| match permission(&error) {
+fn prepare(loader: &mut EbpfLoader<'_>, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
+    let object = recipe.summed.map(|summed| summed.put(crate::OBJECT));
+    loader.load(object.as_deref().unwrap_or(crate::OBJECT)).map_err(|error| match permission(&error) {
         Some(source) => DatapathError::not_permitted("create maps", source),
         None => DatapathError::Object { kernel: kernel_release(), source: Box::new(error) },
     })

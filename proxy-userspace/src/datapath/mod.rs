@@ -9,7 +9,7 @@
 //! flows.rs   live flows, counters         trace.rs   the packet trace of one address
 //! explain.rs copies that answer questions probe.rs   packets to ask with
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
-//! owner.rs   whose programs and maps are
+//! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
 //! ```
 
 mod attach;
@@ -26,6 +26,7 @@ mod probe;
 mod sockets;
 mod specs;
 mod store;
+mod summed;
 mod sys;
 mod tables;
 mod trace;
@@ -44,6 +45,7 @@ pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use sockets::Translated;
 pub use specs::Sizes;
+pub use summed::Summed;
 pub use sys::{share_heap, trim_heap};
 pub use trace::TraceLog;
 

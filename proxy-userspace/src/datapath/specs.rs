@@ -2,7 +2,7 @@
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, RangeKey, Service, SocketPairs, Turn,
+    Frontend, FrontendKey, Generations, RangeKey, Service, SocketPairs, TURNS_HELD_BACK, Turn,
 };
 
 use super::sys::MapInfo;
@@ -101,7 +101,7 @@ const fn spec<K, V>(name: &'static str, kind: u32, flags: u32, entries: Option<u
 
 /// Every map that is pinned and adopted. Working memory of the programs is not among them.
 pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
-    let turns = pairs(sizes.flows) + SLACK * cpus;
+    let turns = sizes.flows / 2 + SLACK * cpus;
     vec![
         spec::<FrontendKey<1>, Frontend>("FRONTENDS_V4", kind::HASH, NO_PREALLOC, Some(sizes.frontends)),
         spec::<FrontendKey<4>, Frontend>("FRONTENDS_V6", kind::HASH, NO_PREALLOC, Some(sizes.frontends)),
@@ -129,6 +129,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<(), Turn<1>>("RING_V4", kind::QUEUE, 0, Some(turns)),
         spec::<(), Turn<4>>("RING_V6", kind::QUEUE, 0, Some(turns)),
         spec::<u32, RingUsed>("RING_USED", kind::ARRAY, 0, None),
+        spec::<u32, u32>("RING_PENDING", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, Config>("CONFIG", kind::ARRAY, 0, None),
         spec::<u32, u64>("COUNTERS", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, SocketPairs>("SOCKETS", kind::SK_STORAGE, NO_PREALLOC, None),
@@ -145,9 +146,11 @@ pub const fn affinity<const N: usize>() -> Spec {
     spec::<AffinityKey<N>, Affinity<N>>("affinity records", kind::LRU_HASH, 0, None)
 }
 
-/// Pairs that a flow table of `flows` entries has room for: as many turns does its ring hold.
-pub const fn pairs(flows: u32) -> u32 {
-    flows / 2
+/// Pairs that may be in a flow table of `flows` entries, as far as a CPU sees them: what the others hold back has room beside
+/// them.
+pub fn pairs(flows: u32, cpus: u32) -> u32 {
+    let room = flows / 2;
+    room.saturating_sub(TURNS_HELD_BACK.saturating_mul(cpus)).max(room / 2)
 }
 
 #[cfg(test)]
@@ -185,7 +188,8 @@ mod tests {
         let sizes = Sizes { flows: 4_096, ..Sizes::default() };
         let of =
             |name: &str| persistent(&sizes, 64).into_iter().find(|spec| spec.name == name).unwrap().entries;
-        assert_eq!((of("FLOWS_V6"), pairs(4_096)), (Some(4_096), 2_048));
+        assert_eq!((of("FLOWS_V6"), pairs(4_096, 64)), (Some(4_096), 2_048 - 64 * 16));
+        assert_eq!(pairs(1_024, 64), 256, "a small table on a large machine");
         assert_eq!(of("RING_V6"), Some(2_048 + 64 * 4));
     }
 }

@@ -20,7 +20,8 @@ use proxy_common::abi::Abi;
 pub use attachment::{Target, attach, attach_flags, detach, query};
 pub use iterator::iterate;
 pub use objects::{
-    MapInfo, ProgramInfo, create_inner, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
+    MapInfo, ProgramInfo, create_inner, is_classifier, map_by_id, map_info, open_pin, pin, program_by_id,
+    program_info,
 };
 
 /// Commands of bpf(2), `enum bpf_cmd` (include/uapi/linux/bpf.h).
@@ -29,6 +30,7 @@ mod cmd {
     pub const MAP_LOOKUP_ELEM: u32 = 1;
     pub const MAP_UPDATE_ELEM: u32 = 2;
     pub const MAP_DELETE_ELEM: u32 = 3;
+    pub const PROG_LOAD: u32 = 5;
     pub const OBJ_PIN: u32 = 6;
     pub const OBJ_GET: u32 = 7;
     pub const PROG_ATTACH: u32 = 8;

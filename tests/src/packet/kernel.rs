@@ -13,6 +13,8 @@ use proxy_common::abi::{
     Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
     Frontend, FrontendKey, Generations, Reason, Service, SourceRange, Turn,
 };
+use proxy_userspace::OBJECT;
+use proxy_userspace::datapath::Summed;
 
 use super::host::PAIRS;
 use super::story::{Action, At, Flows, Node, Outcome};
@@ -67,19 +69,22 @@ fn clear<K: Abi, V: Abi>(map: &mut HashMap<impl BorrowMut<MapData>, Wire<K>, Wir
 
 impl Kernel {
     /// Loads programs and maps in test mode and writes the world.
-    pub fn load() -> Result<Self> {
+    pub fn load(summed: Option<Summed>) -> Result<Self> {
         let test_mode = 1u32;
+        let summed_at = summed.map_or(0, |summed| summed.at);
+        let object = summed.map(|summed| summed.put(OBJECT));
         let mut loader = EbpfLoader::new();
-        loader.btf(None).override_global("RING_SIZE", &PAIRS, true).override_global(
-            "TEST_MODE",
-            &test_mode,
-            true,
-        );
+        loader
+            .btf(None)
+            .override_global("RING_SIZE", &PAIRS, true)
+            .override_global("TEST_MODE", &test_mode, true)
+            .override_global("SUMMED_AT", &summed_at, true);
         for (flows, ring) in [("FLOWS_V4", "RING_V4"), ("FLOWS_V6", "RING_V6")] {
             // A turn that is being looked at can be queued again.
             loader.map_max_entries(flows, 2 * PAIRS).map_max_entries(ring, PAIRS + 1);
         }
-        let mut ebpf = loader.load(proxy_userspace::OBJECT).context("cannot load the BPF object")?;
+        let mut ebpf =
+            loader.load(object.as_deref().unwrap_or(OBJECT)).context("cannot load the BPF object")?;
         for name in PROGRAMS {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("cannot load {name}"))?;
@@ -119,6 +124,10 @@ impl Kernel {
         let mut used: Array<_, Wire<[u32; 2]>> = self.writable("RING_USED")?;
         for family in 0..2 {
             used.set(family, Wire([0; 2]), 0)?;
+        }
+        let mut pending: PerCpuArray<_, u32> = self.writable("RING_PENDING")?;
+        for family in 0..2 {
+            pending.set(family, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
         let mut draws: PerCpuArray<_, u32> = self.writable("DRAWS")?;
         draws.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;

@@ -1,10 +1,11 @@
-//! Telling one story to two nodes.
+//! Telling one story to the host and to the kernel.
 
 use std::fmt::Debug;
 use std::net::IpAddr;
 
 use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
 use proxy_common::path::Verdict;
+use proxy_userspace::datapath::Summed;
 
 use super::host::Host;
 use super::kernel::Kernel;
@@ -98,7 +99,8 @@ pub trait Node {
 /// Both nodes as one: every outcome must be the same.
 pub struct Both {
     host: Host,
-    kernel: Option<Kernel>,
+    /// Programs that read how a checksum stands, where this kernel shows it, and such that ask the helper.
+    kernels: Vec<Kernel>,
 }
 
 impl Both {
@@ -107,20 +109,26 @@ impl Both {
     /// # Errors
     /// If the programs cannot be loaded.
     pub fn new() -> anyhow::Result<Self> {
-        let kernel = if nix::unistd::geteuid().is_root() { Some(Kernel::load()?) } else { None };
-        Ok(Self { host: Host::default(), kernel })
+        let mut kernels = Vec::new();
+        if nix::unistd::geteuid().is_root() {
+            kernels.push(Kernel::load(None)?);
+            if let Some(summed) = Summed::of_this_kernel() {
+                kernels.push(Kernel::load(Some(summed))?);
+            }
+        }
+        Ok(Self { host: Host::default(), kernels })
     }
 
     /// The host alone.
     #[must_use]
     pub fn host_only() -> Self {
-        Self { host: Host::default(), kernel: None }
+        Self { host: Host::default(), kernels: Vec::new() }
     }
 
     /// What `ask` gets from the host, once the kernel has said the same.
     fn agreed<T: Debug + PartialEq>(&mut self, what: &str, ask: impl Fn(&mut dyn Node) -> T) -> T {
         let host = ask(&mut self.host);
-        if let Some(kernel) = &mut self.kernel {
+        for kernel in &mut self.kernels {
             assert_eq!(ask(kernel), host, "kernel (left) and host disagree on {what}");
         }
         host
@@ -128,7 +136,7 @@ impl Both {
 
     fn tell(&mut self, tell: impl Fn(&mut dyn Node)) {
         tell(&mut self.host);
-        if let Some(kernel) = &mut self.kernel {
+        for kernel in &mut self.kernels {
             tell(kernel);
         }
     }
@@ -142,7 +150,7 @@ impl Both {
 impl Node for Both {
     fn run(&mut self, at: &At, bytes: &[u8], mark: u32) -> Outcome {
         let host = self.host.run(at, bytes, mark);
-        if let Some(kernel) = &mut self.kernel {
+        for kernel in &mut self.kernels {
             let kernel = kernel.run(at, bytes, mark);
             assert_eq!(kernel.action, host.action, "kernel (left) and host disagree on the verdict");
             if host.action != Action::Drop {

@@ -376,6 +376,11 @@ impl<const N: usize> Traffic<N> {
             return Ok(());
         }
         if holder != Some(id) && conn.is_tcp() && packet.flags != SYN {
+            if conn.former == Some(own) {
+                // A reset has ended it here, while the SYN-ACK from before was still on its way.
+                self.emit(number, RST, own, other, Token { conn: id, from_server: true, challenge: false });
+                return Ok(());
+            }
             return Err(format!(
                 "a segment of {conn:?} comes to {own:?} as {other:?}, which it has not opened"
             ));

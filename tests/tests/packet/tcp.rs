@@ -69,7 +69,8 @@ fn beginnings() -> Vec<Tale> {
             .becomes(CLIENT, BACKEND),
         connection("the address of a Service that is gone serves nobody new B5")
             .removed(Who::Vip)
-            .enters(syn((Who::Pod, 40_009), VIP))
+            // A port without frontend: they are gone as well.
+            .enters(syn((Who::Pod, 40_009), (Who::Vip, 9)))
             .untouched()
             .enters(ack((Who::Pod, 40_009), VIP))
             .untouched()

@@ -16,6 +16,33 @@ struct ObjectAttr {
     file_flags: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u32; 2],
+    log_buffer: u64,
+    kernel: u32,
+    flags: u32,
+}
+
+/// Whether the verifier takes these instructions for a program of tc.
+pub fn is_classifier(instructions: &[u64]) -> bool {
+    const SCHED_CLS: u32 = 3;
+    let license = c"GPL";
+    let mut attr = LoadAttr {
+        kind: SCHED_CLS,
+        count: u32::try_from(instructions.len()).unwrap_or(u32::MAX),
+        instructions: address(instructions.as_ptr()),
+        license: address(license.as_ptr()),
+        ..Default::default()
+    };
+    bpf(cmd::PROG_LOAD, &mut attr).and_then(owned).is_ok()
+}
+
 fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::from(ErrorKind::InvalidInput))
 }

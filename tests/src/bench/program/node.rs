@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, Queue};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::SchedClassifier;
+use aya::util::nr_cpus;
 use proxy_common::abi::{Addr, Cidr, Config, Flow, FlowKey, FrontendKind, LAYOUT, Reason, Turn};
 use proxy_userspace::datapath::{Datapath, Options, Sizes};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
@@ -134,6 +135,12 @@ impl Node {
         let mut used: Array<_, Wire<[u32; 2]>> = Map::Array(map).try_into()?;
         for family in 0..2 {
             used.set(family, Wire([0; 2]), 0)?;
+        }
+        let cpus = nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
+        let map = MapData::from_pin(self.pins.join("RING_PENDING"))?;
+        let mut pending: PerCpuArray<_, u32> = Map::PerCpuArray(map).try_into()?;
+        for family in 0..2 {
+            pending.set(family, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
         Ok(())
     }
