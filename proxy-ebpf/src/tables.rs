@@ -300,7 +300,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 }
 
 /// Adds to the number of turns that all CPUs see.
-#[inline(never)]
+#[inline(always)]
 fn share_turns<const N: usize, F: Family<N>>(change: u32) {
     let Some(ring) = RING_USED.get_ptr_mut(F::RING) else { return };
     // SAFETY: array elements stay where they are.
