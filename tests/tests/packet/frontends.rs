@@ -44,7 +44,8 @@ fn unassigned() -> Vec<Tale> {
     vec![
         guarded("what a ServiceCIDR has and no Service does not leave the node B15")
             .removed(Who::Vip)
-            .enters(syn(CLIENT, VIP))
+            // A port without frontend: they are gone as well.
+            .enters(syn(CLIENT, (Who::Vip, 9)))
             .untouched()
             .goes_on()
             .dropped(Reason::Unassigned)
