@@ -105,7 +105,7 @@ impl<const N: usize> Looked<N> {
 /// Whether there is room for another pair, and no turn to be looked at: [`make_room`] need not be called.
 #[inline(always)]
 pub(super) fn is_at_ease<const N: usize, T: Tables<N>>(tables: &T) -> bool {
-    effort(tables.ring_size(), tables.ring_used()).looks == 0
+    effort(tables.ring_size(), held(tables.ring_used())).looks == 0
 }
 
 /// Looks at the oldest turns. False: nothing can be forgotten, and there is no room for another pair.
@@ -113,7 +113,7 @@ pub(super) fn is_at_ease<const N: usize, T: Tables<N>>(tables: &T) -> bool {
 /// `room` is where a turn is looked at; what it holds before does not matter.
 #[inline(always)]
 pub fn make_room<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>) -> bool {
-    let (size, used) = (tables.ring_size(), tables.ring_used());
+    let (size, used) = (tables.ring_size(), held(tables.ring_used()));
     let effort = effort(size, used);
     let (now, mut gone) = (tables.now(), 0);
     for look in 0..MOST_LOOKS {
@@ -128,7 +128,13 @@ pub fn make_room<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>)
     if gone > 0 {
         tables.ring_add(gone.wrapping_neg());
     }
-    used.wrapping_sub(gone) < size
+    used.saturating_sub(gone) < size
+}
+
+/// Turns that the ring holds at least, of a number that seems to be less than none where this CPU has taken turns out that
+/// others have not added yet.
+const fn held(used: u32) -> u32 {
+    if used > u32::MAX / 2 { 0 } else { used }
 }
 
 /// Gives a pair that has just been inserted its turn. Not before: a turn without a pair is over.
@@ -224,6 +230,15 @@ mod tests {
                 assert!(looks >= u64::from(size), "{worst:?}: {looks} looks in a ring of {size}");
             }
         }
+    }
+
+    /// A removal may be counted before the insertion that another CPU holds back.
+    #[test]
+    fn less_than_none_is_none() {
+        for (used, want) in [(0, 0), (7, 7), (0_u32.wrapping_sub(1), 0), (0_u32.wrapping_sub(16 * 512), 0)] {
+            assert_eq!(held(used), want, "{used:#x}");
+        }
+        assert_eq!(effort(64, held(0_u32.wrapping_sub(3))).forgets, Worth::Expired);
     }
 
     #[test]

@@ -307,7 +307,7 @@ pub trait Tables<const N: usize> {
     }
     /// Pairs that the flow table has room for.
     fn ring_size(&self) -> u32;
-    /// Turns in the ring. Other CPUs change it meanwhile.
+    /// Turns in the ring, as far as this CPU knows: others change it meanwhile, and hold changes back. Wrapping.
     fn ring_used(&self) -> u32;
     /// Adds to [`Tables::ring_used`], wrapping, as one step.
     fn ring_add(&self, change: u32);
