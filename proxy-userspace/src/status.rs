@@ -139,6 +139,9 @@ pub struct Status {
     pub endpoints: usize,
     pub edges: Vec<Edge>,
     pub sockets: Mode,
+    /// Who makes them: the programs, or, where they cannot, a kernel helper for them.
+    #[serde(default)]
+    pub checksums: Mode,
     pub shortcuts: Mode,
     pub flows: Usage,
     /// Packets dropped or rejected, by reason; reasons that have not occurred are left out.

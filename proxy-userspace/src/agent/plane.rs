@@ -62,6 +62,7 @@ pub struct PlaneReport {
     pub addresses: Vec<IpAddr>,
     pub edges: Vec<Edge>,
     pub sockets: Mode,
+    pub checksums: Mode,
     pub flows: Usage,
     pub drops: std::collections::BTreeMap<String, u64>,
     pub trace: Option<TraceView>,

@@ -13,7 +13,7 @@ use super::worker::Worker;
 use crate::control::{FlowFilter, service_view};
 use crate::datapath::{DatapathError, FlowInfo};
 use crate::node::EdgeKind;
-use crate::status::{Edge, FlowView, ServiceView, Trouble, Usage, story};
+use crate::status::{Edge, FlowView, Mode, ServiceView, Trouble, Usage, story};
 use crate::sync::Store;
 
 impl Worker {
@@ -81,11 +81,19 @@ impl Worker {
             addresses,
             edges: self.edges.values().map(|served| self.edge_view(served)).collect(),
             sockets: self.sockets.clone(),
+            checksums: self.checksums(),
             flows: flows.unwrap_or_default(),
             drops: drops.unwrap_or_default(),
             trace: self.traced(),
             degraded,
             latest: self.latest.clone(),
+        }
+    }
+
+    fn checksums(&self) -> Mode {
+        match self.datapath.unsummed() {
+            None => Mode { mode: "programs".to_owned(), why: String::new() },
+            Some(why) => Mode { mode: "helper".to_owned(), why: why.to_owned() },
         }
     }
 

@@ -53,6 +53,7 @@ pub fn status(status: &Status) -> String {
         row([&"synced", if status.synced { &"yes" } else { &"no" }]),
         row([&"known", &format!("{} services, {} endpoints", status.services, status.endpoints)]),
         row([&"sockets", &mode(&status.sockets)]),
+        row([&"checksums", &mode(&status.checksums)]),
         row([&"shortcuts", &mode(&status.shortcuts)]),
         row([&"flows", &format!("{} of {} entries", status.flows.used, status.flows.max)]),
     ]);
@@ -212,6 +213,7 @@ mod tests {
                 edge("br0", "bridge", &[], "its ports are the edges"),
             ],
             sockets: mode("host", ""),
+            checksums: mode("programs", ""),
             shortcuts: mode("off", "asked for"),
             flows: Usage { used: 4, max: 1024 },
             drops: [("no_endpoint".to_owned(), 3)].into(),
@@ -229,6 +231,7 @@ source     manifests, last heard of 90 s ago
 synced     yes
 known      2 services, 5 endpoints
 sockets    host
+checksums  programs
 shortcuts  off (asked for)
 flows      4 of 1024 entries
 trace      10.0.0.1, ends in 9 s

@@ -65,6 +65,7 @@ pub struct Loaded {
     pub earlier: Vec<(PathBuf, OwnedFd)>,
     pub adopted: bool,
     pub notices: Vec<String>,
+    pub unsummed: Option<String>,
 }
 
 pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
@@ -88,7 +89,8 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let (found, notices) = check_pins(&pins, &wanted)?;
     let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows), cpus);
     let summed = Summed::of_this_kernel();
-    let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed };
+    let unsummed = summed.as_ref().err().map(ToString::to_string);
+    let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
     let mut ebpf = load_object(&pins, &recipe, None)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
     load_programs(&mut ebpf, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
@@ -98,7 +100,7 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
         maps.insert(spec.name, Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?);
     }
     let earlier = pins.programs()?;
-    Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, adopted: !found.is_empty(), notices })
+    Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, adopted: !found.is_empty(), notices, unsummed })
 }
 
 /// Opens a directory of cgroup v2.

@@ -45,7 +45,7 @@ pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use sockets::Translated;
 pub use specs::Sizes;
-pub use summed::Summed;
+pub use summed::{Summed, Unsummed};
 pub use sys::{share_heap, trim_heap};
 pub use trace::TraceLog;
 
@@ -76,6 +76,7 @@ pub struct Datapath {
     earlier: Vec<PathBuf>,
     adopted: bool,
     notices: Vec<String>,
+    unsummed: Option<String>,
     /// See [`Sizes::affinity`].
     affinity_records: u32,
     /// Loaded when it is first needed.
@@ -114,6 +115,7 @@ impl Datapath {
             earlier: Vec::new(),
             adopted: loaded.adopted,
             notices: loaded.notices,
+            unsummed: loaded.unsummed,
             affinity_records: options.sizes.affinity,
             sockets_program: None,
         };
@@ -144,6 +146,12 @@ impl Datapath {
     #[must_use]
     pub fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    /// Why programs have checksums made by a kernel helper; `None`: they compute them.
+    #[must_use]
+    pub fn unsummed(&self) -> Option<&str> {
+        self.unsummed.as_deref()
     }
 
     /// Whether sockets can be translated: a cgroup was given.

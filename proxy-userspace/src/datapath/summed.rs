@@ -5,7 +5,7 @@
 //! Neither the compiler nor aya knows calls of kernel functions. So the programs call a helper that does not exist, and here
 //! it is replaced, before the object is loaded; where the field lies they read from a global.
 
-use std::fs;
+use std::{fs, io};
 
 use proxy_common::abi::CAST_CALL;
 
@@ -20,16 +20,35 @@ pub struct Summed {
     pub at: u32,
 }
 
+/// Why programs have to ask the helper.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsummed {
+    #[error("{TYPES} cannot be read ({0}): this kernel was built without CONFIG_DEBUG_INFO_BTF")]
+    Types(#[source] io::Error),
+    #[error(
+        "this kernel has no bpf_cast_to_kern_ctx, or sk_buff::ip_summed is not where programs may read it: 6.2 is needed"
+    )]
+    Unknown,
+    #[error("this kernel refuses programs that call bpf_cast_to_kern_ctx ({0})")]
+    Refused(#[source] io::Error),
+}
+
+const TYPES: &str = "/sys/kernel/btf/vmlinux";
+
 /// A call: BPF_JMP | BPF_CALL.
 const CALL: u8 = 0x85;
 /// Source register of a call of a kernel function (BPF_PSEUDO_KFUNC_CALL).
 const KERNEL_FUNCTION: u8 = 2;
 
 impl Summed {
-    /// What this kernel's types say (about 5 MB are read), if it takes a program that makes use of it. `None`: programs ask the helper.
-    pub fn of_this_kernel() -> Option<Self> {
-        let found = find(&fs::read("/sys/kernel/btf/vmlinux").ok()?)?;
-        sys::is_classifier(&found.probe()).then_some(found)
+    /// What this kernel's types say (about 5 MB are read).
+    ///
+    /// # Errors
+    /// They say nothing, or it does not take a program that makes use of it: programs ask the helper.
+    pub fn of_this_kernel() -> Result<Self, Unsummed> {
+        let found = find(&fs::read(TYPES).map_err(Unsummed::Types)?).ok_or(Unsummed::Unknown)?;
+        sys::try_classifier(&found.probe()).map_err(Unsummed::Refused)?;
+        Ok(found)
     }
 
     /// Calls it, reads the field, and lets the packet pass.

@@ -20,8 +20,8 @@ use proxy_common::abi::Abi;
 pub use attachment::{Target, attach, attach_flags, detach, query};
 pub use iterator::iterate;
 pub use objects::{
-    MapInfo, ProgramInfo, create_inner, is_classifier, map_by_id, map_info, open_pin, pin, program_by_id,
-    program_info,
+    MapInfo, ProgramInfo, create_inner, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
+    try_classifier,
 };
 
 /// Commands of bpf(2), `enum bpf_cmd` (include/uapi/linux/bpf.h).

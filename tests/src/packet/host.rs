@@ -132,10 +132,10 @@ impl Node for Host {
         }
     }
 
-    fn set_class(&mut self, address: IpAddr, class: u32) {
+    fn remove(&mut self, address: IpAddr) {
         match address {
-            IpAddr::V4(_) => self.v4.address(world::addr(address), class),
-            IpAddr::V6(_) => self.v6.address(world::addr(address), class),
+            IpAddr::V4(_) => self.v4.take(world::addr(address)),
+            IpAddr::V6(_) => self.v6.take(world::addr(address)),
         }
     }
 

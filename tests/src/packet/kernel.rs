@@ -46,6 +46,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     records_v4: Records<1>,
     records_v6: Records<4>,
+    /// Whether something of the world has been removed.
+    removed: bool,
 }
 
 /// Affinity records of a family.
@@ -91,7 +93,7 @@ impl Kernel {
         }
         let records_v4 = records(&mut ebpf, "AFFINITY_V4")?;
         let records_v6 = records(&mut ebpf, "AFFINITY_V6")?;
-        let mut kernel = Self { ebpf, records_v4, records_v6 };
+        let mut kernel = Self { ebpf, records_v4, records_v6, removed: false };
         kernel.write_config(world::config())?;
         kernel.fill::<1>("V4")?;
         kernel.fill::<4>("V6")?;
@@ -137,23 +139,28 @@ impl Kernel {
         }
         for v6 in [false, true] {
             self.set_endpoint(v6, world::GENERATION.into());
-            for (address, class) in world::classes(&world::plan(v6)) {
-                self.write_class(address, class)?;
-            }
+        }
+        if self.removed {
+            self.fill::<1>("V4")?;
+            self.fill::<4>("V6")?;
+            self.removed = false;
         }
         self.set_device(world::device());
         self.write_config(world::config())
     }
 
-    fn write_class(&mut self, address: IpAddr, class: u32) -> Result<()> {
-        let class = Wire(AddressClass { bits: class });
-        if address.is_ipv4() {
-            let mut map: HashMap<_, Wire<Addr<1>>, Wire<AddressClass>> = self.writable("ADDRESSES_V4")?;
-            Ok(map.insert(Wire(world::addr(address)), class, 0)?)
-        } else {
-            let mut map: HashMap<_, Wire<Addr<4>>, Wire<AddressClass>> = self.writable("ADDRESSES_V6")?;
-            Ok(map.insert(Wire(world::addr(address)), class, 0)?)
+    fn take<const N: usize>(&mut self, family: &str, address: Addr<N>) -> Result<()> {
+        self.removed = true;
+        let name = format!("FRONTENDS_{family}");
+        for (key, _) in self.entries::<FrontendKey<N>, Frontend>(&name)? {
+            if key.address == address {
+                let mut map: HashMap<_, Wire<FrontendKey<N>>, Wire<Frontend>> = self.writable(&name)?;
+                map.remove(&Wire(key))?;
+            }
         }
+        let name = format!("ADDRESSES_{family}");
+        let mut map: HashMap<_, Wire<Addr<N>>, Wire<AddressClass>> = self.writable(&name)?;
+        Ok(map.remove(&Wire(address))?)
     }
 
     fn write_generation(&mut self, id: u32, generation: u32) -> Result<()> {
@@ -322,8 +329,12 @@ impl Node for Kernel {
         self.write_generation(world::endpoint_id(v6), generation).expect("write the endpoint");
     }
 
-    fn set_class(&mut self, address: IpAddr, class: u32) {
-        self.write_class(address, class).expect("write the address");
+    fn remove(&mut self, address: IpAddr) {
+        let taken = match address {
+            IpAddr::V4(_) => self.take::<1>("V4", world::addr(address)),
+            IpAddr::V6(_) => self.take::<4>("V6", world::addr(address)),
+        };
+        taken.expect("remove the address");
     }
 
     fn counts(&mut self) -> Vec<u64> {

@@ -106,6 +106,12 @@ impl<const N: usize> Maps<N> {
         }
     }
 
+    /// Takes an address away, and its frontends.
+    pub(crate) fn take(&mut self, address: Addr<N>) {
+        self.frontends.retain(|key, _| key.address != address);
+        self.addresses.remove(&address);
+    }
+
     fn note(&self, key: &FlowKey<N>, removed: Option<Flow<N>>) {
         if let Some(journal) = &self.journal {
             journal.borrow_mut().push((*key, removed));

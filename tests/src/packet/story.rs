@@ -88,8 +88,8 @@ pub trait Node {
     fn set_device(&mut self, device: Device);
     /// Writes the generation of the world's first endpoint; 0: it has left.
     fn set_endpoint(&mut self, v6: bool, generation: u32);
-    /// Writes what an address is to the node.
-    fn set_class(&mut self, address: IpAddr, class: u32);
+    /// Takes a Service's address away, and its frontends, as the agent does when the Service goes.
+    fn remove(&mut self, address: IpAddr);
     /// Every counter, in the order of [`Reason::ALL`].
     fn counts(&mut self) -> Vec<u64>;
     /// Every flow entry.
@@ -112,7 +112,7 @@ impl Both {
         let mut kernels = Vec::new();
         if nix::unistd::geteuid().is_root() {
             kernels.push(Kernel::load(None)?);
-            if let Some(summed) = Summed::of_this_kernel() {
+            if let Ok(summed) = Summed::of_this_kernel() {
                 kernels.push(Kernel::load(Some(summed))?);
             }
         }
@@ -181,8 +181,8 @@ impl Node for Both {
         self.tell(|node| node.set_endpoint(v6, generation));
     }
 
-    fn set_class(&mut self, address: IpAddr, class: u32) {
-        self.tell(|node| node.set_class(address, class));
+    fn remove(&mut self, address: IpAddr) {
+        self.tell(|node| node.remove(address));
     }
 
     fn counts(&mut self) -> Vec<u64> {

@@ -113,7 +113,7 @@ impl<'a> Teller<'a> {
             Step::Endpoint(generation) => self.node.set_endpoint(self.v6, *generation),
             Step::Removed(who) => {
                 let address = who.address(&self.plan).context("nobody in particular")?;
-                self.node.set_class(address, 0);
+                self.node.remove(address);
             }
             Step::Config(change) => {
                 change(&mut self.config);

@@ -175,8 +175,7 @@ pub fn device() -> Device {
 }
 
 /// What each address is to the node.
-#[must_use]
-pub const fn classes(p: &Plan) -> [(IpAddr, u32); 10] {
+const fn classes(p: &Plan) -> [(IpAddr, u32); 10] {
     [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),

@@ -44,8 +44,7 @@ fn unassigned() -> Vec<Tale> {
     vec![
         guarded("what a ServiceCIDR has and no Service does not leave the node B15")
             .removed(Who::Vip)
-            // A port without frontend: they are gone as well.
-            .enters(syn(CLIENT, (Who::Vip, 9)))
+            .enters(syn(CLIENT, VIP))
             .untouched()
             .goes_on()
             .dropped(Reason::Unassigned)

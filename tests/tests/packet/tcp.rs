@@ -69,8 +69,7 @@ fn beginnings() -> Vec<Tale> {
             .becomes(CLIENT, BACKEND),
         connection("the address of a Service that is gone serves nobody new B5")
             .removed(Who::Vip)
-            // A port without frontend: they are gone as well.
-            .enters(syn((Who::Pod, 40_009), (Who::Vip, 9)))
+            .enters(syn((Who::Pod, 40_009), VIP))
             .untouched()
             .enters(ack((Who::Pod, 40_009), VIP))
             .untouched()

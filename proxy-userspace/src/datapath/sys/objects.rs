@@ -29,8 +29,8 @@ struct LoadAttr {
     flags: u32,
 }
 
-/// Whether the verifier takes these instructions for a program of tc.
-pub fn is_classifier(instructions: &[u64]) -> bool {
+/// Has the verifier look at instructions of a program of tc.
+pub fn try_classifier(instructions: &[u64]) -> Result<()> {
     const SCHED_CLS: u32 = 3;
     let license = c"GPL";
     let mut attr = LoadAttr {
@@ -40,7 +40,7 @@ pub fn is_classifier(instructions: &[u64]) -> bool {
         license: address(license.as_ptr()),
         ..Default::default()
     };
-    bpf(cmd::PROG_LOAD, &mut attr).and_then(owned).is_ok()
+    bpf(cmd::PROG_LOAD, &mut attr).and_then(owned).map(drop)
 }
 
 fn c_path(path: &Path) -> Result<CString> {
