@@ -211,7 +211,9 @@ impl Capture {
     }
 
     /// Waits until everything that has arrived is judged. False: nobody judges any more.
-    fn settle(&self) -> bool {
+    ///
+    /// Whoever sends as fast as it can calls this now and then: what finds no room is not judged, which fails the story.
+    pub fn settle(&self) -> bool {
         let (done, wait) = channel();
         let asked = self.requests.as_ref().is_some_and(|requests| requests.send(done).is_ok());
         // The thread answers, or has ended and dropped the sender: either ends the wait.

@@ -136,9 +136,11 @@ fn flooded(bed: &mut Bed) -> Result<()> {
             for connection in &mut living {
                 connection.ask(b"alive").ok()?;
             }
+            bed.capture.settle();
         }
         for transport in Transport::BOTH {
             flood(bed.namespace("cl"), Who::Client.address(family), service, transport, 6_000)?;
+            bed.capture.settle();
             // Servers drop what comes while the flood fills their receive buffers.
             for backend in [PB, PC] {
                 until("a server to be through with the flood", PATIENCE, || {

@@ -58,8 +58,8 @@ impl Suite {
     /// Why the suite runs only when it is named, if so.
     fn waits(self) -> Option<&'static str> {
         match self {
-            Self::Net | Self::Api => Some("takes minutes; runs when it is named"),
-            Self::Oracle => Some("takes long; runs when it is named"),
+            Self::Api => Some("builds an API server on first use; runs when it is named"),
+            Self::Oracle => Some("takes a quarter of an hour; runs when it is named"),
             _ => None,
         }
     }
