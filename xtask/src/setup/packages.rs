@@ -109,7 +109,11 @@ pub fn install_names(names: &[&str]) -> Result<()> {
         }
     }
     if !unknown.is_empty() {
-        bail!("this release has no package {}; {}", unknown.join(", "), compiler::INSTEAD);
+        bail!(
+            "the package sources of this machine have no {}: on Debian, have the -security suite among them; {}",
+            unknown.join(", "),
+            compiler::INSTEAD
+        );
     }
     let options = ["install", "-y", "--no-install-recommends", "--no-remove"];
     shell::run(apt().args(options).args(names).stdout(Stdio::null()))
