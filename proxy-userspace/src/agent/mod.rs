@@ -2,6 +2,7 @@
 //! questions are answered in between.
 
 mod catch_all;
+mod conntrack;
 mod edges;
 mod explain;
 mod facts;
@@ -40,6 +41,7 @@ use facts::{Identity, LoopReport, assemble};
 use pace::Pace;
 use plane::{Installed, gone};
 
+pub use conntrack::tune as tune_conntrack;
 pub use places::Places;
 pub use plane::Plane;
 pub use serve::serve;

@@ -2,6 +2,7 @@
 
 mod ask;
 mod cleanup;
+mod kube_proxy;
 mod run;
 mod text;
 
@@ -11,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RunArgs;
 use crate::control::{FlowFilter, Query};
@@ -29,6 +30,7 @@ struct Sluice {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Be this node's agent, until SIGTERM; the data plane stays when the agent goes
+    #[command(args_override_self = true)]
     Run(Box<RunArgs>),
     /// What the agent does, and what keeps it from doing more
     Status(AskArgs),
@@ -194,7 +196,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<_> = arguments.into_iter().collect();
     let called = arguments.first().map(Path::new).and_then(Path::file_name);
     let outcome = if called == Some(OsStr::new("kube-proxy")) {
-        kube_proxy(arguments)
+        kube_proxy::main(arguments)
     } else {
         sluice(Sluice::parse_from(arguments).command)
     };
@@ -235,45 +237,13 @@ fn later(what: &str) -> Failure {
     Failure::WrongUse(format!("{what}: not available in this version"))
 }
 
-/// `sluice run` with the manners of kube-proxy's command line.
-fn kube_proxy(arguments: Vec<OsString>) -> Outcome {
-    let arguments = arguments.into_iter().map(with_dashes);
-    let command = RunArgs::augment_args(clap::Command::new("kube-proxy"))
-        .about(Sluice::command().get_about().map(ToString::to_string).unwrap_or_default())
-        .max_term_width(120)
-        .arg(
-            clap::Arg::new("version")
-                .long("version")
-                .help("Print the version and exit")
-                .num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("true")
-                .value_parser(["true", "false", "raw"]),
-        );
-    let matches = command.get_matches_from(arguments);
-    if matches.get_one::<String>("version").is_some_and(|version| version != "false") {
-        writeln!(std::io::stdout(), "sluice {}", env!("CARGO_PKG_VERSION"))?;
-        return Ok(());
-    }
-    let args = RunArgs::from_arg_matches(&matches).map_err(|error| Failure::WrongUse(error.to_string()))?;
-    run::run(&args)
-}
-
-/// kube-proxy takes `--cluster_cidr` for `--cluster-cidr`.
-fn with_dashes(argument: OsString) -> OsString {
-    let Some(text) = argument.to_str().filter(|text| text.starts_with("--")) else { return argument };
-    let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
-    let name = name.replace('_', "-");
-    value.map_or_else(|| name.clone(), |value| format!("{name}={value}")).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
-        Sluice::command().debug_assert();
+        <Sluice as clap::CommandFactory>::command().debug_assert();
     }
 
     #[test]
@@ -308,20 +278,6 @@ mod tests {
         for (line, good) in cases {
             let arguments = std::iter::once("sluice").chain(line.split(' '));
             assert_eq!(Sluice::try_parse_from(arguments).is_ok(), good, "{line}");
-        }
-    }
-
-    #[test]
-    fn underscores_in_flags_are_dashes_in_values_they_stay() {
-        let cases = [
-            ("--cluster_cidr=10.0.0.0/8", "--cluster-cidr=10.0.0.0/8"),
-            ("--config=/var/lib/my_file", "--config=/var/lib/my_file"),
-            ("--masquerade_all", "--masquerade-all"),
-            ("my_file", "my_file"),
-            ("-v_", "-v_"),
-        ];
-        for (given, want) in cases {
-            assert_eq!(with_dashes(given.into()), OsString::from(want), "{given}");
         }
     }
 }

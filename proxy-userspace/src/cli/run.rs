@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
-use super::{Failure, Outcome, cleanup, later};
+use super::{Failure, Outcome, cleanup};
 use crate::config::{Action, Config, Logging, RunArgs, load};
 use crate::control::{Listener, RunDir};
 use crate::datapath::share_heap;
@@ -26,9 +26,19 @@ pub fn run(args: &RunArgs) -> Outcome {
         Action::Cleanup => {
             cleanup::remove(&config.run_dir, config.cgroup.as_deref(), config.bpffs.as_deref())
         }
-        Action::InitOnly => Err(later("--init-only")),
+        Action::InitOnly => init_only(&config),
         Action::WriteConfig(path) => write_config(&config, path),
     }
+}
+
+/// I9: what an init container does, so that the agent's own gets by without writable sysctls. Its failure is the pod's.
+fn init_only(config: &Config) -> Outcome {
+    log(&config.logging);
+    let failed: Vec<_> = agent::tune_conntrack(&config.conntrack).iter().map(ToString::to_string).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow!(failed.join("; ")).into())
 }
 
 fn start(config: Config) -> Outcome {
@@ -47,6 +57,10 @@ fn start(config: Config) -> Outcome {
     // Before anything is attached: who cannot be asked is not to begin.
     let control = runtime.block_on(async { Listener::bind(&dir, &lock) })?;
     set_oom_score(config.oom_score_adj);
+    // Sluice's own connections do not depend on these: what kube-proxy dies of is told and lived with.
+    for untuned in agent::tune_conntrack(&config.conntrack) {
+        warn!("{untuned}");
+    }
     let host =
         nix::unistd::gethostname().context("the host's name cannot be read; give --hostname-override")?;
     let node: Arc<str> = config.node_name(&host.to_string_lossy()).into();

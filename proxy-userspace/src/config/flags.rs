@@ -51,19 +51,19 @@ pub struct SluiceArgs {
 #[command(next_help_heading = "kube-proxy")]
 pub struct ProxyArgs {
     /// Configuration file (KubeProxyConfiguration); wins over nearly all other kube-proxy flags
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path)]
     pub config: Option<PathBuf>,
     /// Write the default configuration to FILE and exit
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path)]
     pub write_config_to: Option<PathBuf>,
     /// Remove every trace from the node and exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub cleanup: Option<bool>,
-    /// Do the privileged set-up and exit (not in this version)
+    /// Do only what needs the most privileges, the conntrack settings, and exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, value_name = "BOOL")]
     pub init_only: Option<bool>,
     /// How to reach the API server [default: the pod's ServiceAccount]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path)]
     pub kubeconfig: Option<PathBuf>,
     /// Address of the API server, in place of the kubeconfig's
     #[arg(long, value_name = "URL")]
@@ -210,6 +210,16 @@ pub struct IgnoredArgs {
     pub add_dir_header: Option<bool>,
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
     pub one_output: Option<bool>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
+    pub skip_log_headers: Option<bool>,
+    #[arg(long, hide = true)]
+    pub log_backtrace_at: Option<String>,
+    #[arg(long, hide = true)]
+    pub udp_timeout: Option<String>,
+    #[arg(long, hide = true)]
+    pub conntrack_max: Option<String>,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool, hide = true)]
+    pub cleanup_ipvs: Option<bool>,
 }
 
 /// Go's spellings of a boolean.
@@ -219,6 +229,12 @@ pub(super) fn go_bool(text: &str) -> Result<bool, &'static str> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("write true or false"),
     }
+}
+
+/// As in Go, an empty one is none; see [`super::load`].
+#[expect(clippy::unnecessary_wraps, reason = "the shape of a parser")]
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
 }
 
 impl IgnoredArgs {
@@ -235,6 +251,11 @@ impl IgnoredArgs {
             ("--stderrthreshold", self.stderrthreshold.is_some()),
             ("--add-dir-header", self.add_dir_header.is_some()),
             ("--one-output", self.one_output.is_some()),
+            ("--skip-log-headers", self.skip_log_headers.is_some()),
+            ("--log-backtrace-at", self.log_backtrace_at.is_some()),
+            ("--udp-timeout", self.udp_timeout.is_some()),
+            ("--conntrack-max", self.conntrack_max.is_some()),
+            ("--cleanup-ipvs", self.cleanup_ipvs.is_some()),
             ("--vmodule", self.vmodule.is_some()),
             ("--profiling", self.profiling == Some(true)),
         ];

@@ -24,7 +24,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// See [`ConfigError`].
 pub fn load(args: &RunArgs) -> Result<Config, ConfigError> {
     let mut warnings = args.ignored.warnings();
-    let options = match &args.proxy.config {
+    let options = match args.proxy.config.as_ref().filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => Options { table: file::read(path, &mut warnings)?, file: Some(path) },
         None => Options { table: flags(&args.proxy), file: None },
     };
@@ -49,6 +49,7 @@ impl Options<'_> {
 
 fn resolve(args: &RunArgs, options: &Options<'_>, mut warnings: Vec<String>) -> Result<Config, ConfigError> {
     let profile = profile(options, &mut warnings)?;
+    without_effect(options, profile, &mut warnings)?;
     let bind = bind_address(options)?;
     let own = sluice::resolve(&args.sluice)?;
     Ok(Config {
@@ -62,14 +63,16 @@ fn resolve(args: &RunArgs, options: &Options<'_>, mut warnings: Vec<String>) -> 
             options.get("healthzBindAddress"),
             bind,
             Server::Health,
-        )?,
+        )?
+        .filter(|_| !switched_off(options, args.proxy.healthz_bind_address.as_deref())),
         metrics: listener(
             args.proxy.metrics_port.as_deref(),
             "--metrics-port",
             options.get("metricsBindAddress"),
             bind,
             Server::Metrics,
-        )?,
+        )?
+        .filter(|_| !switched_off(options, args.proxy.metrics_bind_address.as_deref())),
         bind_hard_fail: options.get("bindAddressHardFail").boolean()?.unwrap_or(false),
         profile,
         masquerade_bit: masquerade_bit(options, profile)?,
@@ -100,7 +103,8 @@ fn narrow<T: TryFrom<i64>>(value: Option<i64>, default: T) -> T {
 }
 
 fn action(args: &ProxyArgs) -> Action {
-    match (&args.write_config_to, args.cleanup, args.init_only) {
+    let file = args.write_config_to.as_ref().filter(|path| !path.as_os_str().is_empty());
+    match (file, args.cleanup, args.init_only) {
         (_, Some(true), _) => Action::Cleanup,
         (Some(path), _, _) => Action::WriteConfig(path.clone()),
         (_, _, Some(true)) => Action::InitOnly,
@@ -119,12 +123,13 @@ fn source(args: &RunArgs, options: &Options<'_>) -> Result<Source, ConfigError> 
         }
         return Ok(Source::Manifests(folder.clone()));
     }
-    Ok(Source::Kubernetes { kubeconfig, master: args.proxy.master.clone() })
+    let master = args.proxy.master.clone().filter(|master| !master.is_empty());
+    Ok(Source::Kubernetes { kubeconfig, master })
 }
 
 fn hostname(args: &RunArgs, options: &Options<'_>) -> Result<Option<String>, ConfigError> {
     let file = options.get("hostnameOverride");
-    let given = match args.proxy.hostname_override.as_deref() {
+    let given = match args.proxy.hostname_override.as_deref().filter(|name| !name.is_empty()) {
         Some(name) => Given { name: "--hostname-override".to_owned(), text: Some(name) },
         None => file,
     };
@@ -167,6 +172,11 @@ fn listener(
     Ok(Some(given.socket(port)?.unwrap_or_else(|| SocketAddr::new(host, port))))
 }
 
+/// H1: in a file an empty address means the default, as a flag no server.
+fn switched_off(options: &Options<'_>, flag: Option<&str>) -> bool {
+    options.file.is_none() && flag == Some("")
+}
+
 fn profile(options: &Options<'_>, warnings: &mut Vec<String>) -> Result<Profile, ConfigError> {
     let words = [("iptables", Profile::Iptables), ("ipvs", Profile::Ipvs), ("nftables", Profile::Nftables)];
     let profile =
@@ -177,6 +187,30 @@ fn profile(options: &Options<'_>, warnings: &mut Vec<String>) -> Result<Profile,
         warnings.push(format!("{name}: {text:?} is not implemented, endpoints are drawn at random"));
     }
     Ok(profile)
+}
+
+/// Fields that are checked as kube-proxy checks them and change nothing here: a warning where somebody may wait for an effect.
+fn without_effect(
+    options: &Options<'_>,
+    profile: Profile,
+    warnings: &mut Vec<String>,
+) -> Result<(), ConfigError> {
+    options.get("configSyncPeriod").duration()?;
+    options.get("clientConnection.burst").number(0, i64::MAX, "a number, not negative")?;
+    let excluded = options.get("ipvs.excludeCIDRs");
+    excluded.cidrs("CIDRs separated by commas")?;
+    let mut warn = |given: Given<'_>| warnings.push(format!("{} has no effect", given.name));
+    let profiling = options.get("enableProfiling");
+    if profiling.boolean()?.unwrap_or(false) {
+        warn(profiling);
+    }
+    for field in ["ipvs.tcpTimeout", "ipvs.tcpFinTimeout", "ipvs.udpTimeout"] {
+        let given = options.get(field);
+        if given.duration()?.is_some_and(|timeout| !timeout.is_zero()) && profile == Profile::Ipvs {
+            warn(given);
+        }
+    }
+    Ok(())
 }
 
 /// The field of the section that the profile reads (F4); `iptables` also serves ipvs.
