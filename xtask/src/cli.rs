@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::image::Wanted;
 use crate::suites::Suite;
 
 /// Printed by `cargo xtask --help`.
@@ -21,7 +22,7 @@ cargo xtask COMMAND
   bench [SCENARIO...]       scenarios: program control forwarding crr rr udp flood memory start
        [--quick] [--json FILE]
   lint                      formatting, clippy for host and eBPF, sources, object, dependencies
-  image                     the container image (not in this version)
+  image [--name NAME] [--output FILE]   the container image as an OCI archive, no engine needed
 
 Commands set up what they need on their own; as root, on Debian or Ubuntu. Exit status: 0 done, 1 failed, 2 wrong use.
 ";
@@ -42,6 +43,7 @@ pub enum Command {
     Bench(Bench),
     Test(Selection),
     Lint,
+    Image(Wanted),
 }
 
 /// What `bench` shall measure; no scenario means all that exist.
@@ -107,7 +109,7 @@ pub fn parse(args: &[String]) -> Result<Command, WrongUse> {
         "demo" => Ok(Command::Demo { args: rest.into_iter().map(String::from).collect() }),
         "test" => selection(&rest).map(Command::Test),
         "bench" => bench(&rest).map(Command::Bench),
-        "image" => Err(WrongUse("image: not in this version".into())),
+        "image" => image(&rest).map(Command::Image),
         other => Err(WrongUse(format!("{other}: no such command"))),
     }
 }
@@ -161,6 +163,30 @@ fn bench(words: &[&str]) -> Result<Bench, WrongUse> {
     Ok(bench)
 }
 
+fn image(words: &[&str]) -> Result<Wanted, WrongUse> {
+    let mut wanted = Wanted::default();
+    let mut words = words.iter();
+    while let Some(&word) = words.next() {
+        let mut value = || {
+            let value = words.next().filter(|value| !value.starts_with("--"));
+            value.copied().ok_or_else(|| WrongUse(format!("image {word}: needs a value")))
+        };
+        match word {
+            "--name" => {
+                let name = value()?;
+                let allowed = |c: char| c.is_ascii_alphanumeric() || "./:_-".contains(c);
+                if !name.chars().all(allowed) {
+                    return Err(WrongUse(format!("image --name {name}: not a name such as registry/sluice:1")));
+                }
+                wanted.name = Some(name.into());
+            }
+            "--output" => wanted.output = Some(value()?.into()),
+            _ => return Err(WrongUse(format!("image {word}: no such option"))),
+        }
+    }
+    Ok(wanted)
+}
+
 fn number(what: &str, word: Option<&&str>) -> Result<u64, WrongUse> {
     let word = word.ok_or_else(|| WrongUse(format!("{what}: needs a number")))?;
     word.parse().map_err(|_| WrongUse(format!("{what} {word}: not a number from 0 to {}", u64::MAX)))
@@ -185,6 +211,11 @@ mod tests {
             ("setup --api --check", Command::Setup { check: true, api: true }),
             ("build", Command::Build),
             ("lint", Command::Lint),
+            ("image", Command::Image(Wanted::default())),
+            (
+                "image --output a.tar --name r/a:1",
+                Command::Image(Wanted { name: Some("r/a:1".into()), output: Some("a.tar".into()) }),
+            ),
             ("demo --api --keep", Command::Demo { args: words("--api --keep") }),
             ("test", Command::Test(Selection::default())),
             ("test host net", Command::Test(select(&[Suite::Host, Suite::Net]))),
@@ -218,7 +249,9 @@ mod tests {
             ("tset", "tset: no such command"),
             ("setup --now", "setup --now: no such argument"),
             ("build sluice", "build sluice: no such argument"),
-            ("image", "image: not in this version"),
+            ("image now", "image now: no such option"),
+            ("image --name a\"b", "image --name a\"b: not a name"),
+            ("image --name", "image --name: needs a value"),
             ("test nets", "test nets: no such suite or option"),
             ("test --seed", "test --seed: needs a number"),
             ("test --seed x", "test --seed x: not a number"),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod image;
 mod laboratory;
 mod lint;
 mod setup;
@@ -64,6 +65,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Demo { args } => laboratory::demo(&workspace, &args),
         Command::Bench(bench) => laboratory::bench(&workspace, &bench),
         Command::Test(selection) => suites::run(&workspace, &selection),
+        Command::Image(wanted) => image::make(&workspace, &wanted).map(|()| true),
         Command::Lint => lint::run(&workspace),
     }
 }

@@ -30,6 +30,8 @@ pub enum Group {
     Api,
     /// Upstream's proxy.
     Oracle,
+    /// The container image.
+    Image,
 }
 
 /// Something that is not here: what it is, why it is wanted, how it comes.

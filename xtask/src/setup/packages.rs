@@ -29,7 +29,7 @@ const fn package(name: &'static str, group: Group, probe: Probe, why: &'static s
     Package { name, why, group, probe }
 }
 
-const PACKAGES: [Package; 11] = [
+const PACKAGES: [Package; 14] = [
     package("gcc", Group::Build, Probe::Program("cc"), "links host programs"),
     package("rustc-web", Group::Build, Probe::Compiler("/usr/bin/rustc"), "compiles the eBPF programs"),
     package("cargo-web", Group::Build, Probe::Compiler("/usr/bin/cargo"), "compiles the eBPF programs"),
@@ -55,6 +55,9 @@ const PACKAGES: [Package; 11] = [
         "checksum offload of the laboratory's devices",
     ),
     package("procps", Group::Laboratory, Probe::Program("sysctl"), "kernel settings in the laboratory"),
+    package("tar", Group::Image, Probe::Program("tar"), "packs the image"),
+    package("gzip", Group::Image, Probe::Program("gzip"), "packs the image"),
+    package("coreutils", Group::Image, Probe::Program("sha256sum"), "names the image's parts"),
     package("util-linux", Group::Laboratory, Probe::Program("nsenter"), "enters the laboratory's namespaces"),
 ];
 
