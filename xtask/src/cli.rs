@@ -176,7 +176,9 @@ fn image(words: &[&str]) -> Result<Wanted, WrongUse> {
                 let name = value()?;
                 let allowed = |c: char| c.is_ascii_alphanumeric() || "./:_-".contains(c);
                 if !name.chars().all(allowed) {
-                    return Err(WrongUse(format!("image --name {name}: not a name such as registry/sluice:1")));
+                    return Err(WrongUse(format!(
+                        "image --name {name}: not a name such as registry/sluice:1"
+                    )));
                 }
                 wanted.name = Some(name.into());
             }

@@ -42,8 +42,7 @@ fn tune_below(root: &Path, settings: &Conntrack) -> Vec<Trouble> {
 }
 
 fn wanted(settings: &Conntrack, cpus: u64) -> Vec<Setting> {
-    let sysctl =
-        |name: &str, value| Setting { file: format!("{SYSCTLS}/{name}"), value, at_least: false };
+    let sysctl = |name: &str, value| Setting { file: format!("{SYSCTLS}/{name}"), value, at_least: false };
     let mut wanted = Vec::new();
     if settings.max_per_core > 0 {
         let max = (u64::from(settings.max_per_core) * cpus).max(settings.min.into());
@@ -176,9 +175,15 @@ mod tests {
         let mut mode = std::fs::metadata(root.join(MAX)).unwrap().permissions();
         mode.set_readonly(true);
         std::fs::set_permissions(root.join(MAX), mode).unwrap();
-        assert_eq!(tune_below(&root, &Conntrack { min: 1 << 30, tcp_close_wait: Duration::ZERO, ..DEFAULT }), []);
+        assert_eq!(
+            tune_below(&root, &Conntrack { min: 1 << 30, tcp_close_wait: Duration::ZERO, ..DEFAULT }),
+            []
+        );
         let told = failed[0].to_string();
-        assert!(told.starts_with("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait = 3600: "), "{told}");
+        assert!(
+            told.starts_with("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait = 3600: "),
+            "{told}"
+        );
         std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -190,7 +190,10 @@ mod tests {
             if boolean {
                 config(&format!("--{flag} --{flag}=0 --{flag}=F --v=1"));
                 assert!(parse(words(&format!("--{flag}=yes"))).is_err(), "{flag}=yes");
-                assert!(parse(words(&format!("--{flag} false"))).is_err(), "--{flag} takes no word of its own");
+                assert!(
+                    parse(words(&format!("--{flag} false"))).is_err(),
+                    "--{flag} takes no word of its own"
+                );
             } else {
                 config(&format!("--{flag} {value} -v=3"));
             }

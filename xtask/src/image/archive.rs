@@ -66,10 +66,8 @@ fn pack(folder: &Path, archive: &Path) -> Result<()> {
         .arg(archive)
         .arg("--directory")
         .arg(folder);
-    let entries =
-        std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    let mut names =
-        entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names = entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
     names.sort();
     shell::run(tar.args(names))
 }
