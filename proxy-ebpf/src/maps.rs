@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
+    Frontend, FrontendKey, Generations, Guard, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
     path::{Looked, Scratch},
@@ -99,6 +99,8 @@ pub static RING_USED: BtfArray<RingUsed, 2> = BtfArray::new();
 pub static RING_PENDING: PerCpuArray<u32> = PerCpuArray::with_max_entries(2, 0);
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+pub static GUARD: Array<Guard> = Array::with_max_entries(1, 0);
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 #[map]

@@ -5,8 +5,13 @@ use crate::family::Family;
 use crate::maps::*;
 use crate::{clock, dice};
 use aya_ebpf::{
-    bindings::{BPF_NOEXIST, bpf_spin_lock},
-    helpers::generated::{self, bpf_ktime_get_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    bindings::{
+        BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_spin_lock,
+    },
+    helpers::generated::{
+        self, bpf_ktime_get_ns, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
     maps::{Queue, lpm_trie::Key},
 };
 use core::ffi::c_void;
@@ -15,8 +20,8 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, Fragment, Frontend,
-        FrontendKey, Generations, Port, Reason, Run, Service, SourceRange, TURNS_HELD_BACK, Turn,
-        config_flags, device_flags, protocol,
+        FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Run, Service, SourceRange,
+        TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
     path::{Asked, Insert, Looked, Scratch, Tables},
 };
@@ -40,6 +45,35 @@ impl<F, const SOCKET: bool> Maps<F, SOCKET> {
     fn config() -> Option<&'static Config> {
         CONFIG.get(0)
     }
+}
+
+/// Aligned for stores of two words at once.
+#[repr(align(8))]
+struct Ends(bpf_sock_tuple);
+
+/// Whether a server that is not the agent's own listens at this port of the node.
+#[inline(never)]
+fn another_listens(ctx: *mut c_void, port: Port) -> bool {
+    const LOCALHOST: u32 = 0x7f00_0001_u32.to_be();
+    let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+        saddr: LOCALHOST,
+        daddr: LOCALHOST,
+        sport: 0,
+        dport: port.0,
+    };
+    let mut tuple = Ends(bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } });
+    let size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>() as u32;
+    // BPF_F_CURRENT_NETNS: the namespace of the packet's device, or of the socket.
+    // SAFETY: the tuple is initialised up to `size`.
+    let found = unsafe { bpf_sk_lookup_tcp(ctx, &raw mut tuple.0, size, u64::MAX, 0) };
+    if found.is_null() {
+        return false;
+    }
+    // SAFETY: a full socket, to which we hold a reference.
+    let own = unsafe { (*found).priority } == OWN_PRIORITY;
+    // SAFETY: the look-up returned a reference that must be given back.
+    unsafe { bpf_sk_release(found.cast()) };
+    !own
 }
 
 impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOCKET> {
@@ -258,6 +292,34 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn seed(&self) -> u32 {
         Self::config().map_or(0, |config| config.seed)
+    }
+
+    #[inline(always)]
+    fn strays_pass(&self) -> bool {
+        Self::config().is_some_and(|config| config.flags & config_flags::STRAYS_PASS != 0)
+    }
+
+    #[inline(always)]
+    fn handed_over(&self) -> bool {
+        let Some(guard) = GUARD.get(0) else { return false };
+        guard.since != 0 && guard.handed_over(Tables::<N>::now(self))
+    }
+
+    #[inline(always)]
+    fn look_for_heir(&self) -> bool {
+        let now = Tables::<N>::now(self);
+        let Some(guard) = GUARD.get_ptr_mut(0) else { return false };
+        // SAFETY: array elements stay where they are; each word is written at once.
+        let held = unsafe { *guard };
+        if !held.looks(now) {
+            return held.handed_over(now);
+        }
+        let since = held.seen(now, another_listens(self.ctx, held.port));
+        // SAFETY: as above.
+        unsafe { (*guard).since = since };
+        // SAFETY: as above.
+        unsafe { (*guard).looked = now };
+        Guard { since, ..held }.handed_over(now)
     }
 
     #[inline(always)]

@@ -111,6 +111,12 @@ impl Board {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).standing.remove(part).is_some()
     }
 
+    /// Whether this part has one.
+    #[must_use]
+    pub fn has(&self, part: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).standing.contains_key(part)
+    }
+
     #[must_use]
     pub fn all(&self) -> Vec<Trouble> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).standing.values().cloned().collect()

@@ -87,4 +87,7 @@ pub mod config_flags {
     /// The local-traffic detector goes by device, for both families (F7): what comes in by one with
     /// [`super::device_flags::DETECTED`] is a pod's.
     pub const DETECT_DEVICE: u32 = 16;
+    /// kube-proxy's NAT is there: TCP segments without a flow belong to connections that it has begun, and the stack
+    /// finishes them.
+    pub const STRAYS_PASS: u32 = 32;
 }

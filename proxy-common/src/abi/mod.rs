@@ -10,6 +10,7 @@ mod counters;
 mod device;
 mod flow;
 mod frontend;
+mod guard;
 mod service;
 mod socket;
 mod trace;
@@ -20,6 +21,7 @@ pub use counters::Reason;
 pub use device::{Device, device_flags};
 pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, TURNS_HELD_BACK, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use guard::{Guard, OWN_PRIORITY};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, Generations, RangeKey, Run, Service, SourceRange, service_flags,
 };
@@ -34,7 +36,7 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Number of the helper in whose place the agent puts `bpf_cast_to_kern_ctx` (kernel 6.2): the compiler knows no calls of kernel
 /// functions. No helper has it, and where the agent leaves it in its place it is never called.

@@ -68,6 +68,10 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         Transport::Malformed => return unserved(tables, class, Reason::Malformed),
         Transport::Other => return unserved(tables, class, Reason::Protocol),
     }
+    // L-07: what is begun from now on is another proxy's.
+    if class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) && tables.look_for_heir() {
+        return Verdict::Pass;
+    }
     let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
     let verdict = match dialled {
         Some(frontend) => translate::open(packet, tables, headers, frontend).into(),

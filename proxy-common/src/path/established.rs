@@ -55,8 +55,10 @@ fn ended<const N: usize, T: Tables<N>>(
     if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key, entry) {
         return true;
     }
+    // Nobody follows endpoints any more once another proxy has taken over (L-07): datagrams go to that one.
+    let left = || tables.handed_over() && !headers.is_bare_syn();
     if flow.service == Flow::<N>::NO_SERVICE
-        || tables.endpoint_generation(flow.endpoint) == u32::from(flow.generation)
+        || (tables.endpoint_generation(flow.endpoint) == u32::from(flow.generation) && !left())
     {
         return false;
     }

@@ -32,6 +32,10 @@ pub fn dial<const N: usize, T: Tables<N>>(
     if !class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) {
         return Dial::Pass;
     }
+    // Other sockets' network namespaces are not where a proxy would listen.
+    if if of_node { tables.look_for_heir() } else { tables.handed_over() } {
+        return Dial::Pass;
+    }
     let refuse = |reason| {
         tables.count(reason);
         Dial::Refuse

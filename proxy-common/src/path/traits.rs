@@ -326,6 +326,19 @@ pub trait Tables<const N: usize> {
     /// Secret that orders masquerade ports.
     fn seed(&self) -> u32;
 
+    /// Whether the stack has connections of kube-proxy's: segments without a flow may be theirs (L-07).
+    fn strays_pass(&self) -> bool {
+        false
+    }
+    /// Whether another proxy has taken over, as far as is known ([`crate::abi::Guard::handed_over`]).
+    fn handed_over(&self) -> bool {
+        false
+    }
+    /// The same, after a look if it is time for one.
+    fn look_for_heir(&self) -> bool {
+        self.handed_over()
+    }
+
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
     /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way

@@ -122,14 +122,15 @@ fn has_edge<const N: usize, T: Tables<N>>(tables: &T, backend: &Addr<N>) -> bool
 }
 
 /// A TCP segment to a frontend, not a SYN, without a flow. On the node's own addresses the stack answers; on a Service's
-/// it is refused, never given a random backend (P-41, P-45). A reset is not answered.
+/// it is refused, never given a random backend (P-41, P-45). A reset is not answered. Where kube-proxy has been before,
+/// connections of its time are the stack's (L-07).
 #[inline(always)]
 fn stray<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
 ) -> Verdict {
-    if tables.address_class(&headers.key.dst).any(AddressClass::LOCAL) {
+    if tables.strays_pass() || tables.address_class(&headers.key.dst).any(AddressClass::LOCAL) {
         return Verdict::Pass;
     }
     reject::answer(packet, headers, Reason::NoFlow).into()

@@ -6,6 +6,7 @@ mod conntrack;
 mod edges;
 mod explain;
 mod facts;
+mod guard;
 mod misnamed;
 mod pace;
 mod places;
@@ -51,6 +52,8 @@ pub use start::{StartError, Started, start};
 const BEAT: Duration = Duration::from_secs(1);
 /// How often attachments are looked at without a reason.
 const CHECK: Duration = Duration::from_secs(60);
+/// Name of the health server, also on the board.
+const HEALTH_SERVER: &str = "healthz";
 /// Events taken in before the loop looks at anything else.
 const BATCH: usize = 1024;
 
@@ -85,6 +88,8 @@ pub struct Agent {
     handed_over: bool,
     /// Whether they have been installed.
     born: bool,
+    /// Whether kube-proxy's rules are still to be removed.
+    takes_over: bool,
     heard: Option<Duration>,
     problems: Vec<Problem>,
     latest: Latest,
@@ -109,6 +114,7 @@ impl Agent {
             pulse: None,
             handed_over: false,
             born: false,
+            takes_over: config.healthz.is_some() && matches!(config.source, Source::Kubernetes { .. }),
             heard: None,
             problems: Vec::new(),
             latest: Latest::default(),
@@ -148,6 +154,7 @@ impl Agent {
                 _ = beat.tick() => self.beat()?,
                 _ = check.tick() => {
                     self.parts.plane.tell(plane::Order::Check);
+                    self.take_over();
                     trim_heap();
                 }
                 name = stopped(&mut terminate, &mut interrupt) => {
@@ -257,8 +264,18 @@ impl Agent {
             self.born = true;
             let (services, endpoints) = self.model.counts();
             info!(services, endpoints, ?took, "all that the source told is installed");
+            self.take_over();
             // Loading programs and reading all objects took several times of what is kept.
             trim_heap();
+        }
+    }
+
+    /// Once, when all is installed (L-07). A kube-proxy that runs beside us holds the port of the health server, and keeps its
+    /// rules.
+    fn take_over(&mut self) {
+        if self.takes_over && self.born && !self.parts.board.has(HEALTH_SERVER) {
+            self.takes_over = false;
+            self.parts.plane.tell(plane::Order::TakeOver);
         }
     }
 

@@ -28,6 +28,8 @@ pub enum Order {
     Node(Vec<NodeEvent>, Instant),
     /// Look whether everything is still attached as it should be.
     Check,
+    /// All is installed: kube-proxy's rules are needed no more (L-07).
+    TakeOver,
     /// Asks for a sign of life; housekeeping on the way.
     Beat(oneshot::Sender<()>),
     Report(oneshot::Sender<PlaneReport>),

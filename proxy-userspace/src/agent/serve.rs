@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::start::Started;
-use super::{Agent, Parts};
+use super::{Agent, HEALTH_SERVER, Parts};
 use crate::cluster;
 use crate::config::Config;
 use crate::control::{Answer, Listener, Question, Request};
@@ -46,7 +46,7 @@ pub async fn serve(
     tasks.spawn(endless("the source", source));
     if let Some(address) = config.healthz {
         let routes = http::health_routes(health.clone());
-        tasks.spawn(http::serve("healthz", address, config.bind_hard_fail, routes, board.clone()));
+        tasks.spawn(http::serve(HEALTH_SERVER, address, config.bind_hard_fail, routes, board.clone()));
     }
     let node_ports = http::serve_node_ports(checked, places, health.clone(), board.clone());
     tasks.spawn(endless("health check node ports", node_ports));

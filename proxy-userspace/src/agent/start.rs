@@ -1,6 +1,7 @@
 use std::io;
 use std::sync::Arc;
 
+use proxy_common::abi::{config_flags, flags};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -13,7 +14,7 @@ use crate::config::{Config, Sockets};
 use crate::datapath::{Datapath, DatapathError, Options, Sizes, netns_cookie};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::node::{Node, NodeError};
+use crate::node::{Node, NodeError, Rules};
 use crate::status::{Mode, Trouble};
 
 /// Nobody's sockets are translated.
@@ -115,11 +116,15 @@ fn set_config(config: &Config, datapath: &Datapath) -> Result<(), StartError> {
     use std::hash::{BuildHasher, Hasher};
     let cookie = netns_cookie().map_err(|source| StartError::Cookie { source })?;
     let earlier = datapath.config()?;
+    // Before any program is attached: their connections must not be refused for a moment (L-07).
+    let strays = Rules::look().is_ok_and(|rules| rules.may_have_connections());
     let seed = match earlier.seed {
         0 => std::hash::RandomState::new().build_hasher().finish() as u32 | 1,
         earlier => earlier,
     };
-    Ok(datapath.set_config(&config.abi(&earlier, seed, cookie))?)
+    let mut config = config.abi(&earlier, seed, cookie);
+    config.flags |= flags([(strays, config_flags::STRAYS_PASS)]);
+    Ok(datapath.set_config(&config)?)
 }
 
 #[cfg(test)]

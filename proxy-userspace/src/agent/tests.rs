@@ -78,7 +78,7 @@ impl Bed {
         loop {
             match tokio::time::timeout(PATIENCE, self.orders.recv()).await.unwrap().unwrap() {
                 Order::Beat(answer) => answer.send(()).unwrap(),
-                Order::OwnNode(_) | Order::ServiceCidrs(_) | Order::Check => {}
+                Order::OwnNode(_) | Order::ServiceCidrs(_) | Order::Check | Order::TakeOver => {}
                 order => return order,
             }
         }

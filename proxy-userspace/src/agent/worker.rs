@@ -51,6 +51,8 @@ pub struct Worker {
     pub(super) latest: Latest,
     /// When the flow tables were last counted, and what came of it.
     pub(super) usage: Option<(Duration, Usage)>,
+    /// Port of the health server, where another proxy would be heard of.
+    pub(super) health: Option<u16>,
     pub(super) sweeps: Sweeps,
     pub(super) sockets_probed: bool,
     /// Why sockets cannot be taken off departed endpoints.
@@ -85,6 +87,7 @@ impl Worker {
             places: watch::channel(Places::default()).0,
             latest: Latest::default(),
             usage: None,
+            health: config.healthz.map(|at| at.port()),
             sweeps: Sweeps::default(),
             sockets_probed: false,
             sweep_trouble: None,
@@ -103,6 +106,7 @@ impl Worker {
     /// Attaches to what is there: uplinks first, then pods, then sockets; then takes our programs off whatever is no
     /// edge any more.
     pub fn begin(&mut self, facts: &Facts) {
+        self.show_life();
         self.set_addresses(facts.addresses.clone());
         let (pods, uplinks): (Vec<_>, Vec<_>) = facts.edges.iter().cloned().partition(|edge| edge.pod);
         for edge in uplinks.into_iter().chain(pods) {
@@ -145,7 +149,9 @@ impl Worker {
             Order::ServiceCidrs(ranges) => self.set_service_cidrs(&ranges),
             Order::Node(events, heard) => events.into_iter().for_each(|event| self.node(event, heard)),
             Order::Check => self.check(),
+            Order::TakeOver => self.take_over(),
             Order::Beat(answer) => {
+                self.show_life();
                 let report = self.syncer.tick(&mut self.datapath, self.clock.now());
                 self.note(&report);
                 self.tend_trace();
@@ -293,7 +299,7 @@ impl Worker {
     }
 
     /// Writes the settings that programs read, if they change.
-    fn change_config(&self, change: impl FnOnce(&mut abi::Config)) -> Result<(), DatapathError> {
+    pub(super) fn change_config(&self, change: impl FnOnce(&mut abi::Config)) -> Result<(), DatapathError> {
         let before = self.datapath.config()?;
         let mut config = before;
         change(&mut config);
@@ -356,12 +362,16 @@ impl Worker {
         }
         self.attach_sockets();
         self.settle_catch_all();
+        self.follow_kube_proxy();
     }
 
-    fn failed(&mut self, what: &str, error: &DatapathError) {
-        let told = format!("{what}: {}", story(error));
+    pub(super) fn complain(&mut self, told: &str) {
         error!("{told}");
-        self.latest.note(&told);
+        self.latest.note(told);
+    }
+
+    pub(super) fn failed(&mut self, what: &str, error: &DatapathError) {
+        self.complain(&format!("{what}: {}", story(error)));
     }
 }
 

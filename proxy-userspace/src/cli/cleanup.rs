@@ -10,17 +10,18 @@ use super::{CleanupArgs, Outcome, run};
 use crate::agent::Places;
 use crate::control::{ClientError, Lock, LockError, Request, RunDir, ask};
 use crate::datapath::{self, Cleaned, Named, Options};
-use crate::node::remove_catch_all;
+use crate::node::{Rules, remove_catch_all};
 
 /// Longest wait for a running agent to end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn cleanup(args: &CleanupArgs) -> Outcome {
-    remove(&args.run_dir, args.cgroup.as_deref(), args.bpffs.as_deref())
+    remove(&args.run_dir, args.cgroup.as_deref(), args.bpffs.as_deref(), args.kube_proxy)
 }
 
-/// Stops the agent of this run directory, then removes attachments, pins and files. What is not there is no error.
-pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>) -> Outcome {
+/// Stops the agent of this run directory, then removes attachments, pins and files; with `all` also kube-proxy's rules in
+/// nf_tables. What is not there is no error.
+pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>, all: bool) -> Outcome {
     run::privileges()?;
     let dir = RunDir::new(run_dir);
     // Held to the end: no agent may start on what is being taken away.
@@ -29,8 +30,10 @@ pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>) -> Ou
     let Places { bpffs, cgroup } = Places::choose(cgroup, bpffs);
     let cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() }, named)?;
     let device = catch_all()?;
+    let rules = Rules::look().and_then(|rules| rules.remove(all));
+    let rules = rules.context("nf_tables; see whether another program locks or limits it, and try again")?;
     dir.remove(lock)?;
-    writeln!(std::io::stdout(), "{}", told(&cleaned, device))?;
+    writeln!(std::io::stdout(), "{}", told(&cleaned, device, rules))?;
     Ok(())
 }
 
@@ -40,15 +43,16 @@ fn catch_all() -> anyhow::Result<bool> {
     Ok(runtime.block_on(remove_catch_all())?)
 }
 
-fn told(cleaned: &Cleaned, device: bool) -> String {
+fn told(cleaned: &Cleaned, device: bool, rules: bool) -> String {
     let Cleaned { devices, sockets, pins, left } = cleaned;
-    let nothing = devices.is_empty() && *sockets == 0 && *pins == 0 && !device;
+    let nothing = devices.is_empty() && *sockets == 0 && *pins == 0 && !device && !rules;
     let mut lines = vec![if nothing {
         "nothing of sluice was here".to_owned()
     } else {
         let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
         let device = if device { "; the catch-all device" } else { "" };
-        format!("removed: programs from {devices}; {sockets} socket programs; {pins} pins{device}")
+        let rules = if rules { "; rules in nf_tables" } else { "" };
+        format!("removed: programs from {devices}; {sockets} socket programs; {pins} pins{device}{rules}")
     }];
     lines.extend(left.iter().map(|left| format!("left: {left}")));
     lines.join("\n")
@@ -102,7 +106,9 @@ mod tests {
             (other, false, "nothing of sluice was here\nleft: pins at /b"),
         ];
         for (cleaned, device, want) in cases {
-            assert_eq!(told(&cleaned, device), want);
+            assert_eq!(told(&cleaned, device, false), want);
         }
+        let rules = told(&Cleaned::default(), false, true);
+        assert_eq!(rules, "removed: programs from no device; 0 socket programs; 0 pins; rules in nf_tables");
     }
 }

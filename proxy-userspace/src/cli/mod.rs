@@ -119,7 +119,7 @@ struct CleanupArgs {
     /// As for `sluice run`
     #[arg(long, value_name = "DIR", default_value = "/run/sluice")]
     run_dir: PathBuf,
-    /// Also remove the rules of upstream kube-proxy (not in this version)
+    /// Also remove the rules of upstream kube-proxy, as far as they are in nf_tables
     #[arg(long)]
     kube_proxy: bool,
 }
@@ -220,7 +220,6 @@ fn sluice(command: Command) -> Outcome {
         Command::Services { name, ask } => ask::services(&ask, name),
         Command::Flows { service, client, ask } => ask::flows(&ask, FlowFilter { service, client }),
         Command::Trace { what, seconds, ask } => ask::trace(&ask, what.0, seconds),
-        Command::Cleanup(args) if args.kube_proxy => Err(later("cleanup --kube-proxy")),
         Command::Cleanup(args) => cleanup::cleanup(&args),
         Command::Explain { from: Client(from, _), to, .. } if from.is_ipv4() != to.is_ipv4() => {
             Err(Failure::WrongUse(format!("--from {from} and --to {to}: give two addresses of one family")))

@@ -24,7 +24,8 @@ pub fn run(args: &RunArgs) -> Outcome {
     match &config.action {
         Action::Run => start(config),
         Action::Cleanup => {
-            cleanup::remove(&config.run_dir, config.cgroup.as_deref(), config.bpffs.as_deref())
+            // kube-proxy's own flag removes its rules (I10).
+            cleanup::remove(&config.run_dir, config.cgroup.as_deref(), config.bpffs.as_deref(), true)
         }
         Action::InitOnly => init_only(&config),
         Action::WriteConfig(path) => write_config(&config, path),

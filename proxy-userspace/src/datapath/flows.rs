@@ -81,7 +81,7 @@ pub struct FlowUsage {
 const TICK: Duration = Duration::from_nanos(1 << 30);
 
 /// The programs' clock now.
-fn ticks() -> u32 {
+pub fn ticks() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     // The truncation is the programs' own.
     (now.as_nanos() >> 30) as u32

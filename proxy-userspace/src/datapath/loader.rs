@@ -249,6 +249,7 @@ pub const WRITTEN: [&str; 12] = [
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",
     "COUNTERS",
+    "GUARD",
     "SOCKETS",
 ];
 

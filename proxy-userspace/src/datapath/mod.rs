@@ -35,7 +35,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use proxy_common::abi::Config;
+use proxy_common::abi::{Config, Guard, Port};
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
 pub use cleanup::{Cleaned, Named, cleanup};
@@ -168,6 +168,17 @@ impl Datapath {
         let failed = |source| DatapathError::Map { operation: "read", map: "CONFIG", source };
         let found = self.tables.config.get(&0).map_err(failed)?;
         found.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+    }
+
+    /// Tells the programs that the agent lives, and at which port another proxy would be heard of; `None`: at none.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn beat(&self, health: Option<u16>) -> Result<(), DatapathError> {
+        let port = Port::new(health.unwrap_or(0));
+        let guard = Guard { beat: flows::ticks(), since: 0, looked: 0, port, pad: 0 };
+        let failed = |source| DatapathError::Map { operation: "write", map: "GUARD", source };
+        self.tables.guard.set(&0, &guard).map_err(failed)
     }
 
     /// Puts `config` in force.

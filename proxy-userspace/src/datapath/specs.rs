@@ -2,7 +2,7 @@
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, RangeKey, Service, SocketPairs, TURNS_HELD_BACK, Turn,
+    Frontend, FrontendKey, Generations, Guard, RangeKey, Service, SocketPairs, TURNS_HELD_BACK, Turn,
 };
 
 use super::sys::MapInfo;
@@ -131,6 +131,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<u32, RingUsed>("RING_USED", kind::ARRAY, 0, None),
         spec::<u32, u32>("RING_PENDING", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, Config>("CONFIG", kind::ARRAY, 0, None),
+        spec::<u32, Guard>("GUARD", kind::ARRAY, 0, None),
         spec::<u32, u64>("COUNTERS", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, SocketPairs>("SOCKETS", kind::SK_STORAGE, NO_PREALLOC, None),
     ]

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Generations, RangeKey,
-    Service,
+    Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Generations, Guard,
+    RangeKey, Service,
 };
 
 use super::error::DatapathError;
@@ -32,6 +32,7 @@ pub struct Tables {
     pub v6: FamilyTables<4>,
     pub devices: Table<u32, Device>,
     pub config: Table<u32, Config>,
+    pub guard: Table<u32, Guard>,
     pub counters: Table<u32, u64>,
     /// Storage of sockets: read through sock_diag, not by key.
     pub sockets: OwnedFd,
@@ -71,6 +72,7 @@ impl Tables {
             },
             devices: take(maps, "DEVICES")?,
             config: take(maps, "CONFIG")?,
+            guard: take(maps, "GUARD")?,
             counters: take(maps, "COUNTERS")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services,

@@ -11,6 +11,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use k8s_openapi::jiff::Timestamp;
+use nix::sys::socket::{setsockopt, sockopt};
+use proxy_common::abi::OWN_PRIORITY;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
@@ -22,6 +24,9 @@ use crate::status::{Board, Status, Trouble};
 
 /// Shortest time after which a loop that shows no life counts as stuck, however short the syncPeriod.
 const STALL: Duration = Duration::from_secs(30);
+
+/// As setsockopt(2) takes it.
+const OWN_PRIORITY_OF_SOCKETS: i32 = OWN_PRIORITY as i32;
 
 /// A port that is taken is tried again this often.
 pub(super) const AGAIN: Duration = Duration::from_secs(5);
@@ -194,6 +199,10 @@ pub async fn serve(
         }
     };
     board.clear(name);
+    // By this the programs tell our server from another proxy's, should this process stop answering.
+    if let Err(error) = setsockopt(&listener, sockopt::Priority, &OWN_PRIORITY_OF_SOCKETS) {
+        warn!(%error, server = name, "SO_PRIORITY cannot be set");
+    }
     info!(server = name, %address, "serving");
     axum::serve(listener, routes)
         .await

@@ -5,6 +5,8 @@ mod classify;
 mod diag;
 mod facts;
 mod follow;
+mod kube_proxy;
+mod nftables;
 mod sockets;
 mod ways;
 
@@ -13,6 +15,7 @@ pub use classify::{EdgeKind, Link, LinkType, classify, selected};
 pub use diag::SocketId;
 pub use facts::{Address, Facts, Inventory};
 pub use follow::{Node, NodeError};
+pub use kube_proxy::Rules;
 pub use sockets::{SocketDiag, SocketsError};
 pub use ways::{Routed, Way, way};
 

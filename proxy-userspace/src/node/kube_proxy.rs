@@ -1,0 +1,250 @@
+//! What kube-proxy has left on the node: its rules in nf_tables, its own or by way of iptables.
+
+use std::io;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+use rtnetlink::sys::Socket;
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+
+use super::nftables::{self, Chain, INET, IPV4, IPV6, Operation, Reply};
+
+/// kube-proxy's table in nftables mode, one in each family.
+const TABLE: &str = "kube-proxy";
+/// Ours.
+const KEEPER: &str = "sluice-keeps-nat";
+/// The built-in tables of iptables.
+const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
+/// Chains of its iptables mode. The kubelet has some that begin likewise, and keeps them.
+const CHAINS: [&str; 9] = [
+    "KUBE-SERVICES",
+    "KUBE-EXTERNAL-SERVICES",
+    "KUBE-NODEPORTS",
+    "KUBE-POSTROUTING",
+    "KUBE-MARK-MASQ",
+    "KUBE-FORWARD",
+    "KUBE-PROXY-FIREWALL",
+    "KUBE-PROXY-CANARY",
+    "KUBE-LOAD-BALANCER",
+];
+const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"];
+
+const PATIENCE: TimeVal = TimeVal::new(5, 0);
+const ROOM: usize = 64 << 10;
+
+/// The rules' chains, of the network namespace of the thread that looked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    chains: Vec<Chain>,
+    keeper: bool,
+}
+
+impl Rules {
+    /// Looks. A kernel without nf_tables has none.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn look() -> io::Result<Self> {
+        let Some(socket) = open()? else { return Ok(Self::default()) };
+        socket.send(&nftables::list(), 0)?;
+        match answer(&socket, None) {
+            Ok(chains) => Ok(Self::among(chains)),
+            Err(error) if absent(&error) => Ok(Self::default()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn among(chains: Vec<Chain>) -> Self {
+        let keeper = chains.iter().any(|chain| chain.family == INET && chain.table == KEEPER);
+        Self { chains: chains.into_iter().filter(is_kube_proxys).collect(), keeper }
+    }
+
+    /// Whether there may be connections of which the kernel's NAT knows and we do not (L-07).
+    #[must_use]
+    pub const fn may_have_connections(&self) -> bool {
+        self.keeper || !self.chains.is_empty()
+    }
+
+    /// Takes all rules out of the chains, so that nothing is translated by what nobody keeps up any more. Connections that
+    /// they have begun go on. The chains stay, empty, for kube-proxy to fill again.
+    ///
+    /// # Errors
+    /// The kernel refuses; then nothing has changed.
+    pub fn silence(&self) -> io::Result<()> {
+        transact(&self.silencing())
+    }
+
+    fn silencing(&self) -> Vec<Operation<'_>> {
+        let mut operations = Vec::new();
+        if self.chains.is_empty() {
+            return operations;
+        }
+        if !self.keeper {
+            operations.push(Operation::Keep { table: KEEPER });
+        }
+        for family in [IPV4, IPV6] {
+            if self.chains.iter().any(|chain| chain.family == family && chain.table == TABLE) {
+                operations.push(Operation::EmptyTable { family, table: TABLE });
+            }
+        }
+        let iptables = self.chains.iter().filter(|chain| chain.table != TABLE);
+        operations.extend(iptables.map(Operation::EmptyChain));
+        operations
+    }
+
+    /// Removes our own table, and with `all` what kube-proxy has in nf_tables. Whether there was anything.
+    ///
+    /// # Errors
+    /// The kernel refuses; then nothing has changed.
+    pub fn remove(&self, all: bool) -> io::Result<bool> {
+        let operations = self.removal(all);
+        transact(&operations)?;
+        Ok(!operations.is_empty())
+    }
+
+    fn removal(&self, all: bool) -> Vec<Operation<'_>> {
+        let mut operations = Vec::new();
+        if all {
+            for family in [IPV4, IPV6] {
+                if self.chains.iter().any(|chain| chain.family == family && chain.table == TABLE) {
+                    operations.push(Operation::DeleteTable { family, table: TABLE });
+                }
+            }
+            let iptables = self.chains.iter().filter(|chain| chain.table != TABLE);
+            operations.extend(iptables.map(Operation::EmptyChain));
+        }
+        if self.keeper {
+            operations.push(Operation::DeleteTable { family: INET, table: KEEPER });
+        }
+        operations
+    }
+}
+
+fn is_kube_proxys(chain: &Chain) -> bool {
+    let Chain { family, table, name } = chain;
+    if ![IPV4, IPV6].contains(family) {
+        return false;
+    }
+    let named = || CHAINS.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    table == TABLE || (IPTABLES.contains(&table.as_str()) && named())
+}
+
+/// `None`: the kernel has no netfilter.
+fn open() -> io::Result<Option<Socket>> {
+    let socket = match Socket::new(NETLINK_NETFILTER) {
+        Ok(socket) => socket,
+        Err(error) if absent(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
+    Ok(Some(socket))
+}
+
+/// What kernels say that lack netfilter's netlink, or nf_tables.
+fn absent(error: &io::Error) -> bool {
+    let missing = [libc::EPROTONOSUPPORT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::EINVAL];
+    error.raw_os_error().is_some_and(|number| missing.contains(&number))
+}
+
+fn transact(operations: &[Operation<'_>]) -> io::Result<()> {
+    if operations.is_empty() {
+        return Ok(());
+    }
+    let Some(socket) = open()? else { return Ok(()) };
+    let (bytes, answers) = nftables::batch(operations);
+    socket.send(&bytes, 0)?;
+    answer(&socket, Some(answers)).map(drop)
+}
+
+/// Reads a dump to its end, or so many answers; the first failure counts.
+fn answer(socket: &Socket, answers: Option<usize>) -> io::Result<Vec<Chain>> {
+    let mut room = vec![0; ROOM];
+    let (mut chains, mut left, mut failed) = (Vec::new(), answers.unwrap_or(1), None);
+    while left > 0 {
+        let length = socket.recv(&mut &mut room[..], 0)?;
+        for reply in nftables::replies(&room[..length]).map_err(io::Error::other)? {
+            match reply {
+                Reply::Chain(chain) => chains.push(chain),
+                Reply::Done => left = left.saturating_sub(1),
+                // A transaction that fails is answered for what has failed, and need not be for the rest.
+                Reply::Failed(error) => {
+                    failed.get_or_insert(error);
+                    left = 0;
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(chains), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chain(family: u8, table: &str, name: &str) -> Chain {
+        Chain { family, table: table.into(), name: name.into() }
+    }
+
+    #[test]
+    fn l07_kube_proxys_chains_and_nobody_elses() {
+        let cases = [
+            (chain(IPV4, "kube-proxy", "services"), true),
+            (chain(IPV6, "kube-proxy", "nat-prerouting"), true),
+            (chain(INET, "kube-proxy", "x"), false),
+            (chain(IPV4, "nat", "KUBE-SERVICES"), true),
+            (chain(IPV6, "filter", "KUBE-FORWARD"), true),
+            (chain(IPV4, "nat", "KUBE-SEP-AAAA"), true),
+            (chain(IPV4, "nat", "KUBE-FW-AAAA"), true),
+            (chain(IPV4, "nat", "PREROUTING"), false),
+            (chain(IPV4, "filter", "KUBE-FIREWALL"), false),
+            (chain(IPV4, "mangle", "KUBE-IPTABLES-HINT"), false),
+            (chain(IPV4, "nat", "KUBE-KUBELET-CANARY"), false),
+            (chain(IPV4, "mine", "KUBE-SERVICES"), false),
+        ];
+        for (chain, want) in cases {
+            assert_eq!(is_kube_proxys(&chain), want, "{chain:?}");
+        }
+    }
+
+    #[test]
+    fn l07_what_is_silenced_and_what_is_removed() {
+        let own = chain(IPV4, "kube-proxy", "services");
+        let six = chain(IPV6, "kube-proxy", "services");
+        let old = chain(IPV4, "nat", "KUBE-SVC-A");
+        let foreign = chain(IPV4, "nat", "POSTROUTING");
+        let keeper = chain(INET, KEEPER, "nat");
+        let cases: [(&str, Vec<Chain>, &[&str], &[&str], &[&str]); 4] = [
+            ("nothing of its", vec![foreign.clone()], &[], &[], &[]),
+            (
+                "nftables mode, both families",
+                vec![own.clone(), six, foreign.clone()],
+                &["keep", "empty 2", "empty 10"],
+                &[],
+                &["delete 2", "delete 10"],
+            ),
+            (
+                "iptables mode",
+                vec![old, foreign],
+                &["keep", "empty nat KUBE-SVC-A"],
+                &[],
+                &["empty nat KUBE-SVC-A"],
+            ),
+            ("silenced before", vec![own, keeper], &["empty 2"], &["delete 1"], &["delete 2", "delete 1"]),
+        ];
+        let tell = |operations: Vec<Operation<'_>>| -> Vec<String> {
+            let tell = |operation: &Operation<'_>| match operation {
+                Operation::Keep { .. } => "keep".to_owned(),
+                Operation::EmptyTable { family, .. } => format!("empty {family}"),
+                Operation::EmptyChain(chain) => format!("empty {} {}", chain.table, chain.name),
+                Operation::DeleteTable { family, .. } => format!("delete {family}"),
+            };
+            operations.iter().map(tell).collect()
+        };
+        for (name, chains, silencing, cleaning, removal) in cases {
+            let rules = Rules::among(chains);
+            assert_eq!(tell(rules.silencing()), silencing, "{name}");
+            assert_eq!(tell(rules.removal(false)), cleaning, "{name}");
+            assert_eq!(tell(rules.removal(true)), removal, "{name}");
+        }
+    }
+}

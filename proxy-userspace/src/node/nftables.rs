@@ -1,0 +1,233 @@
+//! Messages of nf_tables. Pure; constants of include/uapi/linux/netfilter/nf_tables.h.
+
+use std::io;
+
+use netlink_packet_core::{DecodeError, NetlinkBuffer};
+
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
+const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
+const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
+
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+const NESTED: u16 = 0x8000;
+
+/// NFPROTO_INET.
+pub const INET: u8 = 1;
+/// NFPROTO_IPV4.
+pub const IPV4: u8 = 2;
+/// NFPROTO_IPV6.
+pub const IPV6: u8 = 10;
+
+/// NF_INET_PRE_ROUTING and NF_IP_PRI_NAT_DST.
+const HOOK: u32 = 0;
+const PRIORITY: i32 = -100;
+
+/// A chain of somebody's rules.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chain {
+    pub family: u8,
+    pub table: String,
+    pub name: String,
+}
+
+/// One message of an answer.
+#[derive(Debug)]
+pub enum Reply {
+    Chain(Chain),
+    /// The end of a dump, or an operation that was done.
+    Done,
+    Failed(io::Error),
+}
+
+/// Asks for all chains of all families.
+pub fn list() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message(&mut bytes, GET_CHAIN, REQUEST | DUMP, 0, 0, &[]);
+    bytes
+}
+
+/// What is done in one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation<'a> {
+    /// Keeps the kernel's NAT and connection tracking at work for connections that have them, without a rule that would
+    /// begin another: a chain for NAT, and an expression that looks at a connection. Either alone does not suffice.
+    Keep {
+        table: &'a str,
+    },
+    /// Empties all chains of a table.
+    EmptyTable {
+        family: u8,
+        table: &'a str,
+    },
+    /// Empties a chain.
+    EmptyChain(&'a Chain),
+    DeleteTable {
+        family: u8,
+        table: &'a str,
+    },
+}
+
+/// One transaction, and how many answers it gets.
+pub fn batch(operations: &[Operation<'_>]) -> (Vec<u8>, usize) {
+    let (mut bytes, mut answers) = (Vec::new(), 0);
+    message(&mut bytes, BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, &[]);
+    for operation in operations {
+        for (kind, flags, family, body) in messages(operation) {
+            message(&mut bytes, kind, REQUEST | ACK | flags, family, 0, &body);
+            answers += 1;
+        }
+    }
+    message(&mut bytes, BATCH_END, REQUEST, 0, SUBSYSTEM, &[]);
+    (bytes, answers)
+}
+
+fn messages(operation: &Operation<'_>) -> Vec<(u16, u16, u8, Vec<u8>)> {
+    match operation {
+        Operation::Keep { table } => {
+            let hook = [number(1, HOOK), number(2, PRIORITY as u32)].concat();
+            let nat = [text(1, table), text(3, "nat"), attribute(4 | NESTED, &hook), text(7, "nat")].concat();
+            let keep = [text(1, table), text(3, "keep")].concat();
+            // Into register 1, the state.
+            let connection = [number(1, 1), number(2, 0)].concat();
+            let expression = [text(1, "ct"), attribute(2 | NESTED, &connection)].concat();
+            let list = attribute(1 | NESTED, &expression);
+            let rule = [text(1, table), text(2, "keep"), attribute(4 | NESTED, &list)].concat();
+            vec![
+                (NEW_TABLE, CREATE, INET, text(1, table)),
+                (NEW_CHAIN, CREATE, INET, nat),
+                (NEW_CHAIN, CREATE, INET, keep),
+                (NEW_RULE, CREATE | APPEND, INET, rule),
+            ]
+        }
+        Operation::EmptyTable { family, table } => vec![(DELETE_RULE, 0, *family, text(1, table))],
+        Operation::EmptyChain(Chain { family, table, name }) => {
+            vec![(DELETE_RULE, 0, *family, [text(1, table), text(2, name)].concat())]
+        }
+        Operation::DeleteTable { family, table } => vec![(DELETE_TABLE, 0, *family, text(1, table))],
+    }
+}
+
+fn message(into: &mut Vec<u8>, kind: u16, flags: u16, family: u8, resource: u16, body: &[u8]) {
+    into.extend((20 + body.len() as u32).to_ne_bytes());
+    into.extend(kind.to_ne_bytes());
+    into.extend(flags.to_ne_bytes());
+    into.extend([0; 8]);
+    into.extend([family, 0]);
+    into.extend(resource.to_be_bytes());
+    into.extend(body);
+}
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + value.len().next_multiple_of(4));
+    bytes.extend((4 + value.len() as u16).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+fn text(kind: u16, value: &str) -> Vec<u8> {
+    attribute(kind, &[value.as_bytes(), &[0]].concat())
+}
+
+fn number(kind: u16, value: u32) -> Vec<u8> {
+    attribute(kind, &value.to_be_bytes())
+}
+
+/// Takes a datagram of the kernel's apart.
+///
+/// # Errors
+/// It is not what the kernel sends.
+pub fn replies(datagram: &[u8]) -> Result<Vec<Reply>, DecodeError> {
+    let mut found = Vec::new();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest)?;
+        let body = message.payload();
+        match message.message_type() {
+            // Both carry an error number, negative, or 0.
+            ERROR | DONE => {
+                let number = body.first_chunk().map_or(0, |number| i32::from_ne_bytes(*number));
+                found.push(match number {
+                    0 => Reply::Done,
+                    number => Reply::Failed(io::Error::from_raw_os_error(-number)),
+                });
+            }
+            NEW_CHAIN => found.push(Reply::Chain(chain(body)?)),
+            _ => {}
+        }
+        let length = (message.length() as usize).next_multiple_of(4);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(found)
+}
+
+fn chain(body: &[u8]) -> Result<Chain, DecodeError> {
+    let cut = || DecodeError::from("a chain's message is cut");
+    let (family, mut rest) = (*body.first().ok_or_else(cut)?, body.get(4..).ok_or_else(cut)?);
+    let (mut table, mut name) = (String::new(), String::new());
+    while let Some(&[l0, l1, k0, k1]) = rest.first_chunk() {
+        let (length, kind) = (usize::from(u16::from_ne_bytes([l0, l1])), u16::from_ne_bytes([k0, k1]));
+        let value = rest.get(4..length).ok_or_else(cut)?;
+        let told = || String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
+        match kind {
+            1 => table = told(),
+            3 => name = told(),
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(Chain { family, table, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_read_as_the_kernel_writes_it() {
+        let body = [vec![IPV6, 0, 0, 0], text(1, "nat"), number(2, 7), text(3, "KUBE-SERVICES")].concat();
+        let mut datagram = Vec::new();
+        message(&mut datagram, NEW_CHAIN, 2, IPV6, 0, &body[4..]);
+        message(&mut datagram, DONE, 2, 0, 0, &[]);
+        let replies = replies(&datagram).unwrap();
+        let [Reply::Chain(chain), Reply::Done] = &replies[..] else { panic!("{replies:?}") };
+        let want = Chain { family: IPV6, table: "nat".into(), name: "KUBE-SERVICES".into() };
+        assert_eq!(*chain, want);
+        assert!(super::chain(&body[..9]).is_err() && super::chain(&[]).is_err(), "cut off");
+    }
+
+    #[test]
+    fn a_transaction_is_framed_and_every_operation_is_answered() {
+        let chain = Chain { family: IPV4, table: "nat".into(), name: "KUBE-SVC-X".into() };
+        let operations = [
+            Operation::Keep { table: "t" },
+            Operation::EmptyTable { family: IPV4, table: "kube-proxy" },
+            Operation::EmptyChain(&chain),
+            Operation::DeleteTable { family: INET, table: "t" },
+        ];
+        let (bytes, answers) = batch(&operations);
+        let (mut kinds, mut rest) = (Vec::new(), &bytes[..]);
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest).unwrap();
+            kinds.push(message.message_type());
+            rest = &rest[(message.length() as usize).next_multiple_of(4)..];
+        }
+        assert_eq!(answers, kinds.len() - 2);
+        assert_eq!((kinds[0], kinds[kinds.len() - 1]), (BATCH_BEGIN, BATCH_END));
+        assert_eq!(kinds[1..5], [NEW_TABLE, NEW_CHAIN, NEW_CHAIN, NEW_RULE]);
+        assert_eq!(kinds[5..8], [DELETE_RULE, DELETE_RULE, DELETE_TABLE]);
+    }
+}
