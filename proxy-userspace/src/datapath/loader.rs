@@ -237,7 +237,7 @@ pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Resu
 }
 
 /// Maps that programs write: a copy of the programs that must change nothing has its own.
-pub const WRITTEN: [&str; 12] = [
+pub const WRITTEN: [&str; 13] = [
     "FLOWS_V4",
     "FLOWS_V6",
     "RING_V4",

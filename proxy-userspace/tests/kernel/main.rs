@@ -5,6 +5,8 @@ mod common;
 #[cfg(test)]
 mod datapath;
 #[cfg(test)]
+mod guard;
+#[cfg(test)]
 mod node;
 #[cfg(test)]
 mod privileges;

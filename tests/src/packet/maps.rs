@@ -267,6 +267,9 @@ impl<const N: usize> Tables<N> for Maps<N> {
         };
         (config.flags & flag != 0).then_some(inside)
     }
+    fn strays_pass(&self) -> bool {
+        self.config.get().flags & config_flags::STRAYS_PASS != 0
+    }
     fn masquerade_all(&self) -> bool {
         self.config.get().flags & config_flags::MASQUERADE_ALL != 0
     }

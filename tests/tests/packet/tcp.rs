@@ -1,6 +1,7 @@
 //! Connections that begin, go on and end.
 
 use proxy_common::abi::Reason::{ChallengeAck, FlowCreated, NoFlow};
+use proxy_common::abi::config_flags;
 use sluice_tests::packet::tale::{
     BACKEND, CLIENT, NODEPORT, Party, STRANGER, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
 };
@@ -126,6 +127,11 @@ fn strays() -> Vec<Tale> {
             tale(format!("{name} without connection to a ClusterIP is refused, never balanced P-41 P-45"))
                 .enters(kind(CLIENT, VIP))
                 .refused(NoFlow)
+                .entries(0),
+            tale(format!("{name} without connection is the stack's where kube-proxy has been L-07"))
+                .configured(|config| config.flags |= config_flags::STRAYS_PASS)
+                .enters(kind(CLIENT, VIP))
+                .untouched()
                 .entries(0),
             tale(format!("{name} without connection to a load balancer's address is refused P-45"))
                 .enters(kind(STRANGER, (Who::LoadBalancer, PORT)))
