@@ -213,7 +213,8 @@ mod tests {
         let old = chain(IPV4, "nat", "KUBE-SVC-A");
         let foreign = chain(IPV4, "nat", "POSTROUTING");
         let keeper = chain(INET, KEEPER, "nat");
-        let cases: [(&str, Vec<Chain>, &[&str], &[&str], &[&str]); 4] = [
+        type Told = &'static [&'static str];
+        let cases: [(&str, Vec<Chain>, Told, Told, Told); 4] = [
             ("nothing of its", vec![foreign.clone()], &[], &[], &[]),
             (
                 "nftables mode, both families",
