@@ -3,6 +3,7 @@
 pub mod api;
 pub mod bench;
 pub mod bpf;
+pub mod cluster;
 pub mod demo;
 pub mod harness;
 pub mod lab;

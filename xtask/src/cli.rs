@@ -220,6 +220,7 @@ mod tests {
             ),
             ("demo --api --keep", Command::Demo { args: words("--api --keep") }),
             ("test", Command::Test(Selection::default())),
+            ("test cluster", Command::Test(select(&[Suite::Cluster]))),
             ("test host net", Command::Test(select(&[Suite::Host, Suite::Net]))),
             (
                 "test packet --seed 7 --steps 900 --coverage",
@@ -258,7 +259,6 @@ mod tests {
             ("test --seed", "test --seed: needs a number"),
             ("test --seed x", "test --seed x: not a number"),
             ("test --steps -1", "test --steps -1: not a number"),
-            ("test cluster", "test cluster: not in this version"),
             ("test host kernels", "test kernels: not in this version"),
             ("bench crr", "bench crr: not in this version"),
             ("bench fast", "bench fast: no such scenario or option"),

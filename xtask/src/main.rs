@@ -65,7 +65,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Demo { args } => laboratory::demo(&workspace, &args),
         Command::Bench(bench) => laboratory::bench(&workspace, &bench),
         Command::Test(selection) => suites::run(&workspace, &selection),
-        Command::Image(wanted) => image::make(&workspace, &wanted).map(|()| true),
+        Command::Image(wanted) => image::make(&workspace, &wanted).map(|_| true),
         Command::Lint => lint::run(&workspace),
     }
 }

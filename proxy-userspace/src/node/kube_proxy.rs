@@ -65,8 +65,8 @@ impl Rules {
         self.keeper || !self.chains.is_empty()
     }
 
-    /// Takes all rules out of the chains, so that nothing is translated by what nobody keeps up any more. Connections that
-    /// they have begun go on. The chains stay, empty, for kube-proxy to fill again.
+    /// Takes all rules out, so that nothing is translated by what nobody keeps up any more. Connections that they have begun
+    /// go on.
     ///
     /// # Errors
     /// The kernel refuses; then nothing has changed.
@@ -82,13 +82,7 @@ impl Rules {
         if !self.keeper {
             operations.push(Operation::Keep { table: KEEPER });
         }
-        for family in [IPV4, IPV6] {
-            if self.chains.iter().any(|chain| chain.family == family && chain.table == TABLE) {
-                operations.push(Operation::EmptyTable { family, table: TABLE });
-            }
-        }
-        let iptables = self.chains.iter().filter(|chain| chain.table != TABLE);
-        operations.extend(iptables.map(Operation::EmptyChain));
+        self.take_out(&mut operations);
         operations
     }
 
@@ -105,18 +99,23 @@ impl Rules {
     fn removal(&self, all: bool) -> Vec<Operation<'_>> {
         let mut operations = Vec::new();
         if all {
-            for family in [IPV4, IPV6] {
-                if self.chains.iter().any(|chain| chain.family == family && chain.table == TABLE) {
-                    operations.push(Operation::DeleteTable { family, table: TABLE });
-                }
-            }
-            let iptables = self.chains.iter().filter(|chain| chain.table != TABLE);
-            operations.extend(iptables.map(Operation::EmptyChain));
+            self.take_out(&mut operations);
         }
         if self.keeper {
             operations.push(Operation::DeleteTable { family: INET, table: KEEPER });
         }
         operations
+    }
+
+    /// Its own tables whole, for kube-proxy does not count on them; of iptables' tables its chains' rules: others jump there.
+    fn take_out<'a>(&'a self, operations: &mut Vec<Operation<'a>>) {
+        for family in [IPV4, IPV6] {
+            if self.chains.iter().any(|chain| chain.family == family && chain.table == TABLE) {
+                operations.push(Operation::DeleteTable { family, table: TABLE });
+            }
+        }
+        let iptables = self.chains.iter().filter(|chain| chain.table != TABLE);
+        operations.extend(iptables.map(Operation::EmptyChain));
     }
 }
 
@@ -219,7 +218,7 @@ mod tests {
             (
                 "nftables mode, both families",
                 vec![own.clone(), six, foreign.clone()],
-                &["keep", "empty 2", "empty 10"],
+                &["keep", "delete 2", "delete 10"],
                 &[],
                 &["delete 2", "delete 10"],
             ),
@@ -230,12 +229,11 @@ mod tests {
                 &[],
                 &["empty nat KUBE-SVC-A"],
             ),
-            ("silenced before", vec![own, keeper], &["empty 2"], &["delete 1"], &["delete 2", "delete 1"]),
+            ("silenced before", vec![own, keeper], &["delete 2"], &["delete 1"], &["delete 2", "delete 1"]),
         ];
         let tell = |operations: Vec<Operation<'_>>| -> Vec<String> {
             let tell = |operation: &Operation<'_>| match operation {
                 Operation::Keep { .. } => "keep".to_owned(),
-                Operation::EmptyTable { family, .. } => format!("empty {family}"),
                 Operation::EmptyChain(chain) => format!("empty {} {}", chain.table, chain.name),
                 Operation::DeleteTable { family, .. } => format!("delete {family}"),
             };

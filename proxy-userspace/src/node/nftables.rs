@@ -66,11 +66,6 @@ pub enum Operation<'a> {
     Keep {
         table: &'a str,
     },
-    /// Empties all chains of a table.
-    EmptyTable {
-        family: u8,
-        table: &'a str,
-    },
     /// Empties a chain.
     EmptyChain(&'a Chain),
     DeleteTable {
@@ -111,7 +106,6 @@ fn messages(operation: &Operation<'_>) -> Vec<(u16, u16, u8, Vec<u8>)> {
                 (NEW_RULE, CREATE | APPEND, INET, rule),
             ]
         }
-        Operation::EmptyTable { family, table } => vec![(DELETE_RULE, 0, *family, text(1, table))],
         Operation::EmptyChain(Chain { family, table, name }) => {
             vec![(DELETE_RULE, 0, *family, [text(1, table), text(2, name)].concat())]
         }
@@ -214,7 +208,7 @@ mod tests {
         let chain = Chain { family: IPV4, table: "nat".into(), name: "KUBE-SVC-X".into() };
         let operations = [
             Operation::Keep { table: "t" },
-            Operation::EmptyTable { family: IPV4, table: "kube-proxy" },
+            Operation::DeleteTable { family: IPV4, table: "kube-proxy" },
             Operation::EmptyChain(&chain),
             Operation::DeleteTable { family: INET, table: "t" },
         ];
@@ -228,6 +222,6 @@ mod tests {
         assert_eq!(answers, kinds.len() - 2);
         assert_eq!((kinds[0], kinds[kinds.len() - 1]), (BATCH_BEGIN, BATCH_END));
         assert_eq!(kinds[1..5], [NEW_TABLE, NEW_CHAIN, NEW_CHAIN, NEW_RULE]);
-        assert_eq!(kinds[5..8], [DELETE_RULE, DELETE_RULE, DELETE_TABLE]);
+        assert_eq!(kinds[5..8], [DELETE_TABLE, DELETE_RULE, DELETE_TABLE]);
     }
 }

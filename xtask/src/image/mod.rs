@@ -30,7 +30,14 @@ fn default_name() -> String {
     format!("docker.io/library/sluice:{}", env!("CARGO_PKG_VERSION"))
 }
 
-pub fn make(workspace: &Workspace, wanted: &Wanted) -> Result<()> {
+/// What was made.
+#[derive(Debug)]
+pub struct Made {
+    pub archive: PathBuf,
+    pub name: String,
+}
+
+pub fn make(workspace: &Workspace, wanted: &Wanted) -> Result<Made> {
     setup::ensure(workspace, &[Group::Build, Group::Image])?;
     let binary = build(workspace)?;
     let folder = workspace.target().join("image");
@@ -48,7 +55,7 @@ pub fn make(workspace: &Workspace, wanted: &Wanted) -> Result<()> {
     let size = std::fs::metadata(&output).map_or(0, |file| file.len());
     println!("made {} ({:.1} MiB): {name}", output.display(), size as f64 / f64::from(1 << 20));
     println!("load it: ctr -n k8s.io images import FILE, kind load image-archive FILE, docker load -i FILE");
-    Ok(())
+    Ok(Made { archive: output, name })
 }
 
 /// The names that Go gives to processors are the ones that images bear.

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::cli::Selection;
+use crate::image;
 use crate::setup::{self, Group};
 use crate::shell::{self, Workspace};
 use coverage::Coverage;
@@ -52,7 +53,21 @@ impl Suite {
 
     /// Why the suite cannot run anywhere, if so.
     pub fn absent(self) -> Option<&'static str> {
-        matches!(self, Self::Cluster | Self::Kernels).then_some("not in this version")
+        (self == Self::Kernels).then_some("not in this version")
+    }
+
+    /// Why the suite cannot run here, if so.
+    fn hindered(self) -> Option<&'static str> {
+        let given = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        if self == Self::Cluster && !(given("SLUICE_KUBECONFIG") && given("SLUICE_LOAD_IMAGE")) {
+            return Some(
+                "no cluster is given: SLUICE_KUBECONFIG and SLUICE_LOAD_IMAGE, a command that loads an image archive into its nodes",
+            );
+        }
+        if self.needs_root() && !shell::is_root() {
+            return Some("needs root: it makes network namespaces and loads programs");
+        }
+        None
     }
 
     /// Why the suite runs only when it is named, if so.
@@ -68,13 +83,13 @@ impl Suite {
         match self {
             Self::Api => &[Group::Build, Group::Laboratory, Group::Api],
             Self::Oracle => &[Group::Build, Group::Laboratory, Group::Api, Group::Oracle],
-            Self::Host => &[Group::Build],
+            Self::Host | Self::Cluster => &[Group::Build],
             _ => &[Group::Build, Group::Laboratory],
         }
     }
 
     fn needs_root(self) -> bool {
-        self != Self::Host
+        !matches!(self, Self::Host | Self::Cluster)
     }
 
     /// Whether it runs under libtest; the others have a harness of their own, which shows what it prints.
@@ -104,10 +119,8 @@ pub fn run(workspace: &Workspace, selection: &Selection) -> Result<bool> {
     let mut ran = Vec::new();
     for suite in suites {
         let waits = if named { None } else { suite.waits() };
-        if let Some(why) = suite.absent().or(waits) {
+        if let Some(why) = suite.absent().or(waits).or(suite.hindered()) {
             total.skip(suite.name(), why);
-        } else if suite.needs_root() && !shell::is_root() {
-            total.skip(suite.name(), "needs root: it makes network namespaces and loads programs");
         } else {
             println!("\n== {} ==", suite.name());
             ran.push(suite);
@@ -139,12 +152,17 @@ fn run_suite(
         environment(&mut build, selection, coverage);
         shell::run(&mut build)?;
     }
+    let image =
+        (suite == Suite::Cluster).then(|| image::make(workspace, &image::Wanted::default())).transpose()?;
     let mut reader = Reader::default();
     let mut content = true;
     for arguments in suite.calls() {
         let mut test = workspace.cargo("test");
         test.arg("--no-fail-fast").args(arguments);
         environment(&mut test, selection, coverage);
+        if let Some(image) = &image {
+            test.env("SLUICE_IMAGE", &image.archive).env("SLUICE_IMAGE_NAME", &image.name);
+        }
         if suite.captures_output() {
             // Skips are announced by tests that pass, whose output libtest keeps to itself unless told.
             test.args(["--", "--show-output"]);
