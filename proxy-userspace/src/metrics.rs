@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::model::Family;
 use crate::status::Status;
 
 type Labels = [(&'static str, &'static str); 1];
@@ -28,6 +29,12 @@ pub struct Metrics {
     registry: Registry,
     status: Arc<Mutex<Status>>,
     sync_seconds: Histograms,
+    full_sync_seconds: Histograms,
+    partial_sync_seconds: Histograms,
+    programming_seconds: Histograms,
+    /// There is no conntrack to reconcile with: zero, for those who sum over nodes.
+    conntrack_seconds: Histograms,
+    conntrack_deleted: Labelled<Labels, Counter>,
     last_sync: Seconds,
     last_queued: Seconds,
     service_changes: Counter,
@@ -40,6 +47,43 @@ pub struct Metrics {
     attach_seconds: Histogram,
     sockets_ended: Counter,
     failed_sweeps: Counter,
+}
+
+/// kube-proxy's buckets for a round.
+fn rounds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// Its buckets for programming latency.
+fn programming() -> Histogram {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds.map(f64::from)))
+}
+
+/// OpenMetrics as the older text format, for those who do not ask for the newer: counters bear their samples' names, and
+/// there is no end mark.
+#[must_use]
+pub fn plain(page: &str) -> String {
+    let mut counters = std::collections::HashSet::new();
+    for line in page.lines() {
+        if let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.strip_suffix(" counter")) {
+            counters.insert(name);
+        }
+    }
+    let mut text = String::with_capacity(page.len());
+    for line in page.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(kind), Some(name), Some(rest)) if counters.contains(name) => {
+                text += &format!("# {kind} {name}_total {rest}\n");
+            }
+            _ => {
+                text += line;
+                text.push('\n');
+            }
+        }
+    }
+    text
 }
 
 /// Which health path answered.
@@ -61,9 +105,12 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             status: Arc::default(),
-            sync_seconds: Histograms::new_with_constructor(|| {
-                Histogram::new(exponential_buckets(0.001, 2.0, 15))
-            }),
+            sync_seconds: Histograms::new_with_constructor(rounds),
+            full_sync_seconds: Histograms::new_with_constructor(rounds),
+            partial_sync_seconds: Histograms::new_with_constructor(rounds),
+            programming_seconds: Histograms::new_with_constructor(programming),
+            conntrack_seconds: Histograms::new_with_constructor(rounds),
+            conntrack_deleted: Labelled::default(),
             last_sync: Seconds::default(),
             last_queued: Seconds::default(),
             service_changes: Counter::default(),
@@ -77,6 +124,10 @@ impl Metrics {
             sockets_ended: Counter::default(),
             failed_sweeps: Counter::default(),
         };
+        for family in &FAMILIES {
+            drop(metrics.conntrack_seconds.get_or_create(family));
+            drop(metrics.conntrack_deleted.get_or_create(family));
+        }
         metrics.register_kube_proxy();
         metrics.register_own();
         metrics
@@ -86,6 +137,24 @@ impl Metrics {
         let r = self.registry.sub_registry_with_prefix("kubeproxy");
         let name = "sync_proxy_rules_duration_seconds";
         r.register(name, "Duration of a round of map writes", self.sync_seconds.clone());
+        let name = "sync_full_proxy_rules_duration_seconds";
+        r.register(name, "Duration of a round that wrote all there is", self.full_sync_seconds.clone());
+        let name = "sync_partial_proxy_rules_duration_seconds";
+        r.register(
+            name,
+            "Duration of a round that wrote what had changed",
+            self.partial_sync_seconds.clone(),
+        );
+        let name = "network_programming_duration_seconds";
+        r.register(
+            name,
+            "From a change of endpoints in the cluster to its installation",
+            self.programming_seconds.clone(),
+        );
+        let name = "conntrack_reconciler_sync_duration_seconds";
+        r.register(name, "Always zero: nothing is deleted from conntrack", self.conntrack_seconds.clone());
+        let name = "conntrack_reconciler_deleted_entries";
+        r.register(name, "Always zero: nothing is deleted from conntrack", self.conntrack_deleted.clone());
         let name = "sync_proxy_rules_last_timestamp_seconds";
         r.register(name, "When everything was last installed", self.last_sync.clone());
         let name = "sync_proxy_rules_last_queued_timestamp_seconds";
@@ -138,12 +207,20 @@ impl Metrics {
         }
     }
 
-    /// Everything that was handed over has been installed; `wall` is the time since 1970.
-    pub fn synced(&self, took: Duration, wall: Duration) {
+    /// Everything that was handed over has been installed; `wall` is the time since 1970. `full`: it was all there is.
+    pub fn synced(&self, took: Duration, full: bool, wall: Duration) {
+        let (took, kind) =
+            (took.as_secs_f64(), if full { &self.full_sync_seconds } else { &self.partial_sync_seconds });
         for family in &FAMILIES {
-            self.sync_seconds.get_or_create(family).observe(took.as_secs_f64());
+            self.sync_seconds.get_or_create(family).observe(took);
+            kind.get_or_create(family).observe(took);
             self.last_sync.get_or_create(family).set(wall.as_secs_f64());
         }
+    }
+
+    /// A change of endpoints that happened so long ago is installed.
+    pub fn programmed(&self, family: Family, took: Duration) {
+        self.programming_seconds.get_or_create(&[("ip_family", family.name())]).observe(took.as_secs_f64());
     }
 
     /// Changes that came in by now are about to be handed over.
@@ -240,7 +317,8 @@ mod tests {
         metrics.slice_changed(wall);
         metrics.taken();
         metrics.slice_changed(wall);
-        metrics.synced(Duration::from_millis(3), wall);
+        metrics.synced(Duration::from_millis(3), true, wall);
+        metrics.programmed(Family::V6, Duration::from_millis(700));
         metrics.health_answered(HealthPath::Healthz, 503);
         metrics.health_answered(HealthPath::Livez, 200);
         metrics.attached(Duration::from_millis(5));
@@ -258,6 +336,12 @@ mod tests {
             "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv6\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"1.0\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"115.0\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"300.0\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 0",
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1.5",
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"} 1.5",
             "kubeproxy_sync_proxy_rules_service_changes_total 1",
@@ -279,6 +363,19 @@ mod tests {
         for line in lines {
             assert!(page.lines().any(|l| l == line), "missing {line} in\n{page}");
         }
+        let plain = plain(&page);
+        for line in [
+            "# TYPE kubeproxy_proxy_healthz_total counter",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "# TYPE kubeproxy_sync_proxy_rules_duration_seconds histogram",
+            "# TYPE sluice_drops_total counter",
+        ] {
+            assert!(plain.lines().any(|l| l == line), "missing {line} in\n{plain}");
+        }
+        assert!(
+            !plain.contains("# EOF") && plain.contains("# HELP kubeproxy_proxy_healthz_total "),
+            "{plain}"
+        );
         assert_eq!(page.matches("# TYPE sluice_edges gauge").count(), 1, "{page}");
         assert!(metrics.encode(None).unwrap().contains("sluice_flows 7\n"), "the last status serves again");
     }

@@ -18,6 +18,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod triggers;
 mod worker;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crate::status::{Board, Latest, Trouble};
 use facts::{Identity, LoopReport, assemble};
 use pace::Pace;
 use plane::{Installed, gone};
+use triggers::Triggers;
 
 pub use conntrack::tune as tune_conntrack;
 pub use places::Places;
@@ -93,6 +95,7 @@ pub struct Agent {
     heard: Option<Duration>,
     problems: Vec<Problem>,
     latest: Latest,
+    triggers: Triggers,
 }
 
 impl Agent {
@@ -118,6 +121,7 @@ impl Agent {
             heard: None,
             problems: Vec::new(),
             latest: Latest::default(),
+            triggers: Triggers::new(wall()),
             parts,
         }
     }
@@ -170,7 +174,10 @@ impl Agent {
         for event in events {
             match &event {
                 Event::Services(_) => self.parts.metrics.service_changed(wall()),
-                Event::Slices(_) => self.parts.metrics.slice_changed(wall()),
+                Event::Slices(change) => {
+                    self.parts.metrics.slice_changed(wall());
+                    self.triggers.note(change);
+                }
                 Event::Problems(_) => problems = true,
                 Event::Connection { connected } if *connected != self.model.connected() => {
                     if *connected {
@@ -234,6 +241,7 @@ impl Agent {
         }
         self.tell_problems();
         self.parts.metrics.taken();
+        self.triggers.take();
         self.pace.begin();
         // The first changes after the complete lists are all there is.
         let complete = !std::mem::replace(&mut self.handed_over, true);
@@ -251,7 +259,10 @@ impl Agent {
             return;
         }
         let took = now.saturating_sub(begun);
-        self.parts.metrics.synced(took, wall());
+        self.parts.metrics.synced(took, !self.born, wall());
+        for (family, latency) in self.triggers.installed(wall()) {
+            self.parts.metrics.programmed(family, latency);
+        }
         self.parts.health.update(self.pace.waiting());
         self.parts.checks.send_if_modified(|checks| {
             let changed = checks != self.model.health_checks();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use k8s_openapi::jiff::Timestamp;
@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::health::{self, Moment, Progress, Report};
-use crate::metrics::{HealthPath, Metrics};
+use crate::metrics::{HealthPath, Metrics, plain};
 use crate::model::Family;
 use crate::status::{Board, Status, Trouble};
 
@@ -152,9 +152,9 @@ pub type Snapshot = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<Status>> 
 /// `/metrics`, `/healthz`, `/proxyMode` and `/configz` (H11).
 pub fn metrics_routes(metrics: Arc<Metrics>, snapshot: Snapshot, configuration: &Value) -> Router {
     let configz = json!({"kubeproxy.config.k8s.io": configuration}).to_string();
-    let page = move || {
+    let page = move |asked: HeaderMap| {
         let (metrics, snapshot) = (metrics.clone(), snapshot.clone());
-        async move { metrics_page(&metrics, snapshot().await) }
+        async move { metrics_page(&metrics, snapshot().await, &asked) }
     };
     Router::new()
         .route("/metrics", get(page))
@@ -163,9 +163,15 @@ pub fn metrics_routes(metrics: Arc<Metrics>, snapshot: Snapshot, configuration: 
         .route("/configz", get(move || async move { (json_headers(), configz) }))
 }
 
-fn metrics_page(metrics: &Metrics, status: Option<Status>) -> Response {
+/// The older text format unless the newer is asked for, as kube-proxy answers.
+fn metrics_page(metrics: &Metrics, status: Option<Status>, asked: &HeaderMap) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
+    let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     match metrics.encode(status) {
+        Ok(page) if !accept.contains("application/openmetrics-text") => {
+            ([(header::CONTENT_TYPE, PLAIN)], plain(&page)).into_response()
+        }
         Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -280,8 +286,13 @@ mod tests {
             Arc::new(|| Box::pin(async { Some(Status { services: 3, ..Status::default() }) }));
         let routes = metrics_routes(Arc::new(Metrics::new()), asked, &json!({"mode": "iptables"}));
         let (code, kind, _, page) = fetch(&routes, "/metrics").await;
-        assert!(code == 200 && kind.unwrap().starts_with("application/openmetrics-text"));
-        assert!(page.contains("sluice_services 3\n") && page.ends_with("# EOF\n"), "{page}");
+        assert!(code == 200 && kind.unwrap().starts_with("text/plain; version=0.0.4"));
+        assert!(page.contains("sluice_services 3\n") && !page.contains("# EOF"), "{page}");
+        let request =
+            Request::builder().uri("/metrics").header("accept", "application/openmetrics-text;version=1.0.0");
+        let answer = routes.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let page = to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        assert!(page.ends_with(b"# EOF\n"), "the newer format for those who ask for it");
         for (path, want) in [
             ("/healthz", "ok"),
             ("/proxyMode", "sluice"),

@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
@@ -36,6 +37,8 @@ pub struct Meta {
     /// `deletionTimestamp` is set.
     pub deleted: bool,
     pub labels: Labels,
+    /// When the change behind this version of a slice happened, since 1970.
+    pub triggered: Option<Duration>,
 }
 
 impl Meta {
@@ -59,6 +62,13 @@ pub struct Labels {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    triggered: Loose<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct RawMeta {
     name: Loose<String>,
@@ -67,6 +77,7 @@ pub struct RawMeta {
     creation_timestamp: Loose<String>,
     deletion_timestamp: Loose<String>,
     labels: Loose<Nested<Labels>>,
+    annotations: Loose<Nested<Annotations>>,
 }
 
 /// `metadata` as decoded.
@@ -91,6 +102,7 @@ impl<'de, T: Kind> Deserialize<'de> for Watched<T> {
             created: created(meta.creation_timestamp, &mut defects),
             deleted: defects.take(meta.deletion_timestamp, "metadata.deletionTimestamp").is_some(),
             labels: defects.nested(meta.labels, "metadata.labels"),
+            triggered: triggered(meta.annotations),
         };
         let object = T::from_raw(raw, &meta, defects);
         let meta = ObjectMeta {
@@ -101,6 +113,14 @@ impl<'de, T: Kind> Deserialize<'de> for Watched<T> {
         };
         Ok(Self { meta, object })
     }
+}
+
+/// It serves a metric only: one that cannot be read is none.
+fn triggered(annotations: Loose<Nested<Annotations>>) -> Option<Duration> {
+    let annotations = Defects::default().nested(annotations, "metadata.annotations");
+    let text = Defects::default().take(annotations.triggered, "")?;
+    let at = text.parse::<Timestamp>().ok()?;
+    Duration::try_from(at.duration_since(Timestamp::UNIX_EPOCH)).ok()
 }
 
 fn created(field: Loose<String>, defects: &mut Defects) -> i64 {

@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -17,6 +18,8 @@ pub struct Slice {
     pub service: Option<Arc<str>>,
     /// Label `service.kubernetes.io/headless` (A3).
     pub headless: bool,
+    /// When the change behind it happened, since 1970; for the metric of programming latency.
+    pub triggered: Option<Duration>,
     /// `None` for host names (`FQDN`), which nothing serves (A6).
     pub family: Option<Family>,
     pub ports: Vec<SlicePort>,
@@ -132,6 +135,7 @@ impl Kind for Slice {
             name: meta.object_name(),
             service: service.filter(|name| !name.is_empty()).map(Into::into),
             headless: !meta.labels.headless.is_missing(),
+            triggered: meta.triggered,
             family,
             ports: ports(raw.ports, &mut defects),
             endpoints: if family.is_some() { endpoints(raw.endpoints, &mut defects) } else { Vec::new() },
