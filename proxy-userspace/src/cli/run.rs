@@ -58,18 +58,18 @@ fn start(config: Config) -> Outcome {
     // Before anything is attached: who cannot be asked is not to begin.
     let control = runtime.block_on(async { Listener::bind(&dir, &lock) })?;
     set_oom_score(config.oom_score_adj);
-    // Sluice's own connections do not depend on these: what kube-proxy dies of is told and lived with.
-    for untuned in agent::tune_conntrack(&config.conntrack) {
-        warn!("{untuned}");
-    }
     let host =
         nix::unistd::gethostname().context("the host's name cannot be read; give --hostname-override")?;
     let node: Arc<str> = config.node_name(&host.to_string_lossy()).into();
     let metrics = Arc::new(Metrics::new());
     let started = agent::start(&config, &metrics, runtime.handle())?;
-    // Not before: a start that fails tells one thing.
+    // Not before: a start that fails tells one thing, and changes none.
     for warning in &config.warnings {
         warn!("{warning}");
+    }
+    // Sluice's own connections do not depend on these: what kube-proxy dies of is told and lived with.
+    for untuned in agent::tune_conntrack(&config.conntrack) {
+        warn!("{untuned}");
     }
     let ended = runtime.block_on(agent::serve(config, node, started, metrics, control));
     drop(lock);
