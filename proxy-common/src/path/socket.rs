@@ -41,7 +41,9 @@ pub fn dial<const N: usize, T: Tables<N>>(
         Dial::Refuse
     };
     let Some(frontend) = frontend::find(tables, class, address, port, protocol) else {
-        return if class.any(AddressClass::LOCAL) { Dial::Pass } else { refuse(Reason::Unlisted) };
+        // As for packets: only a Service's own addresses are refused. A loopback address serves NodePorts and is no Service's.
+        let owned = class.any(AddressClass::SERVICE) && !class.any(AddressClass::LOCAL);
+        return if owned { refuse(Reason::Unlisted) } else { Dial::Pass };
     };
     let Some((service, kind)) = frontend::service(tables, frontend) else {
         return refuse(Reason::Unlisted);

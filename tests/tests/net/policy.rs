@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::socket::{Backlog, SockaddrStorage, connect, getsockname, listen};
 use serde_json::json;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
@@ -155,6 +158,18 @@ fn loopback(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     ensure!(got.backend == "pb:8080", "answered by {}", got.backend);
     let other = Dial::new(bed.place(Who::Host), SocketAddr::new(loopback, port + 900), transport).probe();
     ensure!(other == Outcome::Refused, "a port that nobody serves: {other}");
+    // The node's daemons talk to each other there.
+    let host = bed.place(Who::Host);
+    let server = host.bound(SocketAddr::new(loopback, 0), transport)?;
+    if transport == Transport::Tcp {
+        listen(&server, Backlog::new(1)?)?;
+    }
+    let own: SockaddrStorage = getsockname(server.as_raw_fd())?;
+    let client = host.socket(family, transport)?;
+    match connect(client.as_raw_fd(), &own) {
+        Ok(()) | Err(Errno::EINPROGRESS) => {}
+        Err(error) => bail!("a server of the node's own on loopback: {error}"),
+    }
     let pod = Dial::new(bed.place(Who::Pa), SocketAddr::new(loopback, port), transport).probe();
     ensure!(pod == Outcome::Refused, "a pod's loopback is its own: {pod}");
     Ok(())
