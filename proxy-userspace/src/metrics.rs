@@ -47,6 +47,7 @@ pub struct Metrics {
     attach_seconds: Histogram,
     sockets_ended: Counter,
     failed_sweeps: Counter,
+    failed_guards: Counter,
 }
 
 /// kube-proxy's buckets for a round.
@@ -123,6 +124,7 @@ impl Metrics {
             attach_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
             sockets_ended: Counter::default(),
             failed_sweeps: Counter::default(),
+            failed_guards: Counter::default(),
         };
         for family in &FAMILIES {
             drop(metrics.conntrack_seconds.get_or_create(family));
@@ -185,6 +187,8 @@ impl Metrics {
         r.register("sockets_ended", help, self.sockets_ended.clone());
         let help = "Failed attempts to find or end such sockets";
         r.register("socket_sweeps_failed", help, self.failed_sweeps.clone());
+        let help = "Failed attempts to look for kube-proxy's rules or to remove them";
+        r.register("kube_proxy_rules_failed", help, self.failed_guards.clone());
     }
 
     /// A change of a Service came in.
@@ -243,6 +247,10 @@ impl Metrics {
 
     pub fn sweep_failed(&self) {
         self.failed_sweeps.inc();
+    }
+
+    pub fn guard_failed(&self) {
+        self.failed_guards.inc();
     }
 
     pub fn health_answered(&self, path: HealthPath, code: u16) {
@@ -324,6 +332,7 @@ mod tests {
         metrics.attached(Duration::from_millis(5));
         metrics.sockets_ended(3);
         metrics.sweep_failed();
+        metrics.guard_failed();
         let served = Edge { hooks: vec!["ingress".to_owned()], ..Edge::default() };
         let status = Status {
             edges: vec![served.clone(), served, Edge::default()],
@@ -353,6 +362,7 @@ mod tests {
             "sluice_edge_attach_seconds_count 1",
             "sluice_sockets_ended_total 3",
             "sluice_socket_sweeps_failed_total 1",
+            "sluice_kube_proxy_rules_failed_total 1",
             "sluice_flows 7",
             "sluice_flows_max 1024",
             "sluice_drops_total{reason=\"fragment\"} 1",

@@ -58,6 +58,7 @@ impl Worker {
         }
         degraded.extend(self.misnamed());
         degraded.extend(self.sweep_trouble.clone());
+        degraded.extend(self.guard_troubles.iter().cloned());
         degraded.extend(self.catch_all.troubles());
         if self.lacks_pod_cidrs() {
             degraded.push(Trouble::new(

@@ -9,12 +9,13 @@ use tracing::{info, warn};
 
 use super::places::Places;
 use super::plane::{Order, Plane};
-use super::worker::Worker;
+use super::worker::{Tellers, Worker};
+use crate::cluster::{Notice, Notices};
 use crate::config::{Config, Sockets};
 use crate::datapath::{Datapath, DatapathError, Options, Sizes, netns_cookie};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::node::{Node, NodeError, Rules};
+use crate::node::{Node, NodeError};
 use crate::status::{Mode, Trouble};
 
 /// Nobody's sockets are translated.
@@ -42,6 +43,8 @@ pub struct Started {
     pub follower: JoinHandle<Result<(), Trouble>>,
     /// Where health check node ports are open.
     pub places: watch::Receiver<http::Places>,
+    /// What the cluster is to be told, and where it comes out.
+    pub notices: (Notices, mpsc::Receiver<Notice>),
 }
 
 /// Loads or adopts the data plane in this thread's network namespace, attaches it everywhere, and hands it to a thread
@@ -72,7 +75,9 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
         }
     }
     let node = runtime.block_on(Node::open(config.edges.clone(), config.detect_local.clone()))?;
-    let mut worker = Worker::new(config, datapath, sockets, metrics.clone(), runtime.clone())?;
+    let notices = Notices::channel();
+    let tellers = Tellers { metrics: metrics.clone(), notices: notices.0.clone() };
+    let mut worker = Worker::new(config, datapath, sockets, tellers, runtime.clone())?;
     let places = worker.health_places();
     worker.begin(node.facts());
     info!(adopted = worker.adopted(), edges = node.facts().edges.len(), "the data plane is loaded");
@@ -81,7 +86,7 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
     thread.spawn(move || worker.run(received)).map_err(|source| StartError::Thread { source })?;
     let plane = Plane::new(orders);
     let follower = runtime.spawn(follow(node, plane.clone()));
-    Ok(Started { plane, follower, places })
+    Ok(Started { plane, follower, places, notices })
 }
 
 async fn follow(mut node: Node, plane: Plane) -> Result<(), Trouble> {
@@ -116,8 +121,9 @@ fn set_config(config: &Config, datapath: &Datapath) -> Result<(), StartError> {
     use std::hash::{BuildHasher, Hasher};
     let cookie = netns_cookie().map_err(|source| StartError::Cookie { source })?;
     let earlier = datapath.config()?;
-    // Before any program is attached: their connections must not be refused for a moment (L-07).
-    let strays = Rules::look().is_ok_and(|rules| rules.may_have_connections());
+    // L-07: as it was, or on the safe side, until the worker has looked.
+    let fresh = earlier.seed == 0;
+    let strays = fresh || earlier.flags & config_flags::STRAYS_PASS != 0;
     let seed = match earlier.seed {
         0 => std::hash::RandomState::new().build_hasher().finish() as u32 | 1,
         earlier => earlier,

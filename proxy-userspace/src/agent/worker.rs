@@ -53,6 +53,10 @@ pub struct Worker {
     pub(super) usage: Option<(Duration, Usage)>,
     /// Port of the health server, where another proxy would be heard of.
     pub(super) health: Option<u16>,
+    /// Whether kube-proxy's rules are still to be removed.
+    pub(super) takes_over: bool,
+    /// What is known of them that is not as it should be.
+    pub(super) guard_troubles: Vec<Trouble>,
     pub(super) sweeps: Sweeps,
     pub(super) sockets_probed: bool,
     /// Why sockets cannot be taken off departed endpoints.
@@ -88,6 +92,8 @@ impl Worker {
             latest: Latest::default(),
             usage: None,
             health: config.healthz.map(|at| at.port()),
+            takes_over: false,
+            guard_troubles: Vec::new(),
             sweeps: Sweeps::default(),
             sockets_probed: false,
             sweep_trouble: None,
@@ -107,6 +113,8 @@ impl Worker {
     /// edge any more.
     pub fn begin(&mut self, facts: &Facts) {
         self.show_life();
+        // Before any program is attached: kube-proxy's connections must not be refused for a moment (L-07).
+        self.follow_kube_proxy();
         self.set_addresses(facts.addresses.clone());
         let (pods, uplinks): (Vec<_>, Vec<_>) = facts.edges.iter().cloned().partition(|edge| edge.pod);
         for edge in uplinks.into_iter().chain(pods) {

@@ -28,12 +28,16 @@ pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>, all: 
     let lock = take_over(&dir)?;
     let named = Named { cgroup: cgroup.is_some(), bpffs: bpffs.is_some() };
     let Places { bpffs, cgroup } = Places::choose(cgroup, bpffs);
-    let cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() }, named)?;
+    let mut cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() }, named)?;
     let device = catch_all()?;
-    let rules = Rules::look().and_then(|rules| rules.remove(all));
-    let rules = rules.context("nf_tables; see whether another program locks or limits it, and try again")?;
+    let nf_tables = "nf_tables; see whether another program locks or limits it, and try again";
+    let rules = Rules::look().context(nf_tables)?;
+    let removed = rules.remove(all).context(nf_tables)?;
+    if all {
+        cleaned.left.extend(rules.left().iter().map(|left| left.trouble().to_string()));
+    }
     dir.remove(lock)?;
-    writeln!(std::io::stdout(), "{}", told(&cleaned, device, rules))?;
+    writeln!(std::io::stdout(), "{}", told(&cleaned, device, removed))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use aya::programs::ProgramError;
 use thiserror::Error;
 
 use super::permission;
@@ -54,8 +55,8 @@ pub enum DatapathError {
     Object { kernel: String, source: Box<aya::EbpfError> },
 
     #[error(
-        "kernel {kernel} refuses program {program}: {source}; verifier: {excerpt}; please report this line with the \
-         kernel's name"
+        "kernel {kernel} refuses program {program}: {source}; its verifier says: {excerpt}; please report this line; until \
+         then run another version of Sluice or of the kernel"
     )]
     Refused { program: &'static str, kernel: String, excerpt: String, source: io::Error },
 
@@ -86,6 +87,26 @@ impl DatapathError {
         }
     }
 
+    /// Of a program that the kernel does not take: a verifier that has something to say has refused it, with whatever number;
+    /// whoever refuses bpf(2) itself, a missing capability or a security module, does so before it or instead of it.
+    pub(super) fn refused(program: &'static str, error: ProgramError) -> Self {
+        match error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                Self::not_loaded(program, io_error, &verifier_log.to_string())
+            }
+            other => Self::Object { kernel: kernel_release(), source: Box::new(other.into()) },
+        }
+    }
+
+    fn not_loaded(program: &'static str, source: io::Error, log: &str) -> Self {
+        let refused =
+            |source| Self::Refused { program, kernel: kernel_release(), excerpt: excerpt(log), source };
+        match log.trim() {
+            "" => Self::of("load programs", source, refused),
+            _ => refused(source),
+        }
+    }
+
     /// EPERM, with what this process's privileges say about it.
     pub(super) fn not_permitted(operation: &'static str, source: io::Error) -> Self {
         Self::NotPermitted { operation, remedy: permission::remedy(), source }
@@ -98,8 +119,68 @@ impl DatapathError {
     }
 }
 
+/// First line and last three of a verifier log, in one line.
+fn excerpt(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines.as_slice() {
+        [] => "no log".into(),
+        few if few.len() <= 4 => few.join(" | "),
+        [first, .., a, b, c] => format!("{first} | ... | {a} | {b} | {c}"),
+        few => few.join(" | "),
+    }
+}
+
 /// The kernel's release, for messages.
 pub(super) fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_log_is_cut_to_one_line() {
+        for (log, want) in [
+            ("", "no log"),
+            ("0: (b7) r0 = 0\nR1 invalid", "0: (b7) r0 = 0 | R1 invalid"),
+            ("a\nb\n\nc\nd\ne\nf\n", "a | ... | d | e | f"),
+        ] {
+            assert_eq!(excerpt(log), want);
+        }
+    }
+
+    #[test]
+    fn a_verifiers_refusal_is_told_from_everybody_elses() {
+        const LOG: &str = "0: (61) r2 = *(u32 *)(r1 +4)\nR2 invalid mem access 'scalar'\nprocessed 1 insns\n";
+        const VERIFIER: &[&str] = &[
+            "refuses program sluice_ingress",
+            "R2 invalid mem access",
+            "report this line",
+            "another version",
+        ];
+        let cases: [(&str, i32, &str, &[&str], &str); 6] = [
+            ("the verifier, as it mostly does", libc::EACCES, LOG, VERIFIER, "lockdown"),
+            ("the verifier, of what is privileged", libc::EPERM, LOG, VERIFIER, "lockdown"),
+            ("the verifier, of what it does not know", libc::EINVAL, LOG, VERIFIER, "lockdown"),
+            ("a security module", libc::EACCES, "", &["not permitted (load programs)"], "verifier"),
+            (
+                "a capability, lockdown, seccomp",
+                libc::EPERM,
+                " \n",
+                &["not permitted (load programs)"],
+                "verifier",
+            ),
+            ("seccomp", libc::ENOSYS, "", &["no bpf(2) or hides it (load programs)"], "verifier"),
+        ];
+        for (name, number, log, want, not) in cases {
+            let source = io::Error::from_raw_os_error(number);
+            let told = DatapathError::not_loaded("sluice_ingress", source, log).to_string();
+            for part in want {
+                assert!(told.contains(part), "{name}: {part} is missing in {told}");
+            }
+            assert!(!told.contains(not) && !told.contains('\n'), "{name}: {told}");
+        }
+    }
 }

@@ -334,34 +334,8 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<(), Datapat
         _ => return Err(DatapathError::NoProgram { program: name }),
     };
     match loaded {
-        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => Err(refused(name, error)),
+        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => Err(DatapathError::refused(name, error)),
         _ => Ok(()),
-    }
-}
-
-/// One line that says which program, which kernel, and the two ends of the verifier's log.
-pub fn refused(program: &'static str, error: ProgramError) -> DatapathError {
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
-            DatapathError::of("load programs", io_error, |source| DatapathError::Refused {
-                program,
-                kernel: kernel_release(),
-                excerpt: excerpt(&verifier_log.to_string()),
-                source,
-            })
-        }
-        other => DatapathError::Object { kernel: kernel_release(), source: Box::new(other.into()) },
-    }
-}
-
-/// First line and last three of a verifier log, in one line.
-fn excerpt(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    match lines.as_slice() {
-        [] => "no log".into(),
-        few if few.len() <= 4 => few.join(" | "),
-        [first, .., a, b, c] => format!("{first} | ... | {a} | {b} | {c}"),
-        few => few.join(" | "),
     }
 }
 
@@ -389,17 +363,6 @@ mod tests {
         ];
         for spec in specs::persistent(&Sizes::default(), 2) {
             assert!(READ.contains(&spec.name) != WRITTEN.contains(&spec.name), "{}", spec.name);
-        }
-    }
-
-    #[test]
-    fn a_verifier_log_is_cut_to_one_line() {
-        for (log, want) in [
-            ("", "no log"),
-            ("0: (b7) r0 = 0\nR1 invalid", "0: (b7) r0 = 0 | R1 invalid"),
-            ("a\nb\n\nc\nd\ne\nf\n", "a | ... | d | e | f"),
-        ] {
-            assert_eq!(excerpt(log), want);
         }
     }
 }

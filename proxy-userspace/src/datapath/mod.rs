@@ -46,7 +46,7 @@ pub use loader::Options;
 pub use sockets::Translated;
 pub use specs::Sizes;
 pub use summed::{Summed, Unsummed};
-pub use sys::{share_heap, trim_heap};
+pub use sys::{share_heap, socket_option, trim_heap};
 pub use trace::TraceLog;
 
 use explain::Explainer;

@@ -10,7 +10,7 @@ use aya::programs::Iter;
 use proxy_common::abi::{Addr, Generations, SocketPair, SocketRecord};
 
 use super::error::DatapathError;
-use super::{Datapath, loader, sys};
+use super::{Datapath, sys};
 use crate::sync::EndpointId;
 
 /// A backend that a socket was sent to in place of what it had dialled.
@@ -55,9 +55,9 @@ impl Datapath {
         // Dropped at once: it is large, and the program's type is all that is looked up.
         let types = Btf::from_sys_fs().map_err(|error| failed(io::Error::other(error)))?;
         let program = self.ebpf.program_mut(NAME).ok_or(DatapathError::NoProgram { program: NAME })?;
-        let program: &mut Iter = program.try_into().map_err(|error| loader::refused(NAME, error))?;
-        program.load("bpf_sk_storage_map", &types).map_err(|error| loader::refused(NAME, error))?;
-        let fd = program.fd().map_err(|error| loader::refused(NAME, error))?;
+        let program: &mut Iter = program.try_into().map_err(|error| DatapathError::refused(NAME, error))?;
+        program.load("bpf_sk_storage_map", &types).map_err(|error| DatapathError::refused(NAME, error))?;
+        let fd = program.fd().map_err(|error| DatapathError::refused(NAME, error))?;
         fd.as_fd().try_clone_to_owned().map_err(failed)
     }
 

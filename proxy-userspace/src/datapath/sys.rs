@@ -358,12 +358,17 @@ const SO_NETNS_COOKIE: i32 = 71;
 
 /// Cookie of the network namespace that `socket` is in (Linux 5.14).
 pub fn netns_cookie(socket: BorrowedFd<'_>) -> Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length: libc::socklen_t = 8;
-    let into = (&raw mut cookie).cast();
-    // SAFETY: getsockopt(2) writes at most `length` bytes into `cookie`.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, into, &raw mut length)
-    };
-    check(result.into()).map(|_| cookie)
+    let mut cookie = [0; 8];
+    socket_option(socket, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
+    Ok(u64::from_ne_bytes(cookie))
+}
+
+/// getsockopt(2) of an option that reads and writes plain bytes. How many were written.
+pub fn socket_option(socket: BorrowedFd<'_>, level: i32, option: i32, bytes: &mut [u8]) -> Result<usize> {
+    let mut length = libc::socklen_t::try_from(bytes.len()).map_err(Error::other)?;
+    let into = bytes.as_mut_ptr().cast();
+    // SAFETY: getsockopt(2) reads and writes at most `length` bytes at `bytes`.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, into, &raw mut length) };
+    check(result.into()).map(|_| length as usize)
 }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::catch_all::{SOURCE_V4, SOURCE_V6};
 use super::classify::{EdgeKind, Link, LinkType, selected};
+use super::leftovers::IPVS_DEVICE;
 use super::{Edge, NodeEvent};
 use crate::config::{DetectLocal, Edges};
 
@@ -103,7 +104,13 @@ impl Inventory {
                 detected: detect.is_pods(&seen.name),
             })
         };
-        Facts { addresses: self.addresses.clone(), edges: self.links.values().filter_map(edge).collect() }
+        // Service addresses, which kube-proxy's ipvs mode has left there: no NodePort is served on them.
+        let is_own =
+            |address: &&Address| self.links.get(&address.ifindex).is_none_or(|link| link.name != IPVS_DEVICE);
+        Facts {
+            addresses: self.addresses.iter().filter(is_own).copied().collect(),
+            edges: self.links.values().filter_map(edge).collect(),
+        }
     }
 
     /// What makes `before` into `after`: devices that went first, so that a reused ifindex is forgotten before it is

@@ -1,4 +1,4 @@
-//! What kube-proxy has left on the node: its rules in nf_tables, its own or by way of iptables.
+//! What kube-proxy has left on the node: its rules in nf_tables, its own or by way of iptables; and what is elsewhere.
 
 use std::io;
 
@@ -7,6 +7,7 @@ use nix::sys::time::TimeVal;
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
+use super::leftovers::{self, Leftover};
 use super::nftables::{self, Chain, INET, IPV4, IPV6, Operation, Reply};
 
 /// kube-proxy's table in nftables mode, one in each family.
@@ -37,41 +38,45 @@ const ROOM: usize = 64 << 10;
 pub struct Rules {
     chains: Vec<Chain>,
     keeper: bool,
+    left: Vec<Leftover>,
 }
 
 impl Rules {
-    /// Looks. A kernel without nf_tables has none.
+    /// Looks. A kernel without nf_tables has none there.
     ///
     /// # Errors
     /// The kernel does not answer.
     pub fn look() -> io::Result<Self> {
-        let Some(socket) = open()? else { return Ok(Self::default()) };
-        socket.send(&nftables::list(), 0)?;
-        match answer(&socket, None) {
-            Ok(chains) => Ok(Self::among(chains)),
-            Err(error) if absent(&error) => Ok(Self::default()),
-            Err(error) => Err(error),
-        }
+        Ok(Self { left: leftovers::look()?, ..Self::among(chains()?) })
     }
 
     fn among(chains: Vec<Chain>) -> Self {
         let keeper = chains.iter().any(|chain| chain.family == INET && chain.table == KEEPER);
-        Self { chains: chains.into_iter().filter(is_kube_proxys).collect(), keeper }
+        Self { chains: chains.into_iter().filter(is_kube_proxys).collect(), keeper, left: Vec::new() }
+    }
+
+    /// What is found and never changed.
+    #[must_use]
+    pub fn left(&self) -> &[Leftover] {
+        &self.left
     }
 
     /// Whether there may be connections of which the kernel's NAT knows and we do not (L-07).
     #[must_use]
     pub const fn may_have_connections(&self) -> bool {
-        self.keeper || !self.chains.is_empty()
+        self.keeper || !self.chains.is_empty() || !self.left.is_empty()
     }
 
-    /// Takes all rules out, so that nothing is translated by what nobody keeps up any more. Connections that they have begun
-    /// go on.
+    /// Takes all rules out of nf_tables, so that nothing is translated by what nobody keeps up any more. Connections that
+    /// they have begun go on. Whether there were any: chains of iptables stay where they are, so those that are found beside
+    /// our own table count as emptied before.
     ///
     /// # Errors
     /// The kernel refuses; then nothing has changed.
-    pub fn silence(&self) -> io::Result<()> {
-        transact(&self.silencing())
+    pub fn silence(&self) -> io::Result<bool> {
+        let operations = self.silencing();
+        transact(&operations)?;
+        Ok(operations.iter().any(|operation| !matches!(operation, Operation::EmptyChain(_))))
     }
 
     fn silencing(&self) -> Vec<Operation<'_>> {
@@ -124,8 +129,22 @@ fn is_kube_proxys(chain: &Chain) -> bool {
     if ![IPV4, IPV6].contains(family) {
         return false;
     }
-    let named = || CHAINS.contains(&name.as_str()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    table == TABLE || (IPTABLES.contains(&table.as_str()) && named())
+    table == TABLE || (IPTABLES.contains(&table.as_str()) && is_iptables_chain(name))
+}
+
+/// Whether a chain of this name in a table of iptables is kube-proxy's.
+pub fn is_iptables_chain(name: &str) -> bool {
+    CHAINS.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// All chains of nf_tables, whosever.
+fn chains() -> io::Result<Vec<Chain>> {
+    let Some(socket) = open()? else { return Ok(Vec::new()) };
+    socket.send(&nftables::list(), 0)?;
+    match answer(&socket, None) {
+        Err(error) if absent(&error) => Ok(Vec::new()),
+        answered => answered,
+    }
 }
 
 /// `None`: the kernel has no netfilter.

@@ -6,6 +6,7 @@ mod diag;
 mod facts;
 mod follow;
 mod kube_proxy;
+mod leftovers;
 mod nftables;
 mod sockets;
 mod ways;
@@ -16,6 +17,7 @@ pub use diag::SocketId;
 pub use facts::{Address, Facts, Inventory};
 pub use follow::{Node, NodeError};
 pub use kube_proxy::Rules;
+pub use leftovers::Leftover;
 pub use sockets::{SocketDiag, SocketsError};
 pub use ways::{Routed, Way, way};
 

@@ -54,7 +54,7 @@ fn l07_kube_proxys_rules_go_silent_and_others_stay() {
         let before = ruleset();
         let rules = Rules::look().unwrap();
         assert!(rules.may_have_connections());
-        rules.silence().unwrap();
+        assert!(rules.silence().unwrap(), "there were rules");
         let silent = ruleset();
         for gone in ["10.96.0.1", "fd10:96::1", "10.96.0.2"] {
             assert!(before.contains(gone) && !silent.contains(gone), "{gone} in {silent}");
@@ -66,7 +66,7 @@ fn l07_kube_proxys_rules_go_silent_and_others_stay() {
         assert!(silent.contains("table inet sluice-keeps-nat") && silent.contains("chain keep"), "{silent}");
 
         let again = Rules::look().unwrap();
-        again.silence().unwrap();
+        assert!(again.may_have_connections() && !again.silence().unwrap(), "only our own table is left");
         assert_eq!(ruleset(), silent, "once more changes nothing");
 
         assert!(again.remove(false).unwrap(), "cleanup takes ours away");
@@ -83,8 +83,46 @@ fn l07_a_node_without_kube_proxy_is_left_as_it_is() {
     in_namespace(|| {
         let rules = Rules::look().unwrap();
         assert!(!rules.may_have_connections());
-        rules.silence().unwrap();
+        assert!(!rules.silence().unwrap());
         assert!(!rules.remove(true).unwrap());
         assert!(nft(&["list", "ruleset"], "").unwrap_or_default().is_empty());
+    });
+}
+
+/// Whether the command could be run.
+fn run(command: &str) -> bool {
+    let words: Vec<_> = command.split(' ').collect();
+    let output = Command::new(words[0]).args(&words[1..]).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn l07_what_kube_proxy_has_outside_nf_tables_is_named_and_kept() {
+    in_namespace(|| {
+        let told = || -> Vec<String> {
+            let rules = Rules::look().unwrap();
+            assert_eq!(rules.may_have_connections(), !rules.left().is_empty());
+            assert!(
+                !rules.silence().unwrap() && !rules.remove(true).unwrap(),
+                "nothing of it is ours to remove"
+            );
+            rules.left().iter().map(|left| left.trouble().what).collect()
+        };
+        assert_eq!(told(), [""; 0]);
+        let mut want = Vec::new();
+        for command in ["iptables-legacy", "ip6tables-legacy"] {
+            if !run(&format!("{command} -t nat -N KUBE-FIREWALL")) {
+                eprintln!("skipped: needs {command} and a kernel that has its tables");
+                continue;
+            }
+            assert_eq!(told(), want, "the kubelet's chains are none of kube-proxy's");
+            assert!(run(&format!("{command} -t nat -N KUBE-SERVICES")));
+            assert!(run(&format!("{command} -N KUBE-FORWARD")));
+            want.push(format!("kube-proxy's rules in {command} (filter, nat)"));
+            assert_eq!(told(), want);
+        }
+        assert!(run("ip link add kube-ipvs0 type bridge"));
+        want.push("kube-proxy's IPVS services and device kube-ipvs0".to_owned());
+        assert_eq!(told(), want);
     });
 }
