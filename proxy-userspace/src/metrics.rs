@@ -1,17 +1,23 @@
 //! Metrics: kube-proxy's mode-independent names, so that its dashboards keep working, and Sluice's own under `sluice_`.
 
+mod client;
+mod process;
+mod status;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, text};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+pub use client::{Exchange, Requests};
+use process::Process;
+use status::StatusMetrics;
 
 use crate::model::Family;
 use crate::status::Status;
@@ -48,6 +54,14 @@ pub struct Metrics {
     sockets_ended: Counter,
     failed_sweeps: Counter,
     failed_guards: Counter,
+    refused: Gauge,
+    no_local_endpoints: Labelled<[(&'static str, &'static str); 2], Gauge>,
+    features: Labelled<[(&'static str, &'static str); 2], Gauge>,
+    requests: Requests,
+    /// Service level indicators, which have a page of their own.
+    slis: Registry,
+    check: Labelled<[(&'static str, &'static str); 2], Gauge>,
+    checks: Labelled<[(&'static str, &'static str); 3], Counter>,
 }
 
 /// kube-proxy's buckets for a round.
@@ -125,13 +139,38 @@ impl Metrics {
             sockets_ended: Counter::default(),
             failed_sweeps: Counter::default(),
             failed_guards: Counter::default(),
+            refused: Gauge::default(),
+            no_local_endpoints: Labelled::default(),
+            features: Labelled::default(),
+            requests: Requests::default(),
+            slis: Registry::default(),
+            check: Labelled::default(),
+            checks: Labelled::default(),
         };
+        // There from the start, for those who ask for rates.
         for family in &FAMILIES {
-            drop(metrics.conntrack_seconds.get_or_create(family));
+            for seconds in [
+                &metrics.sync_seconds,
+                &metrics.full_sync_seconds,
+                &metrics.partial_sync_seconds,
+                &metrics.programming_seconds,
+                &metrics.conntrack_seconds,
+            ] {
+                drop(seconds.get_or_create(family));
+            }
             drop(metrics.conntrack_deleted.get_or_create(family));
+        }
+        for answers in [&metrics.healthz, &metrics.livez] {
+            for code in ["200", "503"] {
+                drop(answers.get_or_create(&[("code", code.to_owned())]));
+            }
+        }
+        for family in [Family::V4, Family::V6] {
+            metrics.no_local_endpoints(family, [0, 0]);
         }
         metrics.register_kube_proxy();
         metrics.register_own();
+        metrics.register_common();
         metrics
     }
 
@@ -173,6 +212,9 @@ impl Metrics {
             "Changes of EndpointSlices not yet installed",
             self.endpoint_changes_pending.clone(),
         );
+        let name = "sync_proxy_rules_no_local_endpoints_total";
+        let help = "Service ports with a Local policy and endpoints on other nodes only";
+        r.register(name, help, self.no_local_endpoints.clone());
         r.register("proxy_healthz", "Answers of /healthz by code", self.healthz.clone());
         r.register("proxy_livez", "Answers of /livez by code", self.livez.clone());
     }
@@ -189,6 +231,49 @@ impl Metrics {
         r.register("socket_sweeps_failed", help, self.failed_sweeps.clone());
         let help = "Failed attempts to look for kube-proxy's rules or to remove them";
         r.register("kube_proxy_rules_failed", help, self.failed_guards.clone());
+        let help = "Service ports that wait for room in the maps";
+        r.register("ports_refused", help, self.refused.clone());
+    }
+
+    /// What every component of Kubernetes tells.
+    fn register_common(&mut self) {
+        self.requests.register(&mut self.registry);
+        self.registry.register_collector(Box::new(Process::new()));
+        let name = "kubernetes_feature_enabled";
+        self.registry.register(name, "Feature gates that are heeded", self.features.clone());
+        self.slis.register("kubernetes_healthcheck", "The last result of a check", self.check.clone());
+        self.slis.register("kubernetes_healthchecks", "Results of checks", self.checks.clone());
+    }
+
+    /// Of requests to the API server.
+    #[must_use]
+    pub const fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// A feature gate that has long been there, and whether it is on.
+    pub fn feature(&self, name: &'static str, enabled: bool) {
+        self.features.get_or_create(&[("name", name), ("stage", "")]).set(enabled.into());
+    }
+
+    /// `/healthz` of the metrics server has answered, which it does as long as it lives.
+    pub fn pinged(&self) {
+        let (name, kind) = (("name", "ping"), ("type", "healthz"));
+        self.check.get_or_create(&[name, kind]).set(1);
+        self.checks.get_or_create(&[name, kind, ("status", "success")]).inc();
+    }
+
+    /// Ports that wait for room.
+    pub fn refused(&self, count: usize) {
+        self.refused.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Ports whose external, whose internal policy leaves nothing.
+    pub fn no_local_endpoints(&self, family: Family, counts: [i64; 2]) {
+        for (policy, count) in ["external", "internal"].into_iter().zip(counts) {
+            let labels = [("ip_family", family.name()), ("traffic_policy", policy)];
+            self.no_local_endpoints.get_or_create(&labels).set(count);
+        }
     }
 
     /// A change of a Service came in.
@@ -269,47 +354,22 @@ impl Metrics {
         if let Some(status) = status {
             *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
         }
-        let mut page = String::new();
-        text::encode(&mut page, &self.registry)?;
-        Ok(page)
+        encoded(&self.registry)
+    }
+
+    /// The page of service level indicators.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn encode_slis(&self) -> Result<String, fmt::Error> {
+        encoded(&self.slis)
     }
 }
 
-/// What is read when somebody asks, and has its truth elsewhere.
-#[derive(Debug)]
-struct StatusMetrics(Arc<Mutex<Status>>);
-
-impl Collector for StatusMetrics {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let status = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let gauges = [
-            ("sluice_flows", "Entries in the flow tables", status.flows.used),
-            ("sluice_flows_max", "Size of the flow tables", status.flows.max),
-            ("sluice_synced", "1 if all that the source told is installed", status.synced.into()),
-            ("sluice_source_connected", "1 if the source can be reached", status.source.connected.into()),
-            ("sluice_services", "Services known", status.services as u64),
-            ("sluice_endpoints", "Endpoint addresses known", status.endpoints as u64),
-            ("sluice_degraded", "Entries under `degraded` in the status", status.degraded.len() as u64),
-        ];
-        for (name, help, value) in gauges {
-            let value = i64::try_from(value).unwrap_or(i64::MAX);
-            encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
-        }
-        let served = status.edges.iter().filter(|edge| !edge.hooks.is_empty()).count();
-        let help = "Devices, by whether they are served";
-        let mut edges = encoder.encode_descriptor("sluice_edges", help, None, MetricType::Gauge)?;
-        for (label, count) in [("true", served), ("false", status.edges.len() - served)] {
-            edges.encode_family(&[("served", label)])?.encode_gauge(&(count as i64))?;
-        }
-        let help = "Packets dropped or rejected by reason";
-        let mut drops = encoder.encode_descriptor("sluice_drops", help, None, MetricType::Counter)?;
-        for (reason, count) in &status.drops {
-            drops
-                .encode_family(&[("reason", reason.as_str())])?
-                .encode_counter::<[(&str, &str); 0], _, u64>(count, None)?;
-        }
-        Ok(())
-    }
+fn encoded(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut page = String::new();
+    text::encode(&mut page, registry)?;
+    Ok(page)
 }
 
 #[cfg(test)]
@@ -333,6 +393,19 @@ mod tests {
         metrics.sockets_ended(3);
         metrics.sweep_failed();
         metrics.guard_failed();
+        metrics.refused(2);
+        metrics.no_local_endpoints(Family::V6, [3, 1]);
+        metrics.feature("AllowServiceExternalIPs", true);
+        metrics.requests().note(&Exchange {
+            host: "192.0.2.1:6443",
+            method: "GET",
+            code: Some(200),
+            took: Some(Duration::from_millis(30)),
+            sent: Some(0),
+            received: Some(300),
+        });
+        let watch = Exchange { host: "h", method: "GET", code: None, took: None, sent: None, received: None };
+        metrics.requests().note(&watch);
         let served = Edge { hooks: vec!["ingress".to_owned()], ..Edge::default() };
         let status = Status {
             edges: vec![served.clone(), served, Edge::default()],
@@ -363,6 +436,19 @@ mod tests {
             "sluice_sockets_ended_total 3",
             "sluice_socket_sweeps_failed_total 1",
             "sluice_kube_proxy_rules_failed_total 1",
+            "sluice_ports_refused 2",
+            "# TYPE kubeproxy_sync_proxy_rules_no_local_endpoints_total gauge",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 3",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"internal\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 0",
+            "kubernetes_feature_enabled{name=\"AllowServiceExternalIPs\",stage=\"\"} 1",
+            "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"192.0.2.1:6443\"} 1",
+            "rest_client_requests_total{code=\"<error>\",method=\"GET\",host=\"h\"} 1",
+            "rest_client_request_duration_seconds_bucket{le=\"0.1\",verb=\"GET\",host=\"192.0.2.1:6443\"} 1",
+            "rest_client_request_size_bytes_bucket{le=\"64.0\",verb=\"GET\",host=\"192.0.2.1:6443\"} 1",
+            "rest_client_response_size_bytes_bucket{le=\"256.0\",verb=\"GET\",host=\"192.0.2.1:6443\"} 0",
+            "# TYPE process_cpu_seconds counter",
+            "# TYPE process_start_time_seconds gauge",
             "sluice_flows 7",
             "sluice_flows_max 1024",
             "sluice_drops_total{reason=\"fragment\"} 1",
@@ -387,6 +473,7 @@ mod tests {
             "{plain}"
         );
         assert_eq!(page.matches("# TYPE sluice_edges gauge").count(), 1, "{page}");
+        assert!(page.contains("kubernetes_build_info{") && page.contains("process_resident_memory_bytes "));
         assert!(metrics.encode(None).unwrap().contains("sluice_flows 7\n"), "the last status serves again");
     }
 }

@@ -12,6 +12,7 @@ mod pace;
 mod places;
 mod plane;
 mod reads;
+mod refusals;
 mod serve;
 mod sockets;
 mod start;

@@ -17,11 +17,18 @@ impl Places {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         Self {
             bpffs: bpffs.map(Path::to_owned).or_else(|| mounted(&mounts, "bpf", "/sys/fs/bpf")),
-            cgroup: cgroup.map(Path::to_owned).or_else(|| {
+            cgroup: cgroup.map(|given| version_2(&mounts, given)).or_else(|| {
                 mounted(&mounts, "cgroup2", "/sys/fs/cgroup").or_else(|| first(&mounts, "cgroup2"))
             }),
         }
     }
+}
+
+/// Where hosts have version 1 at the usual place, systemd mounts version 2 below it: who names the one means the other.
+fn version_2(mounts: &str, given: &Path) -> PathBuf {
+    let unified = given.join("unified");
+    let is_hybrid = table(mounts, "cgroup2").any(|at| Path::new(at) == unified);
+    if is_hybrid { unified } else { given.to_owned() }
 }
 
 /// Lines of /proc/self/mounts as (mount point, type); spaces in names are octal there, and never in these places.
@@ -63,6 +70,15 @@ mod tests {
         for (name, mounts, want) in cases {
             let found = mounted(mounts, "cgroup2", "/sys/fs/cgroup").or_else(|| first(mounts, "cgroup2"));
             assert_eq!(found.as_deref(), want.map(Path::new), "{name}");
+        }
+        let given = [
+            (unified, "/sys/fs/cgroup", "/sys/fs/cgroup"),
+            (unified, "/sys/fs/cgroup/sub", "/sys/fs/cgroup/sub"),
+            (hybrid, "/sys/fs/cgroup", "/sys/fs/cgroup/unified"),
+            (legacy, "/sys/fs/cgroup", "/sys/fs/cgroup"),
+        ];
+        for (mounts, given, want) in given {
+            assert_eq!(version_2(mounts, Path::new(given)), Path::new(want), "{mounts}");
         }
         let elsewhere = "bpf /run/sluice-bpf bpf rw 0 0\n";
         assert_eq!(mounted(elsewhere, "bpf", "/sys/fs/bpf"), None, "another's bpffs is not ours by default");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use proxy_common::abi::{AddressClass, protocol};
+use proxy_common::abi::{AddressClass, protocol, service_flags};
 
 use super::edges::{self, Served};
 use super::plane::PlaneReport;
@@ -12,6 +12,7 @@ use super::start::ASKED_OFF;
 use super::worker::Worker;
 use crate::control::{FlowFilter, service_view};
 use crate::datapath::{DatapathError, FlowInfo};
+use crate::model::Family;
 use crate::node::EdgeKind;
 use crate::status::{Edge, FlowView, Mode, ServiceView, Trouble, Usage, story};
 use crate::sync::Store;
@@ -46,12 +47,22 @@ impl Worker {
         Ok(lost.map(|(reason, n)| (reason.name().to_owned(), n)).collect())
     }
 
+    /// Ports with a Local policy whose endpoints are all on other nodes.
+    fn count_silent(&self) {
+        for family in [Family::V4, Family::V6] {
+            let mut counts = [0; 2];
+            for flags in self.syncer.flags(family) {
+                counts[0] += i64::from(flags & service_flags::DROP_EXTERNAL != 0);
+                counts[1] += i64::from(flags & service_flags::DROP_INTERNAL != 0);
+            }
+            self.metrics.no_local_endpoints(family, counts);
+        }
+    }
+
     pub fn report(&mut self) -> PlaneReport {
+        self.count_silent();
         let mut degraded: Vec<_> = self.edges.values().filter_map(edges::trouble).collect();
-        degraded.extend(self.syncer.refused().into_iter().map(|refused| {
-            let next = "what was installed before stays; remove Services or endpoints that are not used";
-            Trouble::new(format_args!("Service {}", refused.id), refused.why, next)
-        }));
+        degraded.extend(self.refusals());
         if !["", ASKED_OFF].contains(&self.sockets.why.as_str()) {
             let next = "mount cgroup2 and name it with --cgroup, or ask for --sockets off";
             degraded.push(Trouble::new("sockets of the node's own processes", &self.sockets.why, next));

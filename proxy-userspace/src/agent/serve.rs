@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::start::Started;
 use super::{Agent, HEALTH_SERVER, Parts};
-use crate::cluster;
+use crate::cluster::{self, About, Channels, Notice, Notices};
 use crate::config::Config;
 use crate::control::{Answer, Listener, Question, Request};
 use crate::http::{self, Clock, Health, Snapshot};
@@ -34,34 +34,50 @@ pub async fn serve(
     let board = Board::default();
     let health = Arc::new(Health::new(clock, config.sync.period, metrics.clone()));
     let (questions, asked) = mpsc::channel(16);
-    let (events, told) = mpsc::channel(1024);
-    let Started { plane, follower, places } = started;
+    let (events, heard) = mpsc::channel(1024);
+    let Started { plane, follower, places, notices: (notices, told) } = started;
+    metrics.feature("AllowServiceExternalIPs", config.external_ips);
+    notices.tell(Notice::normal(About::Node, "Starting", ACTION, ""));
     let (checks, checked) = watch::channel(http::Checks::new());
     let mut tasks = JoinSet::new();
     tasks.spawn(async { follower.await.unwrap_or_else(|error| Err(broken(&error))) });
 
     tasks.spawn(endless("the control socket", control.serve(questions.clone())));
     let scope = cluster::Scope { node: node.clone(), service_cidrs: config.guards_service_cidrs() };
-    let source = cluster::follow(config.source.clone(), scope, events);
+    let channels = Channels { events, notices: told, requests: metrics.requests().clone() };
+    let source = cluster::follow(config.source.clone(), scope, channels);
     tasks.spawn(endless("the source", source));
     if let Some(address) = config.healthz {
         let routes = http::health_routes(health.clone());
-        tasks.spawn(http::serve(HEALTH_SERVER, address, config.bind_hard_fail, routes, board.clone()));
+        let teller = teller(&notices, "FailedToStartProxierHealthcheck");
+        let server = http::Server { name: HEALTH_SERVER, address, hard_fail: config.bind_hard_fail, routes };
+        tasks.spawn(http::serve(server, board.clone(), teller));
     }
-    let node_ports = http::serve_node_ports(checked, places, health.clone(), board.clone());
+    let node_ports = http::serve_node_ports(checked, places, health.clone(), board.clone(), notices.clone());
     tasks.spawn(endless("health check node ports", node_ports));
     if let Some(address) = config.metrics {
         let configuration = http::configuration(&config);
         let routes = http::metrics_routes(metrics.clone(), snapshot(questions), &configuration);
-        tasks.spawn(http::serve("metrics", address, config.bind_hard_fail, routes, board.clone()));
+        let teller = teller(&notices, "FailedToStartMetricServer");
+        let server = http::Server { name: "metrics", address, hard_fail: config.bind_hard_fail, routes };
+        tasks.spawn(http::serve(server, board.clone(), teller));
     }
     info!(node = &*node, run_dir = %config.run_dir.display(), "the agent is running");
-    let parts = Parts { plane, events: told, questions: asked, health, checks, metrics, board, clock };
+    let parts = Parts { plane, events: heard, questions: asked, health, checks, metrics, board, clock };
     let agent = Agent::new(&config, node, parts);
     tokio::select! {
         end = agent.run() => end,
         Some(ended) = tasks.join_next() => ended.unwrap_or_else(|error| Err(broken(&error))),
     }
+}
+
+/// What is done when something about the node as a whole fails.
+const ACTION: &str = "StartKubeProxy";
+
+/// Tells the cluster of a server that cannot be opened (I14).
+fn teller(notices: &Notices, reason: &'static str) -> impl Fn(&Trouble) + Send + 'static {
+    let notices = notices.clone();
+    move |trouble| notices.tell(Notice::warning(About::Node, reason, ACTION, trouble.to_string()))
 }
 
 fn broken(error: &tokio::task::JoinError) -> Trouble {

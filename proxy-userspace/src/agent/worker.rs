@@ -1,6 +1,6 @@
 //! The thread that owns the data plane. Its calls into the kernel block, each for a short time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,14 +19,21 @@ use super::plane::{Installed, Order, OwnNode};
 use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
+use crate::cluster::Notices;
 use crate::config::{self, Config, DetectLocal, NodePortAddresses, NodePorts, set_service_cidrs};
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::{Clock, Places};
 use crate::metrics::Metrics;
-use crate::model::{PortChange, node_port_addresses};
+use crate::model::{PortChange, PortId, node_port_addresses};
 use crate::node::{Address, Edge, EdgeKind, Facts, NodeEvent};
 use crate::status::{Latest, Mode, Trouble, Usage, story};
-use crate::sync::{NodeAddresses, Report, Settings, Syncer};
+use crate::sync::{Lack, NodeAddresses, Report, Settings, Syncer};
+
+/// Whom the data plane's thread tells what others want to know.
+pub struct Tellers {
+    pub metrics: Arc<Metrics>,
+    pub notices: Notices,
+}
 
 pub struct Worker {
     pub(super) datapath: Datapath,
@@ -38,6 +45,9 @@ pub struct Worker {
     node_ports: NodePorts,
     pub(super) sockets: Mode,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) notices: Notices,
+    /// Ports that wait for room, as was told.
+    pub(super) refusals: BTreeMap<PortId, Lack>,
     pub(super) edges: Edges,
     pub(super) addresses: Vec<Address>,
     pub(super) own_node: OwnNode,
@@ -68,7 +78,7 @@ impl Worker {
         config: &Config,
         datapath: Datapath,
         sockets: Mode,
-        metrics: Arc<Metrics>,
+        tellers: Tellers,
         runtime: Handle,
     ) -> Result<Self, StartError> {
         Ok(Self {
@@ -80,7 +90,9 @@ impl Worker {
             datapath,
             node_ports: config.node_ports.clone(),
             sockets,
-            metrics,
+            metrics: tellers.metrics,
+            notices: tellers.notices,
+            refusals: BTreeMap::new(),
             edges: Edges::new(),
             addresses: Vec::new(),
             own_node: OwnNode { ips: config.node_ip.into_iter().collect(), pod_cidrs: None },
@@ -162,6 +174,7 @@ impl Worker {
                 self.show_life();
                 let report = self.syncer.tick(&mut self.datapath, self.clock.now());
                 self.note(&report);
+                self.follow_refusals();
                 self.tend_trace();
                 self.probe_sockets();
                 self.follow_departures(&report, self.clock.now());
@@ -183,9 +196,7 @@ impl Worker {
         } else {
             self.syncer.apply(&mut self.datapath, changes, now)
         };
-        for refused in &report.refused {
-            warn!("Service {}: {}", refused.id, refused.why);
-        }
+        self.follow_refusals();
         self.name_trace();
         let failed = self.note(&report);
         // What departed while no agent ran is seen in the complete list only.

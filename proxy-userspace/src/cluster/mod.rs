@@ -3,6 +3,7 @@
 
 pub mod kubernetes;
 pub mod manifests;
+mod notice;
 pub mod types;
 
 use std::path::PathBuf;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::config::Source;
+use crate::metrics::Requests;
+pub use notice::{About, Notice, Notices};
 use types::{Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 
 /// What a source tells. Lists are whole: nothing may be removed before Services and EndpointSlices have each
@@ -47,12 +50,21 @@ pub struct Scope {
     pub service_cidrs: bool,
 }
 
-/// Follows the configured source until the receiver is gone.
-pub async fn follow(source: Source, scope: Scope, events: mpsc::Sender<Event>) {
+/// What goes between a source and the rest of the agent.
+#[derive(Debug)]
+pub struct Channels {
+    pub events: mpsc::Sender<Event>,
+    /// Only a cluster can be told.
+    pub notices: mpsc::Receiver<Notice>,
+    pub requests: Requests,
+}
+
+/// Follows the configured source until the receiver of events is gone.
+pub async fn follow(source: Source, scope: Scope, channels: Channels) {
     match source {
-        Source::Manifests(folder) => manifests::follow(folder, events).await,
+        Source::Manifests(folder) => manifests::follow(folder, channels.events).await,
         Source::Kubernetes { kubeconfig, master } => {
-            kubernetes::follow(kubernetes::Access::new(kubeconfig, master), scope, events).await;
+            kubernetes::follow(kubernetes::Access::new(kubeconfig, master), scope, channels).await;
         }
     }
 }

@@ -7,4 +7,4 @@ mod server;
 
 pub use configz::configuration;
 pub use node_ports::{Checks, Places, serve_node_ports};
-pub use server::{Clock, Health, Snapshot, health_routes, metrics_routes, serve};
+pub use server::{Clock, Health, Server, Snapshot, health_routes, metrics_routes, serve};

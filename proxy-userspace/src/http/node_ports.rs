@@ -22,11 +22,15 @@ use tracing::{info, warn};
 use super::Health;
 use super::server::AGAIN;
 use crate::cluster::types::ObjectName;
+use crate::cluster::{About, Notice, Notices};
 use crate::model::{Family, HealthCheck};
 use crate::status::{Board, Trouble};
 
 /// Name of this part on the board: the first port that cannot be opened stands for all.
 const PART: &str = "health check node ports";
+
+/// Of the Event about a port that cannot be opened (H8).
+const REASON: &str = "FailedToStartServiceHealthcheck";
 
 /// Where health check node ports are open: where NodePorts are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,14 +97,17 @@ pub async fn serve_node_ports(
     mut places: watch::Receiver<Places>,
     health: Arc<Health>,
     board: Board,
+    notices: Notices,
 ) {
     let mut open: BTreeMap<SocketAddr, Listening> = BTreeMap::new();
+    let mut closed = BTreeSet::new();
     loop {
         let wanted = wanted(&checks.borrow_and_update(), &places.borrow_and_update());
         open.retain(|socket, listening| {
             wanted.get(socket).is_some_and(|(service, _)| *service == listening.answerer.service)
         });
         let mut failed = None;
+        closed.retain(|socket| wanted.contains_key(socket));
         for (socket, (service, ready)) in wanted {
             if let Some(listening) = open.get(&socket) {
                 listening.answerer.ready.store(ready, Ordering::Relaxed);
@@ -109,6 +116,7 @@ pub async fn serve_node_ports(
             match listen_at(socket) {
                 Ok(listener) => {
                     info!(%service, %socket, "health check node port open");
+                    closed.remove(&socket);
                     let answerer = Arc::new(Answerer {
                         service,
                         ready: AtomicUsize::new(ready),
@@ -119,7 +127,12 @@ pub async fn serve_node_ports(
                 Err(error) => {
                     let what = format!("Service {service}: health check node port {socket}");
                     let next = "free the port; it is tried again every 5 s";
-                    failed.get_or_insert(Trouble::new(what, error, next));
+                    let trouble = Trouble::new(what, error, next);
+                    if closed.insert(socket) {
+                        let (about, note) = (About::Service(service), trouble.to_string());
+                        notices.tell(Notice::warning(about, REASON, "Listen", note));
+                    }
+                    failed.get_or_insert(trouble);
                 }
             }
         }
@@ -276,7 +289,9 @@ mod tests {
         let (_places, placed) = watch::channel(Places::Everywhere);
         let health = Health::new(Clock::start(), Duration::from_secs(30), Arc::new(Metrics::new()));
         let board = Board::default();
-        let server = tokio::spawn(serve_node_ports(checked, placed, Arc::new(health), board.clone()));
+        let (notices, mut told) = Notices::channel();
+        let server =
+            tokio::spawn(serve_node_ports(checked, placed, Arc::new(health), board.clone(), notices));
         let set = |list: Vec<(ObjectName, HealthCheck)>| {
             checks.send(list.into_iter().collect()).unwrap();
         };
@@ -294,6 +309,8 @@ mod tests {
             set(vec![(name("b"), check(port, 1, 1))]);
             becomes(v6, Some((200, "1"))).await;
             assert!(board.all()[0].what.contains("Service ns/b"), "H8 {:?}", board.all());
+            let notice = told.try_recv().expect("H8: an Event");
+            assert_eq!((notice.about, notice.reason), (About::Service(name("b")), REASON));
             drop(squatter);
             becomes(v4, Some((200, "1"))).await;
             becomes(v6, Some((200, "1"))).await;

@@ -149,26 +149,37 @@ const fn json_headers() -> [(header::HeaderName, &'static str); 2] {
 /// Asks the agent for its status; `None` if it does not answer in time.
 pub type Snapshot = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Option<Status>> + Send>> + Send + Sync>;
 
-/// `/metrics`, `/healthz`, `/proxyMode` and `/configz` (H11).
+/// `/metrics`, `/metrics/slis`, `/healthz`, `/proxyMode` and `/configz` (H11).
 pub fn metrics_routes(metrics: Arc<Metrics>, snapshot: Snapshot, configuration: &Value) -> Router {
     let configz = json!({"kubeproxy.config.k8s.io": configuration}).to_string();
+    let of_ping = metrics.clone();
+    let ping = move || {
+        of_ping.pinged();
+        async { "ok" }
+    };
+    let of_slis = metrics.clone();
+    let slis = move |asked: HeaderMap| {
+        let page = text_page(of_slis.encode_slis(), &asked);
+        async { page }
+    };
     let page = move |asked: HeaderMap| {
         let (metrics, snapshot) = (metrics.clone(), snapshot.clone());
-        async move { metrics_page(&metrics, snapshot().await, &asked) }
+        async move { text_page(metrics.encode(snapshot().await), &asked) }
     };
     Router::new()
         .route("/metrics", get(page))
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/metrics/slis", get(slis))
+        .route("/healthz", get(ping))
         .route("/proxyMode", get(|| async { "sluice" }))
         .route("/configz", get(move || async move { (json_headers(), configz) }))
 }
 
 /// The older text format unless the newer is asked for, as kube-proxy answers.
-fn metrics_page(metrics: &Metrics, status: Option<Status>, asked: &HeaderMap) -> Response {
+fn text_page(page: Result<String, std::fmt::Error>, asked: &HeaderMap) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
     let accept = asked.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    match metrics.encode(status) {
+    match page {
         Ok(page) if !accept.contains("application/openmetrics-text") => {
             ([(header::CONTENT_TYPE, PLAIN)], plain(&page)).into_response()
         }
@@ -177,17 +188,21 @@ fn metrics_page(metrics: &Metrics, status: Option<Status>, asked: &HeaderMap) ->
     }
 }
 
-/// Serves `routes` at `address`. A port that is taken is tried again every 5 s and reported meanwhile (H6).
+/// What to serve where.
+pub struct Server {
+    pub name: &'static str,
+    pub address: SocketAddr,
+    /// Give up if the address cannot be bound.
+    pub hard_fail: bool,
+    pub routes: Router,
+}
+
+/// Serves. A port that is taken is tried again every 5 s and reported meanwhile, new troubles also to `tell` (H6).
 ///
 /// # Errors
-/// The address cannot be bound and `hard_fail` asks to give up; or the server ends, which it does not.
-pub async fn serve(
-    name: &'static str,
-    address: SocketAddr,
-    hard_fail: bool,
-    routes: Router,
-    board: Board,
-) -> Result<(), Trouble> {
+/// The address cannot be bound and that is to be fatal; or the server ends, which it does not.
+pub async fn serve(server: Server, board: Board, tell: impl Fn(&Trouble)) -> Result<(), Trouble> {
+    let Server { name, address, hard_fail, routes } = server;
     let listener = loop {
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
@@ -199,6 +214,7 @@ pub async fn serve(
                 }
                 if board.post(name, trouble.clone()) {
                     warn!("{trouble}; trying again every 5 s");
+                    tell(&trouble);
                 }
                 tokio::time::sleep(AGAIN).await;
             }
@@ -295,6 +311,10 @@ mod tests {
         assert!(page.ends_with(b"# EOF\n"), "the newer format for those who ask for it");
         for (path, want) in [
             ("/healthz", "ok"),
+            (
+                "/metrics/slis",
+                "# HELP kubernetes_healthcheck The last result of a check.\n# TYPE kubernetes_healthcheck gauge\nkubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n# HELP kubernetes_healthchecks_total Results of checks.\n# TYPE kubernetes_healthchecks_total counter\nkubernetes_healthchecks_total{name=\"ping\",type=\"healthz\",status=\"success\"} 1\n",
+            ),
             ("/proxyMode", "sluice"),
             ("/configz", r#"{"kubeproxy.config.k8s.io":{"mode":"iptables"}}"#),
         ] {
@@ -308,13 +328,20 @@ mod tests {
         let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
         let board = Board::default();
-        let fatal = serve("healthz", address, true, Router::new(), board.clone()).await.unwrap_err();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let server = |hard_fail| {
+            let telling = told.clone();
+            let server = Server { name: "healthz", address, hard_fail, routes: Router::new() };
+            serve(server, board.clone(), move |trouble| telling.lock().unwrap().push(trouble.clone()))
+        };
+        let fatal = server(true).await.unwrap_err();
         assert!(fatal.to_string().contains("--healthz-bind-address"), "{fatal}");
-        let server = tokio::spawn(serve("healthz", address, false, Router::new(), board.clone()));
+        let server = tokio::spawn(server(false));
         while board.all().is_empty() {
             tokio::task::yield_now().await;
         }
         assert!(board.all()[0].what.contains(&address.to_string()), "{:?}", board.all());
+        assert_eq!(*told.lock().unwrap(), board.all(), "told once (I14)");
         drop(taken);
         while !board.all().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -259,6 +259,11 @@ impl Syncer {
         self.ports.is_empty()
     }
 
+    /// Flags of all ports of a family.
+    pub fn flags(&self, family: Family) -> impl Iterator<Item = u32> {
+        self.ports.values().filter(move |port| port.family == family).map(|port| port.flags)
+    }
+
     /// The ports by the index of their service; for events and flows.
     #[must_use]
     pub fn names(&self) -> HashMap<u32, &PortId> {

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sluice_tests::api::objects::Space;
 use sluice_tests::api::{Bed, ControlPlane};
+use sluice_tests::wait::{PATIENCE, until};
 
 use crate::node::{Login, Node};
 use crate::suite::Test;
@@ -13,6 +14,7 @@ pub const TESTS: &[Test] = &[
     ("objects_a2_external_name_and_back", external_name),
     ("objects_c23_recreated_with_the_same_address", recreated),
     ("objects_c16_endpoints_in_two_slices", two_slices),
+    ("objects_i14_the_start_is_an_event_on_the_node", starting),
 ];
 
 fn labels(name: &str, value: Value) -> Value {
@@ -44,6 +46,31 @@ fn opt_out_labels(plane: &mut ControlPlane) -> Result<()> {
     node.installed(&key, &[])?;
     space.patch_slice("web", &labels(headless, Value::Null))?;
     node.installed(&key, &installed)?;
+    node.finish(id)
+}
+
+fn starting(plane: &mut ControlPlane) -> Result<()> {
+    let mut node = Node::start(plane, Login::InCluster)?;
+    let id = node.id()?;
+    let name = node.bed.name().to_owned();
+    let path = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let event = until("the event", PATIENCE, || {
+        let list = plane.admin().get(path)?;
+        let events = list["items"].as_array().cloned().unwrap_or_default();
+        let mine = |event: &&Value| event["regarding"]["name"] == name.as_str();
+        events.iter().find(mine).cloned().with_context(|| format!("{events:?}"))
+    })?;
+    let expected = [
+        ("/type", "Normal"),
+        ("/reason", "Starting"),
+        ("/action", "StartKubeProxy"),
+        ("/regarding/kind", "Node"),
+        ("/regarding/uid", &name),
+        ("/reportingController", "kube-proxy"),
+    ];
+    for (field, want) in expected {
+        ensure!(event.pointer(field) == Some(&json!(want)), "{field} is not {want} in {event}");
+    }
     node.finish(id)
 }
 

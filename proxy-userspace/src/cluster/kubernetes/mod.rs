@@ -1,8 +1,11 @@
 //! A Kubernetes API server as the source. Only what ClusterRole `system:node-proxier` allows is asked for: list and
-//! watch on Services and EndpointSlices, on this node's own Node, and, where they matter, on ServiceCIDRs.
+//! watch on Services and EndpointSlices, on this node's own Node, and, where they matter, on ServiceCIDRs; and to create
+//! Events.
 
+mod counted;
 mod explain;
 pub mod login;
+mod outbox;
 mod pace;
 mod state;
 #[cfg(test)]
@@ -16,12 +19,14 @@ use std::time::Duration;
 
 use kube::Client;
 use kube::client::ClientBuilder;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::types::{Node, Problem, Service, ServiceCidr, Slice};
-use super::{Event, Scope};
+use super::{Channels, Event, Scope};
+use crate::metrics::Requests;
+use counted::CountLayer;
 use login::{Environment, Login, LoginError, login};
+use outbox::Outbox;
 use pace::{Backoff, Pace};
 use state::{State, StateLayer};
 use token::{Token, TokenLayer};
@@ -49,21 +54,24 @@ impl Access {
 
 /// Delivers the cluster's objects until the receiver is gone. Whatever fails is told, retried and never ends it: the
 /// state that was delivered before stays (C-01, C-02, C-10, C-11).
-pub async fn follow(access: Access, scope: Scope, events: mpsc::Sender<Event>) {
+pub async fn follow(access: Access, scope: Scope, channels: Channels) {
+    let Channels { events, notices, requests } = channels;
+    let mut outbox = Outbox::new(notices, &scope.node);
     let state = Arc::new(State::new(events.clone()));
     let pace = Arc::new(Pace::default());
     let mut backoff = Backoff::default();
     let mut gently = false;
     let mut failed = None;
     while !events.is_closed() {
-        match open(&access, &state).await {
+        match open(&access, &state, &requests).await {
             Ok((client, hints)) => {
                 if let Some(problem) = failed.take() {
                     state.opened(&problem).await;
                 }
                 let (events, state, pace) = (events.clone(), state.clone(), pace.clone());
                 let begun = Instant::now();
-                watch_all(&Session { client, events, state, pace, hints, gently }, &scope).await;
+                let session = Session { client, events, state, pace, hints, gently };
+                watch_all(&session, &scope, &mut outbox).await;
                 if begun.elapsed() > STEADY {
                     backoff.reset();
                 }
@@ -96,11 +104,18 @@ pub async fn check(access: &Access) -> Result<(), LoginError> {
     }
 }
 
-async fn open(access: &Access, state: &Arc<State>) -> Result<(Client, login::Hints), LoginError> {
+async fn open(
+    access: &Access,
+    state: &Arc<State>,
+    requests: &Requests,
+) -> Result<(Client, login::Hints), LoginError> {
     let Login { config, token, hints } =
         login(access.kubeconfig.as_deref(), access.master.as_deref(), &access.environment).await?;
     let wrong = |source| LoginError::Client { ca: hints.ca.clone(), source: Box::new(source) };
-    let builder = ClientBuilder::try_from(config).map_err(wrong)?.with_layer(&StateLayer(state.clone()));
+    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+    let counted = CountLayer { requests: requests.clone(), host };
+    let builder = ClientBuilder::try_from(config).map_err(wrong)?.with_layer(&counted);
+    let builder = builder.with_layer(&StateLayer(state.clone()));
     let client = match token {
         Some(path) => builder.with_layer(&TokenLayer(Arc::new(Token::new(path)))).build(),
         None => builder.build(),
@@ -109,7 +124,7 @@ async fn open(access: &Access, state: &Arc<State>) -> Result<(Client, login::Hin
 }
 
 /// Returns when one of the watches asks for a new login, or the receiver is gone.
-async fn watch_all(session: &Session, scope: &Scope) {
+async fn watch_all(session: &Session, scope: &Scope, outbox: &mut Outbox) {
     let services = Selector {
         labels: Some("!service.kubernetes.io/service-proxy-name".to_owned()),
         fields: Some("spec.clusterIP!=None".to_owned()),
@@ -129,5 +144,6 @@ async fn watch_all(session: &Session, scope: &Scope) {
         () = watch::follow::<Node, _>(session, &nodes, |n| n.name.clone(), Event::Nodes) => {}
         () = watch::follow::<ServiceCidr, _>(session, &ranges, |r| r.name.clone(), Event::ServiceCidrs),
             if scope.service_cidrs => {}
+        () = outbox.send(session) => {}
     }
 }

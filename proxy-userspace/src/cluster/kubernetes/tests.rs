@@ -15,12 +15,14 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::Change;
 use crate::cluster::types::ObjectName;
+use crate::cluster::{About, Change, Notice, Notices};
+use tokio::sync::mpsc;
 
 const SERVICES: &str = "/api/v1/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const NODES: &str = "/api/v1/nodes";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
 
 /// One answer: status and body lines; `open` leaves the stream open after them.
 #[derive(Clone, Debug)]
@@ -107,6 +109,7 @@ struct Lab {
     script: Arc<Script>,
     folder: PathBuf,
     events: mpsc::Receiver<Event>,
+    notices: Notices,
     seen: Vec<Event>,
 }
 
@@ -138,8 +141,11 @@ impl Lab {
         let environment = Environment { host: None, port: None, folder: folder.clone() };
         let access = Access { kubeconfig: Some(kubeconfig), master: None, environment };
         let (sender, events) = mpsc::channel(16);
-        tokio::spawn(follow(access, Scope { node: "n1".into(), service_cidrs: false }, sender));
-        Self { script, folder, events, seen: Vec::new() }
+        let (notices, told) = Notices::channel();
+        let requests = Requests::default();
+        let channels = Channels { events: sender, notices: told, requests };
+        tokio::spawn(follow(access, Scope { node: "n1".into(), service_cidrs: false }, channels));
+        Self { script, folder, events, notices, seen: Vec::new() }
     }
 
     /// Waits for an event, unless it has come already: the kinds are watched side by side.
@@ -340,4 +346,24 @@ async fn c31_one_bad_object_in_a_list() {
         _ => false,
     })
     .await;
+}
+
+#[tokio::test]
+async fn i14_events_are_sent_again_until_they_are_taken_or_refused_for_good() {
+    let answers =
+        [refuse(503, "busy"), refuse(409, "there already"), refuse(403, "forbidden"), list("1", &[])];
+    let answers = Mutex::new(answers.into_iter().map(|answer| (EVENTS, answer)).collect());
+    let lab = Lab::start(Script { answers, ..Script::default() }).await;
+    // The first is sent twice; the server has it already, so that attempt counts. The second is not to be. The third is taken.
+    for reason in ["One", "Two", "Three"] {
+        lab.notices.tell(Notice::normal(About::Node, reason, "Test", ""));
+    }
+    let sent = tokio::time::timeout(Duration::from_secs(40), async {
+        while lab.script.requests(EVENTS).len() < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(sent.await.is_ok(), "{:?}", lab.script.requests(EVENTS));
+    let left: Vec<_> = lab.script.answers.lock().unwrap().iter().map(|(path, _)| *path).collect();
+    assert_eq!(left, [""; 0]);
 }
