@@ -5,6 +5,8 @@ pub mod bench;
 pub mod bpf;
 pub mod cluster;
 pub mod demo;
+#[cfg(test)]
+mod deploy;
 pub mod harness;
 pub mod lab;
 pub mod oracle;
