@@ -50,6 +50,9 @@ fn build(root: &Path, out: &Path) -> Result<(), String> {
     for inherited in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"] {
         cargo.env_remove(inherited);
     }
+    if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
+        cargo.args(["--features", "next-layout"]);
+    }
     let status = cargo
         .current_dir(root)
         .args(["--package", "proxy-ebpf", "--release", "--target", TARGET, "--target-dir"])

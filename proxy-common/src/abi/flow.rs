@@ -112,8 +112,13 @@ abi! {
         /// [`FlowKey::tag`] of the key this value was written for. Elements of a preallocated hash are reused at
         /// once: a reader copies, compares the tag, and looks up again on mismatch. Last, so written last.
         pub tag: u32,
+        /// Nothing; see [`super::GROWS`].
+        pub more: [u32; MORE],
     }
 }
+
+/// Words that a flow has more in the build that tests upgrades.
+pub const MORE: usize = if super::GROWS { 2 } else { 0 };
 
 /// Which of the four rewrites an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

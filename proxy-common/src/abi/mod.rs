@@ -19,7 +19,7 @@ pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
 pub use config::{Cidr, Config, SERVICE_CIDRS, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};
-pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, TURNS_HELD_BACK, Turn, state};
+pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, MORE, TURNS_HELD_BACK, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use guard::{Guard, OWN_PRIORITY};
 pub use service::{
@@ -36,7 +36,17 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 
 /// Version of all shapes in this module together. It is part of the pin directory's name; a change of any type,
 /// of a constant's meaning or of a map's kind raises it.
-pub const LAYOUT: u32 = 7;
+///
+/// Agents of two layouts take over each other's maps without knowing each other's types, so that flows survive an upgrade and
+/// the way back. Hence the rule: keys stay as they are, values of hashes, arrays and tries only grow at their end, and zero
+/// there means what was before. Whatever needs more is a map by another name, which starts empty.
+pub const LAYOUT: u32 = 7 + GROWS as u32;
+
+/// The first layout that the rule holds for.
+pub const INHERITS_FROM: u32 = 7;
+
+/// A build as if it were the next version, to test upgrades with: flows have a field more.
+pub const GROWS: bool = cfg!(feature = "next-layout");
 
 /// Number of the helper in whose place the agent puts `bpf_cast_to_kern_ctx` (kernel 6.2): the compiler knows no calls of kernel
 /// functions. No helper has it, and where the agent leaves it in its place it is never called.
@@ -98,8 +108,8 @@ mod tests {
         let sizes = [
             ("flow key v4", size_of::<FlowKey<1>>(), 16),
             ("flow key v6", size_of::<FlowKey<4>>(), 40),
-            ("flow v4", size_of::<Flow<1>>(), 48),
-            ("flow v6", size_of::<Flow<4>>(), 72),
+            ("flow v4", size_of::<Flow<1>>(), 48 + 4 * MORE),
+            ("flow v6", size_of::<Flow<4>>(), 72 + 4 * MORE),
             ("turn v4", size_of::<Turn<1>>(), 20),
             ("turn v6", size_of::<Turn<4>>(), 44),
             ("frontend key v4", size_of::<FrontendKey<1>>(), 8),

@@ -2,8 +2,8 @@
 
 use super::reclaim::Looked;
 use crate::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, Port,
-    Reason, Run, Service, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, MORE,
+    Port, Reason, Run, Service, Turn,
 };
 use crate::wire::{Diff, Headers};
 
@@ -226,6 +226,7 @@ impl<const N: usize> Scratch<N> {
             kind: 0,
             state: 0,
             tag: 0,
+            more: [0; MORE],
         };
         let turn = Turn { key, serial: 0 };
         let asked = Asked::new(key.src, 0);

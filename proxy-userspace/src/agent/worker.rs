@@ -129,9 +129,11 @@ impl Worker {
         self.follow_kube_proxy();
         self.set_addresses(facts.addresses.clone());
         let (pods, uplinks): (Vec<_>, Vec<_>) = facts.edges.iter().cloned().partition(|edge| edge.pod);
+        self.catch_up();
         for edge in uplinks.into_iter().chain(pods) {
             self.attach(edge, None);
         }
+        self.catch_up();
         self.attach_sockets();
         self.settle_catch_all();
         let served: Vec<_> = self.edges.keys().copied().collect();
@@ -143,7 +145,19 @@ impl Worker {
             }
             Err(error) => self.failed("cannot remove earlier programs", &error),
         }
+        match self.datapath.forget_other_layouts() {
+            Ok(true) => info!("the data plane of an agent of another layout is taken over"),
+            Ok(false) => {}
+            Err(error) => self.failed("pins of another layout", &error),
+        }
         self.misnamed().iter().for_each(|trouble| warn!("{trouble}"));
+    }
+
+    /// L-22: flows of another layout's programs.
+    fn catch_up(&mut self) {
+        if let Err(error) = self.datapath.catch_up() {
+            self.failed("flows of an agent of another layout", &error);
+        }
     }
 
     /// What flags or the Node name and this node has not.

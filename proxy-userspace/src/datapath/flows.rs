@@ -171,7 +171,7 @@ impl Datapath {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::abi::protocol;
+    use proxy_common::abi::{MORE, protocol};
 
     use super::*;
 
@@ -205,6 +205,7 @@ mod tests {
             kind: kind as u8,
             state: state::SEEN,
             tag: key.tag(),
+            more: [0; MORE],
         };
         (key, flow)
     }

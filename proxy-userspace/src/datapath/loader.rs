@@ -12,6 +12,7 @@ use proxy_common::abi::Addr;
 
 use super::error::{DatapathError, kernel_release};
 use super::hooks::{self, Known, Ours};
+use super::inherit::Inheritance;
 use super::netns_cookie;
 use super::owner::{self, Owners};
 use super::pins::Pins;
@@ -63,6 +64,7 @@ pub struct Loaded {
     pub cgroup: Option<OwnedFd>,
     /// Programs of earlier agents that are pinned, by id; and their pins.
     pub earlier: Vec<(PathBuf, OwnedFd)>,
+    pub inheritance: Inheritance,
     pub adopted: bool,
     pub notices: Vec<String>,
     pub unsummed: Option<String>,
@@ -71,36 +73,53 @@ pub struct Loaded {
 pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let cgroup = options.cgroup.as_deref().map(open_cgroup).transpose()?;
     let cpus = possible_cpus()?;
-    let wanted = specs::persistent(&options.sizes, cpus);
-    let pins = match &options.bpffs {
-        Some(bpffs) => {
-            let pins = Pins::shared(bpffs)?;
-            if !owner::is_here(netns_cookie().ok(), owner::of_pins(&pins)) {
-                return Err(DatapathError::OtherNamespace { path: bpffs.clone() });
-            }
-            pins
-        }
+    let mut wanted = specs::persistent(&options.sizes, cpus);
+    let (mut pins, inheritance) = match &options.bpffs {
+        Some(bpffs) => open_pins(bpffs, &wanted)?,
         None => {
             let pins = Pins::private()?;
-            adopt_by_id(&pins, cgroup.as_ref(), &wanted)?;
-            pins
+            let inheritance = adopt_by_id(&pins, cgroup.as_ref(), &wanted)?;
+            (pins, inheritance)
         }
     };
-    let (found, notices) = check_pins(&pins, &wanted)?;
+    let (mut found, notices) = check_pins(&pins, &wanted)?;
+    let fresh = inheritance.resize(&mut wanted, &mut found);
     let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows), cpus);
     let summed = Summed::of_this_kernel();
     let unsummed = summed.as_ref().err().map(ToString::to_string);
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
     let mut ebpf = load_object(&pins, &recipe, None)?;
+    inheritance.fill(&pins, &fresh)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
     load_programs(&mut ebpf, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
+    let mut earlier = inheritance.programs()?;
+    earlier.extend(pins.programs()?);
+    pins.finish()?;
     let mut maps = HashMap::new();
     for spec in &recipe.wanted {
         let missing = || DatapathError::NoProgram { program: spec.name };
         maps.insert(spec.name, Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?);
     }
-    let earlier = pins.programs()?;
-    Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, adopted: !found.is_empty(), notices, unsummed })
+    let adopted = !found.is_empty();
+    Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, inheritance, adopted, notices, unsummed })
+}
+
+/// The pins of this layout, or where there are none yet, what another layout's agent has left.
+fn open_pins(bpffs: &Path, wanted: &[Spec]) -> Result<(Pins, Inheritance), DatapathError> {
+    let here = netns_cookie().ok();
+    Pins::sweep(bpffs)?;
+    let mut others = Pins::of_other_layouts(bpffs)?;
+    others.retain(|pins| owner::is_here(here, owner::of_pins(pins)));
+    let pins = if others.is_empty() || Pins::are_at(bpffs) {
+        Pins::shared(bpffs)?
+    } else {
+        Pins::unfinished(bpffs)?
+    };
+    if !owner::is_here(here, owner::of_pins(&pins)) {
+        return Err(DatapathError::OtherNamespace { path: bpffs.to_owned() });
+    }
+    let inheritance = Inheritance::of_pins(&pins, others, wanted)?;
+    Ok((pins, inheritance))
 }
 
 /// Opens a directory of cgroup v2.
@@ -124,7 +143,8 @@ fn possible_cpus() -> Result<u32, DatapathError> {
 
 /// Pins the maps that our attached programs use. Devices come first; on the cgroup there may be programs of an agent in
 /// another network namespace, which are left alone.
-fn adopt_by_id(pins: &Pins, cgroup: Option<&OwnedFd>, wanted: &[Spec]) -> Result<(), DatapathError> {
+fn adopt_by_id(pins: &Pins, cgroup: Option<&OwnedFd>, wanted: &[Spec]) -> Result<Inheritance, DatapathError> {
+    let mut inheritance = Inheritance::default();
     let here = netns_cookie().ok();
     let devices = hooks::devices()?.into_iter().map(|(_, ifindex)| Target::Device(ifindex));
     let mut places: Vec<_> =
@@ -148,20 +168,26 @@ fn adopt_by_id(pins: &Pins, cgroup: Option<&OwnedFd>, wanted: &[Spec]) -> Result
         let mine = |ours: &Ours| owner::is_here(here, owners.of(ours));
         for ours in found.ours.into_iter().filter(mine) {
             for id in ours.info.maps {
-                adopt_map(pins, id, wanted)?;
+                adopt_map(pins, id, wanted, &mut inheritance)?;
             }
         }
     }
-    Ok(())
+    Ok(inheritance)
 }
 
 /// Pins the map with this id under its name, unless one of that name has been found already.
-fn adopt_map(pins: &Pins, id: u32, wanted: &[Spec]) -> Result<(), DatapathError> {
+fn adopt_map(
+    pins: &Pins,
+    id: u32,
+    wanted: &[Spec],
+    inheritance: &mut Inheritance,
+) -> Result<(), DatapathError> {
     let failed = |source| DatapathError::Map { operation: "adopt", map: "of an attached program", source };
     let fd = sys::map_by_id(id).map_err(failed)?;
     let info = sys::map_info(fd.as_fd()).map_err(failed)?;
     // The private bpffs holds nothing that these programs did not put there, so a taken name is the same map.
     match wanted.iter().find(|spec| spec.name == info.name) {
+        Some(spec) if inheritance.take(spec, &fd)? => Ok(()),
         Some(spec) if Pins::open(&pins.map(spec.name))?.is_none() => {
             Pins::put(fd.as_fd(), &pins.map(spec.name))
         }
@@ -334,7 +360,9 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<(), Datapat
         _ => return Err(DatapathError::NoProgram { program: name }),
     };
     match loaded {
-        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => Err(DatapathError::refused(name, error)),
+        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
+            Err(DatapathError::refused(name, error))
+        }
         _ => Ok(()),
     }
 }

@@ -10,6 +10,7 @@
 //! explain.rs copies that answer questions probe.rs   packets to ask with
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
+//! inherit.rs maps of another layout
 //! ```
 
 mod attach;
@@ -18,6 +19,7 @@ mod error;
 mod explain;
 mod flows;
 mod hooks;
+mod inherit;
 mod loader;
 mod owner;
 mod permission;
@@ -51,6 +53,7 @@ pub use trace::TraceLog;
 
 use explain::Explainer;
 use hooks::Known;
+use inherit::Inheritance;
 use loader::Recipe;
 use pins::Pins;
 use tables::Tables;
@@ -74,6 +77,7 @@ pub struct Datapath {
     known: Known,
     /// Pins of earlier agents' programs.
     earlier: Vec<PathBuf>,
+    inheritance: Inheritance,
     adopted: bool,
     notices: Vec<String>,
     unsummed: Option<String>,
@@ -113,6 +117,7 @@ impl Datapath {
             cgroup: loaded.cgroup,
             known: Known::new(),
             earlier: Vec::new(),
+            inheritance: loaded.inheritance,
             adopted: loaded.adopted,
             notices: loaded.notices,
             unsummed: loaded.unsummed,
@@ -140,6 +145,25 @@ impl Datapath {
     #[must_use]
     pub const fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Takes over the flows that the programs of an agent of another layout have made since the last call: to be called just
+    /// before and just after these programs are replaced (L-22). How many entries.
+    ///
+    /// # Errors
+    /// Names the map.
+    pub fn catch_up(&self) -> Result<u64, DatapathError> {
+        self.inheritance.catch_up(&self.pins)
+    }
+
+    /// Forgets an agent of another layout, once none of its programs is attached. Whether there was one.
+    ///
+    /// # Errors
+    /// Names the pin.
+    pub fn forget_other_layouts(&mut self) -> Result<bool, DatapathError> {
+        let inheritance = std::mem::take(&mut self.inheritance);
+        let was_there = !inheritance.is_empty();
+        inheritance.finish().map(|()| was_there)
     }
 
     /// Lines to log once: settings that could not be applied because content was kept (L-22).

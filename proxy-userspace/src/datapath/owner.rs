@@ -1,6 +1,7 @@
 //! Whose a data plane is: agents of several network namespaces may share a cgroup, and by mistake a bpffs.
 
 use std::collections::HashMap;
+use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use proxy_common::abi::Config;
@@ -8,7 +9,7 @@ use proxy_common::abi::Config;
 use super::error::DatapathError;
 use super::hooks::{self, Known, Ours, SOCKETS};
 use super::pins::Pins;
-use super::sys::{self, Table, Target};
+use super::sys::{self, Target};
 
 /// Whether a data plane of this owner is this network namespace's. One without an owner was never in use.
 pub fn is_here(here: Option<u64>, owner: Option<u64>) -> bool {
@@ -59,10 +60,11 @@ pub fn of_pins(pins: &Pins) -> Option<u64> {
 
 const CONFIG: &str = "CONFIG";
 
+/// Another layout's has this field at the same place.
 fn read(config: BorrowedFd<'_>) -> Option<u64> {
-    // Another layout's cannot be read.
-    let table = Table::<u32, Config>::new(config.try_clone_to_owned().ok()?).ok()?;
-    Some(table.get(&0).ok()??.netns_cookie)
+    let value = sys::first_value(config).ok()?;
+    let cookie = value.get(offset_of!(Config, netns_cookie)..)?.first_chunk()?;
+    Some(u64::from_ne_bytes(*cookie))
 }
 
 #[cfg(test)]

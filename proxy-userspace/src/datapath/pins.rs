@@ -1,15 +1,19 @@
 //! Where maps and programs are pinned: a directory of a mounted bpffs, or a bpffs of our own that nobody sees.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use proxy_common::abi::LAYOUT;
+use proxy_common::abi::{INHERITS_FROM, LAYOUT};
 
 use super::error::DatapathError;
+use super::specs::CHUNKS;
 use super::sys;
 use crate::model::Family;
+
+/// What the name of a directory ends with that is not in use yet.
+const UNFINISHED: &str = "-new";
 
 /// A directory that maps are pinned in.
 #[derive(Debug)]
@@ -22,13 +26,64 @@ pub struct Pins {
 impl Pins {
     /// The directory of this layout on the bpffs mounted at `bpffs`; made if missing.
     pub fn shared(bpffs: &Path) -> Result<Self, DatapathError> {
-        let dir = Self::directory(bpffs)?;
+        Self::made(Self::directory(bpffs)?)
+    }
+
+    fn made(dir: PathBuf) -> Result<Self, DatapathError> {
         std::fs::create_dir_all(&dir).map_err(|source| DatapathError::File {
             operation: "create directory",
             path: dir.clone(),
             source,
         })?;
         Ok(Self { dir, private: None })
+    }
+
+    /// A directory of this layout that [`Pins::finish`] puts into use.
+    pub fn unfinished(bpffs: &Path) -> Result<Self, DatapathError> {
+        Self::made(unfinished(&Self::directory(bpffs)?))
+    }
+
+    /// Takes away what starts that were killed have left unfinished, of whatever layout.
+    pub fn sweep(bpffs: &Path) -> Result<(), DatapathError> {
+        let layouts = Self::layouts(bpffs)?;
+        layouts.into_iter().filter(Self::is_unfinished).try_for_each(|pins| pins.remove().map(drop))
+    }
+
+    pub fn is_unfinished(&self) -> bool {
+        self.dir.to_string_lossy().ends_with(UNFINISHED)
+    }
+
+    /// Puts it into use, in one step.
+    pub fn finish(&mut self) -> Result<(), DatapathError> {
+        let name = self.dir.to_string_lossy().into_owned();
+        let Some(used) = name.strip_suffix(UNFINISHED) else { return Ok(()) };
+        let failed = |source| DatapathError::File { operation: "rename", path: self.dir.clone(), source };
+        std::fs::rename(&self.dir, used).map_err(failed)?;
+        self.dir = used.into();
+        Ok(())
+    }
+
+    /// The directories of other layouts whose content can be taken over, the latest first.
+    pub fn of_other_layouts(bpffs: &Path) -> Result<Vec<Self>, DatapathError> {
+        let made = |pins: &Self| std::fs::metadata(&pins.dir).and_then(|data| data.modified()).ok();
+        let mut others = Self::layouts(bpffs)?;
+        others.retain(|pins| {
+            let layout = pins.dir.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+            layout.is_some_and(|layout| layout >= INHERITS_FROM && layout != LAYOUT)
+        });
+        others.sort_by_key(|pins| std::cmp::Reverse(made(pins)));
+        Ok(others)
+    }
+
+    /// Pins the chunks of slots that are pinned here in `other`, too.
+    pub fn share_chunks(&self, other: &Self) -> Result<(), DatapathError> {
+        for family in [Family::V4, Family::V6] {
+            for index in 0..CHUNKS {
+                let Some(fd) = Self::open(&self.chunk(family, index))? else { break };
+                Self::put(fd.as_fd(), &other.chunk(family, index))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether an agent has left the directory of this layout at `bpffs`.
@@ -39,6 +94,7 @@ impl Pins {
     /// Takes away what a start that failed has made at `bpffs`. What cannot be removed is left to `sluice cleanup`.
     pub fn abandon(bpffs: &Path) {
         if let Ok(dir) = Self::directory(bpffs) {
+            drop(Self { dir: unfinished(&dir), private: None }.remove());
             drop(Self { dir, private: None }.remove());
         }
     }
@@ -165,6 +221,13 @@ impl Pins {
         removed.push(self.dir);
         Ok(removed)
     }
+}
+
+/// Where what becomes `dir` is made.
+fn unfinished(dir: &Path) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(UNFINISHED);
+    name.into()
 }
 
 /// The directory that holds one directory a layout.

@@ -7,6 +7,7 @@
 mod attachment;
 mod iterator;
 mod objects;
+mod raw;
 
 use std::ffi::{c_long, c_void};
 use std::io::{Error, ErrorKind, Result};
@@ -23,6 +24,7 @@ pub use objects::{
     MapInfo, ProgramInfo, create_inner, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
     try_classifier,
 };
+pub use raw::{Overwrite, Writer, elements, first_value};
 
 /// Commands of bpf(2), `enum bpf_cmd` (include/uapi/linux/bpf.h).
 mod cmd {
@@ -368,7 +370,6 @@ pub fn socket_option(socket: BorrowedFd<'_>, level: i32, option: i32, bytes: &mu
     let mut length = libc::socklen_t::try_from(bytes.len()).map_err(Error::other)?;
     let into = bytes.as_mut_ptr().cast();
     // SAFETY: getsockopt(2) reads and writes at most `length` bytes at `bytes`.
-    let result =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, into, &raw mut length) };
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, into, &raw mut length) };
     check(result.into()).map(|_| length as usize)
 }

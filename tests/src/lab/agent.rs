@@ -25,6 +25,8 @@ pub struct AgentHome {
     pub log: PathBuf,
     /// Where objects come from, and further flags.
     pub flags: Vec<String>,
+    /// The binary.
+    pub program: PathBuf,
 }
 
 impl AgentHome {
@@ -40,7 +42,7 @@ impl AgentHome {
             .collect()
     }
 
-    fn command(&self, arguments: &[String]) -> Result<Command> {
+    fn command(&self, arguments: &[String]) -> Command {
         // The shell enters the cgroup, then becomes nsenter, which becomes the agent: one process id throughout.
         let mut command = Command::new("sh");
         command
@@ -48,10 +50,10 @@ impl AgentHome {
             .arg(self.own_cgroup.join("cgroup.procs"))
             .arg("nsenter")
             .arg(format!("--net={}", self.netns.display()))
-            .arg(binary()?)
+            .arg(&self.program)
             .args(arguments)
             .stdin(Stdio::null());
-        Ok(command)
+        command
     }
 
     /// Runs an operator's command to its end: exit status, standard output, standard error.
@@ -66,7 +68,7 @@ impl AgentHome {
         } else {
             all.extend(["--run-dir".to_owned(), self.run_dir.display().to_string()]);
         }
-        let output = self.command(&all)?.output().context("cannot run sluice")?;
+        let output = self.command(&all).output().context("cannot run sluice")?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok((output.status, text(&output.stdout), text(&output.stderr)))
     }
@@ -159,7 +161,7 @@ impl Agent {
         arguments.extend(home.flags.clone());
         arguments.extend(home.node_flags());
         let child = home
-            .command(&arguments)?
+            .command(&arguments)
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()

@@ -122,5 +122,6 @@ pub(super) fn home(
         run_dir: files.join("run"),
         log: files.join("agent.log"),
         flags,
+        program: super::agent::binary()?,
     })
 }

@@ -18,6 +18,7 @@ mod ports;
 mod restart;
 mod start;
 mod trace;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     groups.extend(change::groups());
     groups.extend(departure::groups());
     groups.extend(restart::groups());
+    groups.extend(upgrade::groups());
     groups.extend(input::groups());
     groups.extend(start::groups());
     groups.extend(operator::groups());

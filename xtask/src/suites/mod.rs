@@ -152,6 +152,13 @@ fn run_suite(
         environment(&mut build, selection, coverage);
         shell::run(&mut build)?;
     }
+    if suite == Suite::Net {
+        // Another version, to upgrade to.
+        let mut build = workspace.cargo("build");
+        build.args(["--package", "proxy-userspace", "--features", "next-layout", "--bin", "sluice-next"]);
+        environment(&mut build, selection, coverage);
+        shell::run(&mut build)?;
+    }
     let image =
         (suite == Suite::Cluster).then(|| image::make(workspace, &image::Wanted::default())).transpose()?;
     let mut reader = Reader::default();
