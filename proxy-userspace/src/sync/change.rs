@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use proxy_common::abi::{Frontend, Run, service_flags};
+use proxy_common::abi::{CHUNK, Frontend, Run, service_flags};
 use thiserror::Error;
 
 use super::PerFamily;
@@ -15,10 +15,10 @@ use super::lists::{self, Lists};
 use super::port::{List, Member, Port, Ranges, WORDS};
 use super::runs::Runs;
 use super::store::{Capacity, Dialled, EndpointId, Slot, Step, Word};
-use crate::model::{Family, PortId, PortState};
+use crate::model::{Family, PortFrontend, PortId, PortState};
 use crate::sorted::Sorted;
 
-/// What there is not enough of (C-32). The port as a whole waits for room.
+/// What there is not enough of (C-32). The port as a whole waits for room, with all others of a Service that is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Lack {
     #[error("no room for another Service port: all {0} are in use")]
@@ -152,17 +152,12 @@ impl Room {
         until: Duration,
         batch: &mut Batch,
     ) -> Result<(), Lack> {
-        let frontends: Sorted<Dialled, u32> = want
-            .frontends
-            .iter()
-            .map(|frontend| {
-                let (address, port) = (frontend.address, frontend.port);
-                (Dialled { address, port, protocol: id.protocol }, frontend.kind as u32)
-            })
-            .collect();
+        let frontends = frontends(id, want);
         let fresh = fresh_endpoints(port.as_ref(), want);
-        self.check(id.family, port.as_ref(), &frontends, &fresh, batch)?;
-        self.check_ranges(id.family, port.as_ref(), want, batch)?;
+        let ports = usize::from(port.is_none());
+        self.check_shared(ports, fresh.len())?;
+        self.check(id.family, &frontends.keys().collect::<Vec<_>>(), &fresh, batch)?;
+        self.check_ranges(id.family, more_ranges(port.as_ref(), want), batch)?;
         let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)?;
         batch.chunks[id.family].extend(&lists.chunks);
         let asked = port.as_ref().is_some_and(|port| port.affinity_timeout != 0);
@@ -203,26 +198,56 @@ impl Room {
         self.services.retire(port.index, until);
     }
 
+    /// What there is not enough of for ports that are new, all together. Nothing is taken.
+    pub fn lacks(&self, news: &[(&PortId, &PortState)], batch: &Batch) -> Option<Lack> {
+        let fresh = |family| {
+            let mine = news.iter().filter(move |(id, _)| id.family == family);
+            mine.flat_map(|(_, want)| fresh_endpoints(None, want)).collect::<Vec<_>>()
+        };
+        let fresh = PerFamily { v4: fresh(Family::V4), v6: fresh(Family::V6) };
+        let check = || {
+            self.check_shared(news.len(), fresh.v4.len() + fresh.v6.len())?;
+            for family in [Family::V4, Family::V6] {
+                let mine = || news.iter().filter(|(id, _)| id.family == family);
+                let frontends: Vec<_> = mine().map(|(id, want)| frontends(id, want)).collect();
+                let dialled: Vec<_> = frontends.iter().flat_map(Sorted::keys).collect();
+                self.check(family, &dialled, &fresh[family], batch)?;
+                let ranges = mine().map(|(_, want)| more_ranges(None, want)).sum();
+                self.check_ranges(family, ranges, batch)?;
+            }
+            let lists = news.iter().flat_map(|(_, want)| want.lists());
+            match lists.map(Vec::len).find(|length| *length > CHUNK as usize) {
+                Some(length) => Err(Lack::Slots(length)),
+                None => Ok(()),
+            }
+        };
+        check().err()
+    }
+
+    /// Of what both families share.
+    fn check_shared(&self, ports: usize, endpoints: usize) -> Result<(), Lack> {
+        if ports > self.services.available() {
+            return Err(Lack::Services(self.capacity.services));
+        }
+        if endpoints > self.endpoints.available() {
+            return Err(Lack::Endpoints(self.capacity.endpoints));
+        }
+        Ok(())
+    }
+
     fn check(
         &self,
         family: Family,
-        port: Option<&Port>,
-        frontends: &Sorted<Dialled, u32>,
+        frontends: &[&Dialled],
         fresh: &[SocketAddr],
         batch: &Batch,
     ) -> Result<(), Lack> {
-        if port.is_none() && self.services.available() == 0 {
-            return Err(Lack::Services(self.capacity.services));
-        }
-        if fresh.len() > self.endpoints.available() {
-            return Err(Lack::Endpoints(self.capacity.endpoints));
-        }
-        let more = frontends.keys().filter(|dialled| !self.owners.contains_key(dialled)).count();
+        let more = frontends.iter().filter(|dialled| !self.owners.contains_key(dialled)).count();
         if (self.owned[family] + batch.leaving[family]) as usize + more > self.capacity.frontends as usize {
             return Err(Lack::Frontends(self.capacity.frontends));
         }
         let dialled =
-            frontends.keys().map(|dialled| dialled.address).filter(|address| !address.is_unspecified());
+            frontends.iter().map(|dialled| dialled.address).filter(|address| !address.is_unspecified());
         let mut addresses: Vec<_> = dialled
             .chain(fresh.iter().map(SocketAddr::ip))
             .filter(|address| !self.classes.contains(address))
@@ -235,15 +260,7 @@ impl Room {
         Ok(())
     }
 
-    fn check_ranges(
-        &self,
-        family: Family,
-        port: Option<&Port>,
-        want: &PortState,
-        batch: &Batch,
-    ) -> Result<(), Lack> {
-        let known = |range: &&IpNet| port.is_some_and(|port| port.ranges.contains(range));
-        let more = want.ranges.iter().filter(|range| !known(range)).count();
+    fn check_ranges(&self, family: Family, more: usize, batch: &Batch) -> Result<(), Lack> {
         if more > 0 && self.ranged[family] + batch.closed[family].len() + more > self.capacity.ranges as usize
         {
             return Err(Lack::Ranges(self.capacity.ranges));
@@ -355,6 +372,21 @@ impl Room {
             self.drop_endpoint(address, member.endpoint, until, batch);
         }
     }
+}
+
+/// With the kind's number.
+fn frontends(id: &PortId, want: &PortState) -> Sorted<Dialled, u32> {
+    let dialled = |frontend: &PortFrontend| {
+        let (address, port) = (frontend.address, frontend.port);
+        (Dialled { address, port, protocol: id.protocol }, frontend.kind as u32)
+    };
+    want.frontends.iter().map(dialled).collect()
+}
+
+/// Source ranges that the port does not have yet.
+fn more_ranges(port: Option<&Port>, want: &PortState) -> usize {
+    let known = |range: &&IpNet| port.is_some_and(|port| port.ranges.contains(range));
+    want.ranges.iter().filter(|range| !known(range)).count()
 }
 
 fn empty(index: u32, family: Family) -> Port {

@@ -16,6 +16,7 @@ mod lists;
 mod port;
 mod runs;
 mod store;
+mod strays;
 mod syncer;
 #[cfg(test)]
 mod tests;

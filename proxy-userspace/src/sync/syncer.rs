@@ -1,18 +1,16 @@
 //! The syncer: remembers what is installed, applies changes, and recovers from failed writes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
-
-use proxy_common::abi::Run;
 
 use super::PerFamily;
 use super::change::{Batch, Lack, Room};
 use super::classes::Classes;
 use super::ids::{Generations, Ids};
-use super::port::{self, Found, InstalledPort, List, Member, Port};
-use super::runs::Runs;
-use super::store::{Dialled, Slot, Step, Store};
+use super::port::{self, InstalledPort, Port};
+use super::store::{Dialled, Step, Store};
+use super::strays::{free_runs, stray};
 use crate::model::{Family, PortChange, PortId, PortState};
 
 /// How a syncer works.
@@ -174,9 +172,7 @@ impl Syncer {
         }
         let mut freed = self.reclaim(now);
         let mut batch = Batch::default();
-        for (id, want) in latest(changes) {
-            self.change(id, want, now, &mut batch, &mut report);
-        }
+        self.change_all(latest(changes), now, &mut batch, &mut report);
         freed |= batch.frees();
         self.commit(store, batch, now, &mut report);
         if freed {
@@ -295,6 +291,40 @@ impl Syncer {
         services | endpoints | v4 | v6
     }
 
+    /// A Service that is not installed yet comes with all of its ports or with none (C-32). One that is keeps what it has, and
+    /// a port that it is given waits alone.
+    fn change_all(
+        &mut self,
+        changes: Vec<PortChange>,
+        now: Duration,
+        batch: &mut Batch,
+        report: &mut Report,
+    ) {
+        for service in by_service(changes) {
+            let news: Vec<_> = service
+                .iter()
+                .filter_map(|(id, want)| Some((id, want.as_ref()?)))
+                .filter(|(id, want)| !self.ports.contains_key(*id) && self.stray_of(id, want).is_none())
+                .collect();
+            let lack = if news.len() > 1 { self.room.lacks(&news, batch) } else { None };
+            let refused: HashSet<PortId> = match lack {
+                Some(_) => news.iter().map(|(id, _)| (*id).clone()).collect(),
+                None => HashSet::new(),
+            };
+            for (id, want) in service {
+                match (lack, want) {
+                    (Some(why), Some(want)) if refused.contains(&id) => self.refuse(id, want, why, report),
+                    (_, want) => self.change(id, want, now, batch, report),
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, id: PortId, want: PortState, why: Lack, report: &mut Report) {
+        report.refused.push(Refused { id: id.clone(), why });
+        self.waiting.insert(id, (want, why));
+    }
+
     fn change(
         &mut self,
         id: PortId,
@@ -317,13 +347,16 @@ impl Syncer {
             self.ports.insert(id.clone(), port);
         }
         if let Some(why) = refused {
-            report.refused.push(Refused { id: id.clone(), why });
-            self.waiting.insert(id, (want, why));
+            self.refuse(id, want, why, report);
         }
     }
 
     /// The port found in the maps that has one of these frontends.
     fn claim(&mut self, id: &PortId, want: &PortState) -> Option<Port> {
+        self.strays.remove(&self.stray_of(id, want)?)
+    }
+
+    fn stray_of(&self, id: &PortId, want: &PortState) -> Option<u32> {
         if self.strays.is_empty() {
             return None;
         }
@@ -331,8 +364,7 @@ impl Syncer {
             let (address, port) = (frontend.address, frontend.port);
             self.room.owners.get(&Dialled { address, port, protocol: id.protocol }).copied()
         };
-        let index = want.frontends.iter().filter_map(owner).find(|index| self.strays.contains_key(index))?;
-        self.strays.remove(&index)
+        want.frontends.iter().filter_map(owner).find(|index| self.strays.contains_key(index))
     }
 
     /// Another try for ports that wait, now that something has gone.
@@ -343,9 +375,8 @@ impl Syncer {
         let waiting = std::mem::take(&mut self.waiting);
         report.refused.retain(|refused| !waiting.contains_key(&refused.id));
         let mut batch = Batch::default();
-        for (id, (want, _)) in waiting {
-            self.change(id, Some(want), now, &mut batch, report);
-        }
+        let again = waiting.into_iter().map(|(id, (want, _))| (id, Some(want))).collect();
+        self.change_all(again, now, &mut batch, report);
         self.commit(store, batch, now, report);
     }
 
@@ -416,14 +447,19 @@ impl Syncer {
     }
 }
 
-/// The slots that no port's runs cover.
-fn free_runs(max_chunks: u32, slots: &PerFamily<Vec<Slot>>, ports: &BTreeMap<u32, Port>) -> PerFamily<Runs> {
-    let free = |family| {
-        let used = ports.values().filter(|port| port.family == family).flat_map(Port::runs);
-        let chunks = slots[family].len() / proxy_common::abi::CHUNK as usize;
-        Runs::new(u32::try_from(chunks).unwrap_or(max_chunks), max_chunks, used)
-    };
-    PerFamily { v4: free(Family::V4), v6: free(Family::V6) }
+/// Changes of each Service together, Services in the order of their first change.
+fn by_service(changes: Vec<PortChange>) -> Vec<Vec<PortChange>> {
+    let mut places = HashMap::new();
+    let mut services: Vec<Vec<PortChange>> = Vec::new();
+    for change in changes {
+        let name = (change.0.namespace.clone(), change.0.service.clone());
+        let place = *places.entry(name).or_insert(services.len());
+        match services.get_mut(place) {
+            Some(service) => service.push(change),
+            None => services.push(vec![change]),
+        }
+    }
+    services
 }
 
 /// The last change of each port, in order.
@@ -434,47 +470,3 @@ fn latest(changes: Vec<PortChange>) -> Vec<PortChange> {
     kept.reverse();
     kept
 }
-
-/// A port as found. Lists whose endpoints are not all there are not trusted.
-fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
-    let mut endpoints: BTreeMap<_, Member> = BTreeMap::new();
-    let mut dead = BTreeSet::new();
-    let mut list = |which: usize, run: Run| {
-        let Some(slots) = &found.lists[which] else { return NOTHING };
-        let mut sound = slots.is_sorted_by(|a, b| a.address < b.address);
-        for slot in slots {
-            let is_live = live.get(&slot.endpoint.id) == Some(&u32::from(slot.endpoint.generation));
-            let member =
-                endpoints.entry(slot.address).or_insert(Member { endpoint: slot.endpoint, lists: 0 });
-            member.lists |= 1 << which;
-            sound &= member.endpoint == slot.endpoint;
-            if !is_live {
-                dead.insert(slot.address);
-            }
-        }
-        List { run, sound }
-    };
-    let runs = port::runs_of(&found.service);
-    let mut lists = [0, 1, 2].map(|which: usize| list(which, runs[which]));
-    for member in dead.iter().filter_map(|address| endpoints.remove(address)) {
-        for (which, list) in lists.iter_mut().enumerate() {
-            list.sound &= !member.is_in(which);
-        }
-    }
-    if found.frontends.is_empty() {
-        // Nothing leads here: the slots may be another's by now.
-        lists = [NOTHING; 3];
-    }
-    Port {
-        index: found.index,
-        family: found.family().unwrap_or(Family::V4),
-        frontends: found.frontends.clone(),
-        lists,
-        ranges: found.ranges.clone(),
-        flags: found.service.flags,
-        affinity_timeout: found.service.affinity_timeout,
-        endpoints: endpoints.into_iter().collect(),
-    }
-}
-
-const NOTHING: List = List { run: Run::EMPTY, sound: false };

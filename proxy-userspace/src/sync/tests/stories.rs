@@ -6,8 +6,8 @@ use std::time::Duration;
 use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
-use crate::model::{Family, PortState};
-use crate::sync::{Lack, NodeAddresses, Settings, Step, Syncer, Word};
+use crate::model::{Family, PortId, PortState};
+use crate::sync::{Capacity, Lack, NodeAddresses, Settings, Step, Syncer, Word};
 
 fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -142,6 +142,47 @@ fn what_does_not_fit_waits_for_room() {
     assert!(syncer.tick(&mut fake, at(10)).is_clean());
     assert_eq!((syncer.len(), fake.frontends.len(), fake.endpoints.len()), (90, 90, 180));
     assert!(syncer.refused().is_empty());
+}
+
+/// C-32: a Service is installed with all of its ports, or with none until there is room.
+#[test]
+fn a_service_comes_whole_or_not_at_all() {
+    let named = |service: &str, port: &str| PortId { port: port.into(), ..id(service) };
+    type Limit = fn(&mut Capacity);
+    let limits: [(&str, Limit, Lack); 4] = [
+        ("ports", |capacity| capacity.services = 3, Lack::Services(3)),
+        ("endpoints", |capacity| capacity.endpoints = 7, Lack::Endpoints(7)),
+        ("frontends", |capacity| capacity.frontends = 3, Lack::Frontends(3)),
+        ("addresses", |capacity| capacity.addresses = 7, Lack::Addresses(7)),
+    ];
+    for (what, limit, why) in limits {
+        let (mut fake, _) = start();
+        limit(&mut fake.capacity);
+        let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+        let mut changes = Vec::new();
+        for (number, name) in (0..).zip(["one", "two"]) {
+            for (at, port) in (0..).zip(["a", "b"]) {
+                let endpoints = [format!("10.1.{number}.1:{at}"), format!("10.1.{number}.2:{at}")];
+                let state = cluster_ip(10 * number + at, &endpoints.each_ref().map(String::as_str));
+                fake.allow(&state);
+                changes.push((named(name, port), Some(state)));
+            }
+        }
+        // In between, so that the order of changes does not matter.
+        changes.swap(1, 2);
+        let report = syncer.apply(&mut fake, changes, at(0));
+        let refused: Vec<_> =
+            report.refused.iter().map(|refused| (refused.id.clone(), refused.why)).collect();
+        assert_eq!(refused, [(named("two", "a"), why), (named("two", "b"), why)], "{what}");
+        let installed = |syncer: &Syncer, fake: &Fake| -> Vec<_> {
+            syncer.installed(fake).unwrap().into_iter().filter_map(|port| port.id).collect()
+        };
+        assert_eq!(installed(&syncer, &fake), [named("one", "a"), named("one", "b")], "{what}");
+        let gone = ["a", "b"].map(|port| (named("one", port), None)).into();
+        syncer.apply(&mut fake, gone, at(1));
+        assert!(syncer.tick(&mut fake, at(10)).is_clean(), "{what}");
+        assert_eq!(installed(&syncer, &fake), [named("two", "a"), named("two", "b")], "{what}");
+    }
 }
 
 #[test]

@@ -1,0 +1,69 @@
+//! What is found in the maps: whose ports are not known yet, and which slots are free.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use proxy_common::abi::Run;
+
+use super::PerFamily;
+use super::port::{self, Found, List, Member, Port};
+use super::runs::Runs;
+use super::store::Slot;
+use crate::model::Family;
+
+/// The slots that no port's runs cover.
+pub fn free_runs(
+    max_chunks: u32,
+    slots: &PerFamily<Vec<Slot>>,
+    ports: &BTreeMap<u32, Port>,
+) -> PerFamily<Runs> {
+    let free = |family| {
+        let used = ports.values().filter(|port| port.family == family).flat_map(Port::runs);
+        let chunks = slots[family].len() / proxy_common::abi::CHUNK as usize;
+        Runs::new(u32::try_from(chunks).unwrap_or(max_chunks), max_chunks, used)
+    };
+    PerFamily { v4: free(Family::V4), v6: free(Family::V6) }
+}
+
+/// A port as found. Lists whose endpoints are not all there are not trusted.
+pub fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
+    let mut endpoints: BTreeMap<_, Member> = BTreeMap::new();
+    let mut dead = BTreeSet::new();
+    let mut list = |which: usize, run: Run| {
+        let Some(slots) = &found.lists[which] else { return NOTHING };
+        let mut sound = slots.is_sorted_by(|a, b| a.address < b.address);
+        for slot in slots {
+            let is_live = live.get(&slot.endpoint.id) == Some(&u32::from(slot.endpoint.generation));
+            let member =
+                endpoints.entry(slot.address).or_insert(Member { endpoint: slot.endpoint, lists: 0 });
+            member.lists |= 1 << which;
+            sound &= member.endpoint == slot.endpoint;
+            if !is_live {
+                dead.insert(slot.address);
+            }
+        }
+        List { run, sound }
+    };
+    let runs = port::runs_of(&found.service);
+    let mut lists = [0, 1, 2].map(|which: usize| list(which, runs[which]));
+    for member in dead.iter().filter_map(|address| endpoints.remove(address)) {
+        for (which, list) in lists.iter_mut().enumerate() {
+            list.sound &= !member.is_in(which);
+        }
+    }
+    if found.frontends.is_empty() {
+        // Nothing leads here: the slots may be another's by now.
+        lists = [NOTHING; 3];
+    }
+    Port {
+        index: found.index,
+        family: found.family().unwrap_or(Family::V4),
+        frontends: found.frontends.clone(),
+        lists,
+        ranges: found.ranges.clone(),
+        flags: found.service.flags,
+        affinity_timeout: found.service.affinity_timeout,
+        endpoints: endpoints.into_iter().collect(),
+    }
+}
+
+const NOTHING: List = List { run: Run::EMPTY, sound: false };
