@@ -225,7 +225,7 @@ impl Metrics {
         r.register("map_writes_failed", "Failed rounds of map writes", self.failed_writes.clone());
         let help = "From a device's event to both of its programs attached";
         r.register("edge_attach_seconds", help, self.attach_seconds.clone());
-        let help = "Connected UDP sockets that were ended because their endpoint had departed";
+        let help = "Connected UDP sockets that were ended because their endpoint had departed or they were older than their Service";
         r.register("sockets_ended", help, self.sockets_ended.clone());
         let help = "Failed attempts to find or end such sockets";
         r.register("socket_sweeps_failed", help, self.failed_sweeps.clone());

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod demo;
 #[cfg(test)]
 mod deploy;
+pub mod fuzz;
 pub mod harness;
 pub mod lab;
 pub mod oracle;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::fuzz::{self, Fuzz};
 use crate::image::Wanted;
 use crate::suites::Suite;
 
@@ -21,6 +22,7 @@ cargo xtask COMMAND
        [--steps N]          length of random runs
   bench [SCENARIO...]       scenarios: program control forwarding crr rr udp flood memory start
        [--quick] [--json FILE]
+  fuzz [TARGET...] [--seconds N]   libFuzzer on all targets, or on: packet manifest watch maps; a minute each
   lint                      formatting, clippy for host and eBPF, sources, object, dependencies
   image [--name NAME] [--output FILE]   the container image as an OCI archive, no engine needed
 
@@ -42,6 +44,7 @@ pub enum Command {
     },
     Bench(Bench),
     Test(Selection),
+    Fuzz(Fuzz),
     Lint,
     Image(Wanted),
 }
@@ -109,6 +112,7 @@ pub fn parse(args: &[String]) -> Result<Command, WrongUse> {
         "demo" => Ok(Command::Demo { args: rest.into_iter().map(String::from).collect() }),
         "test" => selection(&rest).map(Command::Test),
         "bench" => bench(&rest).map(Command::Bench),
+        "fuzz" => fuzzing(&rest).map(Command::Fuzz),
         "image" => image(&rest).map(Command::Image),
         other => Err(WrongUse(format!("{other}: no such command"))),
     }
@@ -163,6 +167,23 @@ fn bench(words: &[&str]) -> Result<Bench, WrongUse> {
     Ok(bench)
 }
 
+fn fuzzing(words: &[&str]) -> Result<Fuzz, WrongUse> {
+    let mut wanted = Fuzz { targets: Vec::new(), seconds: 60 };
+    let mut words = words.iter();
+    while let Some(&word) = words.next() {
+        match word {
+            "--seconds" => wanted.seconds = number("fuzz --seconds", words.next())?,
+            name => {
+                let target = fuzz::TARGETS.into_iter().find(|target| *target == name);
+                let target =
+                    target.ok_or_else(|| WrongUse(format!("fuzz {name}: no such target or option")))?;
+                wanted.targets.push(target);
+            }
+        }
+    }
+    Ok(wanted)
+}
+
 fn image(words: &[&str]) -> Result<Wanted, WrongUse> {
     let mut wanted = Wanted::default();
     let mut words = words.iter();
@@ -213,6 +234,11 @@ mod tests {
             ("setup --api --check", Command::Setup { check: true, api: true }),
             ("build", Command::Build),
             ("lint", Command::Lint),
+            ("fuzz", Command::Fuzz(Fuzz { targets: vec![], seconds: 60 })),
+            (
+                "fuzz maps --seconds 600 packet",
+                Command::Fuzz(Fuzz { targets: vec!["maps", "packet"], seconds: 600 }),
+            ),
             ("image", Command::Image(Wanted::default())),
             (
                 "image --output a.tar --name r/a:1",
@@ -252,6 +278,7 @@ mod tests {
             ("tset", "tset: no such command"),
             ("setup --now", "setup --now: no such argument"),
             ("build sluice", "build sluice: no such argument"),
+            ("fuzz pocket", "fuzz pocket: no such target or option"),
             ("image now", "image now: no such option"),
             ("image --name a\"b", "image --name a\"b: not a name"),
             ("image --name", "image --name: needs a value"),

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod fuzz;
 mod image;
 mod laboratory;
 mod lint;
@@ -66,6 +67,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Bench(bench) => laboratory::bench(&workspace, &bench),
         Command::Test(selection) => suites::run(&workspace, &selection),
         Command::Image(wanted) => image::make(&workspace, &wanted).map(|_| true),
+        Command::Fuzz(fuzz) => fuzz::run(&workspace, &fuzz),
         Command::Lint => lint::run(&workspace),
     }
 }

@@ -1,19 +1,21 @@
-//! Connected UDP sockets of the node's own processes whose endpoint has departed (S-08, P-52).
+//! Connected UDP sockets of the node's own processes whose endpoint has departed (S-08, P-52), or that are older than the
+//! Service that they have dialled (P-54).
 //!
-//! connect(2) was translated once, so such a socket would talk to the departed endpoint for ever. It is ended: its
-//! owner is told ECONNABORTED and dials again. TCP connections end by themselves, and stay.
+//! connect(2) was translated once, or not at all, so such a socket would talk to the departed endpoint, or to nobody, for
+//! ever. It is ended: its owner is told ECONNABORTED and dials again. TCP connections end by themselves, and stay.
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tracing::{info, warn};
 
 use super::worker::Worker;
 use crate::datapath::{Datapath, DatapathError, Translated};
+use crate::model::Protocol;
 use crate::node::{SocketDiag, SocketId, SocketsError};
 use crate::status::{Trouble, story};
-use crate::sync::EndpointId;
+use crate::sync::{Dialled, EndpointId};
 
 /// After a failure: what is missing in the kernel will hardly come.
 const RETRY: Duration = Duration::from_secs(30);
@@ -23,11 +25,13 @@ const SETTLE: Duration = Duration::from_millis(500);
 const SHARE: u32 = 20;
 
 /// When to look for sockets. Times are on the agent's monotonic clock.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Sweeps {
     now: bool,
     again: Option<Duration>,
     not_before: Duration,
+    /// UDP frontends that have come since the last one.
+    arrived: HashSet<Dialled>,
 }
 
 impl Sweeps {
@@ -37,8 +41,21 @@ impl Sweeps {
         self.again = Some(now + SETTLE);
     }
 
+    /// UDP frontends have come.
+    pub fn arrived(&mut self, frontends: &[Dialled], now: Duration) {
+        if !frontends.is_empty() {
+            self.arrived.extend(frontends);
+            self.departed(now);
+        }
+    }
+
     pub fn due(&self, now: Duration) -> bool {
         (self.now || self.again.is_some_and(|again| now >= again)) && now >= self.not_before
+    }
+
+    /// Those that sockets may be older than.
+    const fn frontends(&self) -> &HashSet<Dialled> {
+        &self.arrived
     }
 
     /// One that began at `begun` has ended. A failed one is still due.
@@ -50,6 +67,9 @@ impl Sweeps {
         self.not_before = now + (now - begun) * SHARE;
         self.now = false;
         self.again = self.again.filter(|again| begun < *again);
+        if self.again.is_none() {
+            self.arrived.clear();
+        }
     }
 }
 
@@ -60,6 +80,16 @@ fn is_stranded(peer: SocketAddr, pairs: &[Translated], is_endpoint: impl Fn(Endp
     led.peek().is_some() && led.all(|pair| !is_endpoint(pair.endpoint))
 }
 
+/// Whether a socket connected to `peer` is older than the frontend that it has dialled: it would have been led elsewhere, or
+/// here for a reason that is among `pairs`.
+fn is_older(peer: SocketAddr, pairs: &[Translated], arrived: &HashSet<Dialled>, own: &[IpAddr]) -> bool {
+    let dialled = |address| Dialled { address, port: peer.port(), protocol: Protocol::Udp };
+    let any = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let is_frontend = arrived.contains(&dialled(peer.ip()))
+        || (own.contains(&peer.ip()) && arrived.contains(&dialled(any)));
+    is_frontend && pairs.iter().all(|pair| pair.backend != peer)
+}
+
 #[derive(Debug, thiserror::Error)]
 enum SweepError {
     #[error(transparent)]
@@ -68,25 +98,27 @@ enum SweepError {
     Datapath(#[from] DatapathError),
 }
 
-/// Ends every stranded socket of this network namespace. How many.
-fn sweep(datapath: &mut Datapath) -> Result<usize, SweepError> {
-    let mut led = Vec::new();
-    datapath.translated_sockets(|cookie, pairs| led.push((cookie, pairs)))?;
+/// Ends every stranded socket of this network namespace, and every one that is older than what has arrived. How many.
+fn sweep(datapath: &mut Datapath, arrived: &HashSet<Dialled>, own: &[IpAddr]) -> Result<usize, SweepError> {
+    let mut led = HashMap::new();
+    datapath.translated_sockets(|cookie, pairs| drop(led.insert(cookie, pairs)))?;
     let is_endpoint = |endpoint| datapath.is_endpoint(endpoint);
-    let suspects: HashMap<u64, Vec<Translated>> =
-        led.into_iter().filter(|(_, pairs)| pairs.iter().any(|pair| !is_endpoint(pair.endpoint))).collect();
-    if suspects.is_empty() {
-        return Ok(0);
+    if arrived.is_empty() {
+        led.retain(|_, pairs| pairs.iter().any(|pair| !is_endpoint(pair.endpoint)));
+        if led.is_empty() {
+            return Ok(0);
+        }
     }
     let diag = SocketDiag::open()?;
-    let mut stranded = Vec::new();
+    let mut ends = Vec::new();
     diag.connected(|socket| {
-        let pairs = suspects.get(&socket.cookie());
-        if pairs.is_some_and(|pairs| is_stranded(socket.peer(), pairs, is_endpoint)) {
-            stranded.push(socket);
+        let pairs = led.get(&socket.cookie()).map(Vec::as_slice).unwrap_or_default();
+        let peer = socket.peer();
+        if is_stranded(peer, pairs, is_endpoint) || is_older(peer, pairs, arrived, own) {
+            ends.push(socket);
         }
     })?;
-    Ok(end_all(&diag, stranded)?)
+    Ok(end_all(&diag, ends)?)
 }
 
 /// Sockets that share both ends (SO_REUSEPORT) are found by the kernel one at a time: again, as long as it helps.
@@ -119,7 +151,7 @@ impl Worker {
         }
     }
 
-    /// Looks for stranded sockets if endpoints have departed.
+    /// Looks for sockets to end if endpoints have departed or frontends have come.
     pub(super) fn sweep_sockets(&mut self, now: Duration) {
         if !self.sweeps.due(now) {
             return;
@@ -129,10 +161,14 @@ impl Worker {
             self.sweeps = Sweeps::default();
             return;
         }
-        let swept = sweep(&mut self.datapath);
+        let own: Vec<IpAddr> = self.addresses.iter().map(|address| address.ip).collect();
+        let swept = sweep(&mut self.datapath, self.sweeps.frontends(), &own);
         self.sweeps.done(now, self.clock.now(), swept.is_err());
         if let Ok(ended @ 1..) = swept {
-            info!(ended, "connected UDP sockets whose endpoint has departed: ended, their owners dial again");
+            info!(
+                ended,
+                "connected UDP sockets whose endpoint has departed, or that are older than their Service: ended, their owners dial again"
+            );
             self.metrics.sockets_ended(ended);
         }
         if swept.is_err() {
@@ -144,8 +180,7 @@ impl Worker {
     /// A trouble is told when it comes and when it goes.
     fn note_sweep(&mut self, outcome: Result<(), SweepError>) {
         let what = "connected UDP sockets of the node's own processes";
-        let next =
-            "until then they stay with an endpoint that departs; restart such clients, or use --sockets off";
+        let next = "until then they stay with an endpoint that departs, and do not notice a Service that comes; restart such clients, or use --sockets off";
         let trouble = outcome.err().map(|error| Trouble::new(what, story(&error), next));
         match (&self.sweep_trouble, &trouble) {
             (before, Some(trouble)) if before.as_ref() != Some(trouble) => {
@@ -188,6 +223,53 @@ mod tests {
             let got = is_stranded(peer.parse().unwrap(), &pairs, |endpoint| live.contains(&endpoint));
             assert_eq!(got, want, "{name}");
         }
+    }
+
+    #[test]
+    fn p54_exactly_the_sockets_that_are_older_than_their_frontend_go() {
+        let udp = |address: &str, port| Dialled {
+            address: address.parse().unwrap(),
+            port,
+            protocol: Protocol::Udp,
+        };
+        let arrived = HashSet::from([udp("10.96.0.10", 53), udp("0.0.0.0", 30_053), udp("::", 30_053)]);
+        let own = ["192.0.2.11", "fd00:2::11"].map(|ip| ip.parse().unwrap());
+        let cases = [
+            ("connected to the ClusterIP", "10.96.0.10:53", vec![], true),
+            ("has been led elsewhere before", "10.96.0.10:53", vec![led("10.244.1.6:53", 1, 1)], true),
+            ("another port", "10.96.0.10:54", vec![], false),
+            ("another address", "10.96.0.11:53", vec![], false),
+            ("to a NodePort here", "192.0.2.11:30053", vec![], true),
+            ("to a NodePort here, IPv6", "[fd00:2::11]:30053", vec![], true),
+            ("to that port of another host", "192.0.2.12:30053", vec![], false),
+            (
+                "led to an endpoint that has the frontend's address",
+                "10.96.0.10:53",
+                vec![led("10.96.0.10:53", 1, 1)],
+                false,
+            ),
+        ];
+        for (name, peer, pairs, want) in cases {
+            assert_eq!(is_older(peer.parse().unwrap(), &pairs, &arrived, &own), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn frontends_that_have_come_are_asked_about_twice_and_then_forgotten() {
+        let ms = Duration::from_millis;
+        let dns = Dialled { address: [10, 96, 0, 10].into(), port: 53, protocol: Protocol::Udp };
+        let mut sweeps = Sweeps::default();
+        sweeps.arrived(&[], ms(0));
+        assert!(!sweeps.due(ms(0)), "nothing has come");
+        sweeps.arrived(&[dns], ms(10));
+        assert!(sweeps.due(ms(10)));
+        sweeps.done(ms(10), ms(11), false);
+        assert!(
+            sweeps.frontends().contains(&dns),
+            "sockets that were being connected are found by the second one"
+        );
+        sweeps.done(ms(510), ms(511), false);
+        assert!(sweeps.frontends().is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proxy_common::abi;
+use proxy_common::abi::{self, config_flags};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -69,7 +69,7 @@ pub struct Worker {
     pub(super) guard_troubles: Vec<Trouble>,
     pub(super) sweeps: Sweeps,
     pub(super) sockets_probed: bool,
-    /// Why sockets cannot be taken off departed endpoints.
+    /// Why sockets cannot be ended that should be.
     pub(super) sweep_trouble: Option<Trouble>,
 }
 
@@ -191,7 +191,7 @@ impl Worker {
                 self.follow_refusals();
                 self.tend_trace();
                 self.probe_sockets();
-                self.follow_departures(&report, self.clock.now());
+                self.follow_sockets(&report, self.clock.now());
                 answer.send(()).ok();
             }
             Order::Report(answer) => drop(answer.send(self.report())),
@@ -204,7 +204,8 @@ impl Worker {
 
     fn install(&mut self, changes: Vec<PortChange>, complete: bool) -> Installed {
         let now = self.clock.now();
-        let report = if complete {
+        let first = self.syncer.is_empty();
+        let mut report = if complete {
             let desired = changes.into_iter().filter_map(|(id, state)| Some((id, state?))).collect();
             self.syncer.replace_all(&mut self.datapath, desired, now)
         } else {
@@ -217,7 +218,11 @@ impl Worker {
         if complete {
             self.sweeps.departed(now);
         }
-        self.follow_departures(&report, now);
+        // L-07: what kube-proxy has served before us is the kernel's to finish.
+        if first && self.strays_pass() {
+            report.arrived.clear();
+        }
+        self.follow_sockets(&report, now);
         // After a failed write the maps rest before they are read back: until then nothing is lost, nothing done.
         let waiting = || {
             self.syncer.is_stale().then(|| "an earlier write failed, the maps are read back soon".to_owned())
@@ -225,10 +230,11 @@ impl Worker {
         Installed { failed: failed.or_else(waiting) }
     }
 
-    fn follow_departures(&mut self, report: &Report, now: Duration) {
+    fn follow_sockets(&mut self, report: &Report, now: Duration) {
         if report.departed {
             self.sweeps.departed(now);
         }
+        self.sweeps.arrived(&report.arrived, now);
         self.sweep_sockets(now);
     }
 
@@ -337,6 +343,10 @@ impl Worker {
         let mut config = before;
         change(&mut config);
         if config == before { Ok(()) } else { self.datapath.set_config(&config) }
+    }
+
+    fn strays_pass(&self) -> bool {
+        self.datapath.config().is_ok_and(|config| config.flags & config_flags::STRAYS_PASS != 0)
     }
 
     /// F6: no pod is told from other clients.

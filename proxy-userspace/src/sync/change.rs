@@ -186,9 +186,12 @@ impl Room {
         batch.departs |= port.is_udp();
         self.set_frontends(&mut port, Sorted::default(), batch);
         self.set_ranges(&mut port, BTreeSet::new(), batch);
-        let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
-        let words = std::iter::once(settings).chain(WORDS.map(|word| word(Run::EMPTY)));
-        batch.cleared.extend(words.map(|word| (port.index, word)));
+        // A damaged frontend may lead to a service that there cannot be (L-05).
+        if self.services.has(port.index) {
+            let settings = Word::Settings { flags: 0, affinity_timeout: 0 };
+            let words = std::iter::once(settings).chain(WORDS.map(|word| word(Run::EMPTY)));
+            batch.cleared.extend(words.map(|word| (port.index, word)));
+        }
         for run in port.runs() {
             self.runs[port.family].retire(run, until);
         }

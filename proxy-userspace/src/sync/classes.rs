@@ -14,8 +14,8 @@ struct Uses {
     endpoints: u32,
     /// `LOCAL` and `NODE_PORT`.
     node: u32,
-    /// What the map holds.
-    written: u32,
+    /// What the map holds; `None`: it has no such entry.
+    written: Option<u32>,
 }
 
 impl Uses {
@@ -55,7 +55,9 @@ impl Classes {
     pub fn new(written: impl IntoIterator<Item = (IpAddr, u32)>) -> Self {
         let mut classes = Self::default();
         for (ip, written) in written {
-            classes.change(ip, |uses| *uses = Uses { written, node: written & NODE, ..Uses::default() });
+            classes.change(ip, |uses| {
+                *uses = Uses { written: Some(written), node: written & NODE, ..Uses::default() }
+            });
         }
         classes.dirty.clear();
         classes
@@ -125,12 +127,13 @@ impl Classes {
         // Taken with its room: the first flush is of everything there is.
         for ip in std::mem::take(&mut self.dirty) {
             let Some(uses) = self.uses.get_mut(&ip) else { continue };
-            let (is, want) = (uses.written, uses.bits());
-            uses.written = want;
+            let (entry, want) = (uses.written, uses.bits());
+            let is = entry.unwrap_or_default();
+            uses.written = Some(want);
             if want == 0 {
                 self.uses.remove(&ip);
                 self.counts[Family::of(&ip)] -= 1;
-                if is != 0 {
+                if entry.is_some() {
                     writes.remove.push(ip);
                 }
             } else if want & !is & AddressClass::SERVICE != 0 {
@@ -183,9 +186,13 @@ mod tests {
     #[test]
     fn adopted_addresses_stay_until_reviewed() {
         let (service, node) = (ip("10.0.0.1"), ip("192.0.2.1"));
-        let mut classes = Classes::new([(service, AddressClass::SERVICE), (node, AddressClass::LOCAL)]);
+        let damaged = ip("10.0.0.2");
+        let found = [(service, AddressClass::SERVICE), (node, AddressClass::LOCAL), (damaged, 0)];
+        let mut classes = Classes::new(found);
         assert_eq!(classes.flush(), ClassWrites::default());
         classes.review();
-        assert_eq!(classes.flush().remove, [service], "the node's own are the node's to change");
+        let mut gone = classes.flush().remove;
+        gone.sort();
+        assert_eq!(gone, [service, damaged], "the node's own are the node's to change");
     }
 }

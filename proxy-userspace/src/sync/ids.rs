@@ -14,9 +14,9 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Of an array with `max` elements, of which `used` are taken.
+    /// Of an array with `max` elements, of which `used` are taken. What is found in maps may name others (L-05).
     pub fn new(max: u32, used: &HashSet<u32>) -> Self {
-        let next = used.iter().max().map_or(0, |last| last + 1);
+        let next = used.iter().filter(|id| **id < max).max().map_or(0, |last| last + 1);
         let free = (0..next).rev().filter(|id| !used.contains(id)).collect();
         Self { free, next, max, limbo: VecDeque::new() }
     }
@@ -37,9 +37,16 @@ impl Ids {
         Some(self.next - 1)
     }
 
+    /// Whether the array has such an element.
+    pub const fn has(&self, id: u32) -> bool {
+        id < self.max
+    }
+
     /// Gives back an id that may be referred to until `until`.
     pub fn retire(&mut self, id: u32, until: Duration) {
-        self.limbo.push_back((until, id));
+        if self.has(id) {
+            self.limbo.push_back((until, id));
+        }
     }
 
     /// Frees what was retired until `now`. Whether that was anything.
@@ -107,6 +114,14 @@ mod tests {
         assert_eq!(ids.take(), None);
         assert!(ids.reclaim(Duration::from_secs(5)));
         assert_eq!(ids.take(), Some(2));
+    }
+
+    #[test]
+    fn ids_beyond_the_array_are_nobodys() {
+        let mut ids = Ids::new(2, &HashSet::from([0, u32::MAX]));
+        assert_eq!([ids.take(), ids.take()], [Some(1), None]);
+        ids.retire(u32::MAX, Duration::ZERO);
+        assert!(!ids.reclaim(Duration::ZERO));
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Lists {
         let affinity_timeout = want.affinity_timeout;
         let both = flags | (port.flags & BOTH);
         let switch = |which: usize, store: &mut dyn FnMut((u32, Word))| {
-            if is_new || self.runs[which] != port.lists[which].run {
+            let found = &port.lists[which];
+            if is_new || !found.sound || self.runs[which] != found.run {
                 store((index, WORDS[which](self.runs[which])));
             }
         };

@@ -11,7 +11,7 @@ use super::ids::{Generations, Ids};
 use super::port::{self, InstalledPort, Port};
 use super::store::{Dialled, Step, Store};
 use super::strays::{free_runs, stray};
-use crate::model::{Family, PortChange, PortId, PortState};
+use crate::model::{Family, PortChange, PortId, PortState, Protocol};
 
 /// How a syncer works.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +62,8 @@ pub struct Report {
     pub failed: Vec<Failed>,
     /// Endpoints of a UDP port have gone: sockets may be connected to them (S-08).
     pub departed: bool,
+    /// Frontends of UDP ports that have come: sockets may be connected to them already (P-54).
+    pub arrived: Vec<Dialled>,
     /// Classes of addresses that were written, in order; 0: removed.
     pub addresses: Vec<(IpAddr, u32)>,
 }
@@ -364,7 +366,8 @@ impl Syncer {
             let (address, port) = (frontend.address, frontend.port);
             self.room.owners.get(&Dialled { address, port, protocol: id.protocol }).copied()
         };
-        want.frontends.iter().filter_map(owner).find(|index| self.strays.contains_key(index))
+        let is_free = |index: &u32| self.room.services.has(*index) && self.strays.contains_key(index);
+        want.frontends.iter().filter_map(owner).find(is_free)
     }
 
     /// Another try for ports that wait, now that something has gone.
@@ -391,6 +394,10 @@ impl Syncer {
             report.steps += 1;
             match step {
                 Step::Addresses(list) => report.addresses.extend(list),
+                Step::Frontends(list) => {
+                    let dialled = list.into_iter().map(|(dialled, _)| dialled);
+                    report.arrived.extend(dialled.filter(|dialled| dialled.protocol == Protocol::Udp));
+                }
                 Step::RemoveAddresses(list) => report.addresses.extend(list.into_iter().map(|ip| (ip, 0))),
                 _ => {}
             }
@@ -441,6 +448,7 @@ impl Syncer {
         report.refused.extend(outcome.refused);
         report.failed.extend(outcome.failed);
         report.departed |= outcome.departed;
+        report.arrived.extend(outcome.arrived);
         report.addresses.extend(outcome.addresses);
         *self = again;
         self.stale.is_none()

@@ -9,6 +9,7 @@ use proxy_common::wire::{Diff, Headers, apply};
 use super::maps::Maps;
 use super::story::{At, Flows, Node, Outcome};
 use super::world::{self, IFINDEX, Writer};
+use crate::simulation::check_table;
 
 /// Pairs the flow table has room for.
 pub const PAIRS: u32 = 64;
@@ -93,6 +94,17 @@ impl Default for Host {
             maps
         }
         Self { v4: filled(), v6: filled() }
+    }
+}
+
+impl Host {
+    /// Whether the flow tables are whole.
+    ///
+    /// # Errors
+    /// What is not.
+    pub fn check(&self) -> Result<(), String> {
+        check_table(&self.v4)?;
+        check_table(&self.v6)
     }
 }
 

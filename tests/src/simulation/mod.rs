@@ -32,8 +32,10 @@ use proxy_common::abi::{Addr, Cidr, Config, config_flags, protocol};
 use proxy_common::path::Tables;
 
 use cluster::{Cluster, Plan};
-use dice::Dice;
-use kernel::{Kernel, check_table};
+pub(crate) use dice::Dice;
+use kernel::Kernel;
+pub(crate) use kernel::check_table;
+pub(crate) use store::Shadow;
 use traffic::Traffic;
 
 use crate::packet::frame::{SYN, packet};

@@ -31,6 +31,15 @@ impl Shadow {
         &mut self.slots[usize::from(family == Family::V6)]
     }
 
+    /// Whether nothing leads anywhere. Slots stay where they are.
+    pub fn is_empty(&self) -> bool {
+        self.frontends.is_empty()
+            && self.services().is_empty()
+            && self.endpoints.is_empty()
+            && self.ranges.is_empty()
+            && self.addresses.is_empty()
+    }
+
     /// Does a step.
     pub fn apply(&mut self, step: &Step) {
         match step {
@@ -56,6 +65,7 @@ impl Shadow {
             }
             Step::Services(list) => {
                 for &(index, word) in list {
+                    assert!(index < self.capacity().services, "the array has no element {index}");
                     let service = self.services.entry(index).or_insert(Service::FREE);
                     word.put(service);
                     self.services.retain(|_, service| *service != Service::FREE);

@@ -1,5 +1,6 @@
 //! Connected UDP sockets of the node's own processes when their endpoint departs (S-08, P-52): exactly those that were
-//! led there are ended, and a client that dials again, as resolvers do, is served by who is left.
+//! led there are ended, and a client that dials again, as resolvers do, is served by who is left. Likewise those that are
+//! older than the Service that they have dialled (P-54).
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -32,6 +33,10 @@ pub fn groups() -> Vec<Group> {
         story("the_last_endpoint_and_the_service", last_one);
         story("everybody_else_keeps_the_socket", others);
         story("an_endpoint_that_departs_while_no_agent_runs", while_dead);
+    }
+    for family in Family::BOTH {
+        let name = format!("P54_a_service_that_comes_later_is_noticed::{family}");
+        stories.push(Story::new(name, move |bed| noticed(bed, family)));
     }
     stories.push(Story::new("S08_ipv4_by_an_ipv6_socket", mapped));
     let config = BedConfig::new(Wiring::Routed);
@@ -102,21 +107,54 @@ fn resolver(bed: &mut Bed, family: Family) -> Result<()> {
     Ok(())
 }
 
-fn waiting(bed: &mut Bed, family: Family) -> Result<()> {
-    bed.apply(&app(&[PB]))?;
-    let fd = bed.place(Who::Host).socket(family, Transport::Udp)?;
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(app(&[]).address(Via::ClusterIp, family)))?;
+/// A connected socket that has sent nothing yet.
+fn connected(bed: &Bed, from: Who, to: SocketAddr) -> Result<UdpSocket> {
+    let fd = bed.place(from).socket(Family::of(&to.ip()), Transport::Udp)?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
     let socket = UdpSocket::from(fd);
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    Ok(socket)
+}
+
+/// Who waits for an answer on this socket is told that it has ended, once `change` has been made.
+fn told_while_waiting(socket: &UdpSocket, change: impl FnOnce() -> Result<()>) -> Result<()> {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| socket.recv(&mut [0; 64]));
-        bed.apply(&app(&[PC]))?;
+        change()?;
         let outcome = reader.join().ok().context("the reader panicked")?;
         let kind = outcome.as_ref().map_err(std::io::Error::kind);
         ensure!(kind == Err(std::io::ErrorKind::ConnectionAborted), "{outcome:?}");
         Ok(())
     })
+}
+
+fn waiting(bed: &mut Bed, family: Family) -> Result<()> {
+    bed.apply(&app(&[PB]))?;
+    let socket = connected(bed, Who::Host, app(&[]).address(Via::ClusterIp, family))?;
+    told_while_waiting(&socket, || bed.apply(&app(&[PC])))
+}
+
+/// The node's own process is told and dials again; a pod's next datagram is served, by the socket that it has.
+fn noticed(bed: &mut Bed, family: Family) -> Result<()> {
+    for via in [Via::ClusterIp, Via::NodePort] {
+        bed.delete(&app(&[]))?;
+        let to = app(&[]).address(via, family);
+        let elsewhere = SocketAddr::new(to.ip(), to.port() + 100);
+        let [node, bystander] = [to, elsewhere].map(|to| connected(bed, Who::Host, to));
+        let (node, bystander, pod) = (node?, bystander?, connected(bed, Who::Pa, to)?);
+        pod.send(b"anybody there?")?;
+        told_while_waiting(&node, || bed.apply(&app(&[PB]))).with_context(|| format!("{via:?}"))?;
+        let backend = open(bed, Who::Host, to, Transport::Udp)?.answer.backend;
+        ensure!(backend == PB.id(), "{via:?}: dialled again, {backend} answers");
+        // It may be told first that nobody was there before.
+        let again = || exchange_unconnected(&pod, to);
+        let (answer, _) =
+            until("the pod's socket to be served", PATIENCE, again).context(format!("{via:?}"))?;
+        ensure!(answer.backend == PB.id(), "{via:?}: the pod's: {} answers", answer.backend);
+        ensure!(bystander.peer_addr()? == elsewhere, "{via:?}: another port's socket was ended");
+    }
+    Ok(())
 }
 
 /// G4: done better than kube-proxy, which leaves them.

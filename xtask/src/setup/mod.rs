@@ -4,6 +4,7 @@
 //! misses is installed. [`packages`] come from apt, [`compiler`] and [`linker`] make eBPF objects, [`golang`] and
 //! [`kubernetes`] make the API server and upstream's proxy.
 
+pub mod cargo_fuzz;
 pub mod compiler;
 mod golang;
 mod kubernetes;
@@ -32,6 +33,8 @@ pub enum Group {
     Oracle,
     /// The container image.
     Image,
+    /// libFuzzer.
+    Fuzz,
 }
 
 /// Something that is not here: what it is, why it is wanted, how it comes.
@@ -83,6 +86,9 @@ pub fn ensure(workspace: &Workspace, groups: &[Group]) -> Result<()> {
             linker::build(workspace, &compiler)?;
         }
     }
+    if groups.contains(&Group::Fuzz) && !cargo_fuzz::is_here(workspace) {
+        cargo_fuzz::build(workspace)?;
+    }
     if !kubernetes::missing(workspace, groups).is_empty() {
         let go = golang::ensure()?;
         kubernetes::build(workspace, groups, &go)?;
@@ -103,6 +109,13 @@ fn missing(workspace: &Workspace, groups: &[Group]) -> Vec<Missing> {
             what: format!("bpf-linker {}", linker::VERSION),
             why: "links the eBPF object",
             how: "cargo install, half a minute",
+        });
+    }
+    if groups.contains(&Group::Fuzz) && !cargo_fuzz::is_here(workspace) {
+        missing.push(Missing {
+            what: format!("cargo-fuzz {}", cargo_fuzz::VERSION),
+            why: "drives libFuzzer",
+            how: "cargo install, a minute",
         });
     }
     missing.extend(kubernetes::missing(workspace, groups).into_iter().map(|server| Missing {

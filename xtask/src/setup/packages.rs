@@ -29,7 +29,7 @@ const fn package(name: &'static str, group: Group, probe: Probe, why: &'static s
     Package { name, why, group, probe }
 }
 
-const PACKAGES: [Package; 14] = [
+const PACKAGES: [Package; 15] = [
     package("gcc", Group::Build, Probe::Program("cc"), "links host programs"),
     package("rustc-web", Group::Build, Probe::Compiler("/usr/bin/rustc"), "compiles the eBPF programs"),
     package("cargo-web", Group::Build, Probe::Compiler("/usr/bin/cargo"), "compiles the eBPF programs"),
@@ -56,6 +56,7 @@ const PACKAGES: [Package; 14] = [
     ),
     package("procps", Group::Laboratory, Probe::Program("sysctl"), "kernel settings in the laboratory"),
     package("tar", Group::Image, Probe::Program("tar"), "packs the image"),
+    package("g++", Group::Fuzz, Probe::Program("c++"), "compiles libFuzzer"),
     package("gzip", Group::Image, Probe::Program("gzip"), "packs the image"),
     package("coreutils", Group::Image, Probe::Program("sha256sum"), "names the image's parts"),
     package("util-linux", Group::Laboratory, Probe::Program("nsenter"), "enters the laboratory's namespaces"),

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::Event;
 use folder::Folder;
+pub use parse::{Object, ObjectKey, Parsed, parse};
 
 /// Writers often write a file in several steps: this long after a notice the folder is looked at.
 const SETTLE: Duration = Duration::from_millis(20);
