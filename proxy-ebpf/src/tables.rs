@@ -153,6 +153,12 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
         (!address.same(&Addr::UNSPECIFIED)).then_some(address)
     }
 
+    #[inline(always)]
+    fn device_flags(&self, ifindex: u32) -> Option<u32> {
+        // SAFETY: a device's element is removed only after the device.
+        unsafe { DEVICES.get(ifindex) }.map(|device| device.flags)
+    }
+
     // Apart, so that the tuple is off the stack when the flow is inserted.
     #[inline(never)]
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
@@ -272,9 +278,8 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
         let config = Self::config()?;
         if config.flags & config_flags::DETECT_DEVICE != 0 {
-            // SAFETY: a device's element is removed only after the device.
-            let device = unsafe { DEVICES.get(ifindex) };
-            return Some(device.is_some_and(|device| device.flags & device_flags::DETECTED != 0));
+            let flags = Tables::<N>::device_flags(self, ifindex);
+            return Some(flags.is_some_and(|flags| flags & device_flags::DETECTED != 0));
         }
         F::detector(config, source)
     }
@@ -354,7 +359,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     #[inline(always)]
     fn count(&self, reason: Reason) {
-        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's element.
             unsafe { *counter += 1 };
         }

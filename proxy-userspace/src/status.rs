@@ -150,7 +150,8 @@ pub struct Status {
     pub checksums: Mode,
     pub shortcuts: Mode,
     pub flows: Usage,
-    /// Packets dropped or rejected, by reason; reasons that have not occurred are left out.
+    /// Packets dropped, rejected, or passed on untranslated though they may be a flow's, by reason; reasons that have not occurred
+    /// are left out.
     pub drops: BTreeMap<String, u64>,
     /// The packet trace, while there is one.
     pub trace: Option<TraceView>,

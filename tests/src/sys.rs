@@ -150,6 +150,23 @@ pub fn attached(ifindex: u32, ingress: bool) -> io::Result<u32> {
     Ok(attributes.count)
 }
 
+/// Sends a frame out of a device by a socket of `AF_PACKET`.
+pub fn send_frame(socket: BorrowedFd<'_>, ifindex: u32, frame: &[u8]) -> io::Result<()> {
+    let to = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: 0,
+        sll_ifindex: ifindex.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let (to, size) = (std::ptr::from_ref(&to).cast(), size_of::<libc::sockaddr_ll>() as u32);
+    // SAFETY: sendto(2) reads `frame` and the address, which is of the size that is given.
+    let sent = unsafe { libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, to, size) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct TestRun {

@@ -27,6 +27,22 @@ impl<const N: usize> Addr<N> {
         }
         difference == 0
     }
+
+    /// 127.0.0.0/8 or `::1`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if N == 1 {
+            return self.0[0].to_ne_bytes()[0] == 127;
+        }
+        let mut others = 0;
+        let mut word = 0;
+        while word < N - 1 {
+            others |= self.0[word];
+            word += 1;
+        }
+        others == 0 && self.0[N - 1] == 1_u32.to_be()
+    }
 }
 
 /// Bits of the `sieve` array, both families together: 128 KiB, an eighth of them set by 100,000 addresses.

@@ -1,6 +1,7 @@
 //! Counters: one number per thing that can happen to a packet, per CPU.
 
-/// Index into the `counters` per-CPU array of `u64`. New reasons go to the end: the numbers are part of the layout.
+/// Index into the `REASONS` per-CPU array of `u64`. New reasons go to the end: the numbers are part of the layout, and the array
+/// gets another name with them, as it cannot grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Reason {
@@ -38,11 +39,17 @@ pub enum Reason {
     SourceRange = 15,
     /// Dropped: to an address of a ServiceCIDR that no Service has, on its way off the node (B15).
     Unassigned = 16,
+    /// Dropped: it comes by a device and names a loopback address as its source or destination.
+    Loopback = 17,
+    /// Dropped: it carries the ends of a flow whose packets come and go by another device.
+    Spoofed = 18,
+    /// A fragment that came before its first one, or without, and was left to the stack (not a drop; P-10).
+    EarlyFragment = 19,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::FlowCreated,
         Self::NoEndpoint,
         Self::Unlisted,
@@ -60,6 +67,9 @@ impl Reason {
         Self::CatchAll,
         Self::SourceRange,
         Self::Unassigned,
+        Self::Loopback,
+        Self::Spoofed,
+        Self::EarlyFragment,
     ];
 
     /// Number of counters.
@@ -86,16 +96,27 @@ impl Reason {
             Self::CatchAll => "catch_all",
             Self::SourceRange => "source_range",
             Self::Unassigned => "unassigned",
+            Self::Loopback => "loopback",
+            Self::Spoofed => "spoofed",
+            Self::EarlyFragment => "early_fragment",
         }
     }
 
-    /// What became of the packet, for people: `drop`, `reject`, or `count` for a plain event.
+    /// What became of the packet, for people: `drop`, `reject`, `pass` when it was left to the stack without what would have made
+    /// it useful, or `count` for a plain event.
     #[must_use]
     pub const fn verdict(self) -> &'static str {
         match self {
             Self::FlowCreated => "count",
+            Self::EarlyFragment => "pass",
             Self::NoEndpoint | Self::Unlisted | Self::NoFlow => "reject",
             _ => "drop",
         }
+    }
+
+    /// Whether a packet's way has ended with it.
+    #[must_use]
+    pub const fn is_end(self) -> bool {
+        !matches!(self, Self::FlowCreated | Self::EarlyFragment)
     }
 }

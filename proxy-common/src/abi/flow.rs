@@ -147,6 +147,8 @@ pub mod state {
     /// This direction has gone on after its SYN or SYN-ACK. A client that does so after an answer has completed the
     /// handshake: whoever only pretends to be there cannot.
     pub const ESTABLISHED: u8 = 16;
+    /// This direction's latest segment was a SYN that opens a connection: only then does a SYN-ACK begin anything.
+    pub const BEGUN: u8 = 32;
 }
 
 impl<const N: usize> Flow<N> {

@@ -34,6 +34,11 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     let headers = &*room;
+    // The stack takes such for martians unless kube-proxy, once, has set route_localnet: neither that nor a loopback address
+    // that serves NodePorts may open the node's own sockets to its neighbours.
+    if headers.key.dst.is_loopback() || headers.key.src.is_loopback() {
+        return counted(tables, Verdict::Drop(Reason::Loopback));
+    }
     if tables.is_stranger(&headers.key.dst) {
         return Verdict::Pass;
     }
@@ -43,7 +48,7 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     {
         return verdict;
     }
-    if headers.transport == Transport::Fragment
+    if headers.is_later_fragment()
         && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
     {
         return counted(tables, verdict);
@@ -64,7 +69,10 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
                 None => unserved(tables, class, Reason::Protocol),
             };
         }
-        Transport::Fragment => return unserved(tables, class, Reason::Fragment),
+        Transport::Fragment => {
+            fragment::count_early(tables, headers, owned(class));
+            return unserved(tables, class, Reason::Fragment);
+        }
         Transport::Malformed => return unserved(tables, class, Reason::Malformed),
         Transport::Other => return unserved(tables, class, Reason::Protocol),
     }
@@ -126,8 +134,13 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     if headers.transport == Transport::Fragment {
-        let verdict = fragment::later(packet, tables, headers).verdict();
-        return counted(tables, verdict.unwrap_or(Verdict::Pass));
+        if headers.is_later_fragment()
+            && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
+        {
+            return counted(tables, verdict);
+        }
+        fragment::count_early(tables, headers, false);
+        return Verdict::Pass;
     }
     if let Some(verdict) = known(packet, tables, headers) {
         return verdict;

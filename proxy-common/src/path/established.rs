@@ -2,7 +2,7 @@
 
 use super::traits::{Entry, Packet, Tables, Verdict};
 use super::{pair, rewrite, translate};
-use crate::abi::{Flow, Kind, Reason, state};
+use crate::abi::{Flow, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// What was made of a packet that met an entry.
@@ -25,6 +25,12 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         return Known::Ended;
     }
     let Some(kind) = flow.kind() else { return Known::Ended };
+    if packet.ifindex() != flow.ifindex
+        && kind as u8 != Kind::Masquerade as u8
+        && is_astray(tables, packet.ifindex(), flow.ifindex)
+    {
+        return strayed(tables, headers, &flow, kind);
+    }
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
     if !reply && headers.opens() && ended(tables, headers, entry, &flow) {
         return Known::Ended;
@@ -43,8 +49,41 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     Known::Verdict(rewrite::packet(packet, headers, &flow))
 }
 
-/// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), an
-/// unanswered SYN or a UDP flow whose backend has left (P-40, P-52). What is over is removed here.
+/// Whether a packet of a flow comes or goes by a device that cannot be its own: the flow belongs to a pod, and this is not the
+/// pod's device, or the other way round. Beside each other NICs may share a flow, and a device that is gone has left its flows
+/// to whoever has the address now.
+#[inline(never)]
+fn is_astray<const N: usize, T: Tables<N>>(tables: &T, here: u32, own: u32) -> bool {
+    let (Some(here), Some(own)) = (tables.device_flags(here), tables.device_flags(own)) else { return false };
+    (here | own) & device_flags::POD != 0
+}
+
+/// what is astray is neither translated nor noted. Answers leave by where the stack's routes lead to the client, so a
+/// flow that a forged packet has opened stays without any, and whoever the address belongs to may take it.
+#[inline(always)]
+fn strayed<const N: usize, T: Tables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    flow: &Flow<N>,
+    kind: Kind,
+) -> Known {
+    let partner = flow.partner(&headers.key);
+    if matches!(kind, Kind::Translate)
+        && headers.opens()
+        && tables.flow(&partner).is_none_or(|answer| answer.state() & state::SEEN == 0)
+    {
+        pair::remove(tables, &headers.key, &partner);
+        return Known::Ended;
+    }
+    Known::Verdict(Verdict::Drop(Reason::Spoofed))
+}
+
+/// Ticks for which a backend that has left may be silent while its client sends. Longer than a segment is on its way: a SYN that
+/// comes twice must not move a connection.
+const SILENCE: u32 = 3;
+
+/// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
+/// has left and does not answer (P-40), or a UDP flow whose backend has left (P-52). What is over is removed here.
 #[inline(always)]
 fn ended<const N: usize, T: Tables<N>>(
     tables: &T,
@@ -65,6 +104,7 @@ fn ended<const N: usize, T: Tables<N>>(
     if headers.is_bare_syn()
         && let Some(answer) = tables.flow(&flow.partner(&headers.key))
         && answer.state() & state::SEEN != 0
+        && flow.seen.saturating_sub(answer.seen()) < SILENCE
     {
         return false;
     }
@@ -87,19 +127,26 @@ const fn is_challenge<const N: usize>(headers: &Headers<N>, flow: &Flow<N>, kind
 #[inline(always)]
 fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry, flow: &Flow<N>) {
     let mut seen = flow.state | state::SEEN;
-    if let Transport::Tcp(flags) = headers.transport {
-        // A handshake begins anew: a FIN of earlier times must not end it.
-        if flags & tcp_flags::SYN != 0 {
+    if let Transport::Tcp(mut flags) = headers.transport {
+        use tcp_flags::{FIN, RST, SYN};
+        flags &= FIN | SYN | RST;
+        seen &= !state::BEGUN;
+        if headers.is_bare_syn() {
+            // A handshake begins anew: what was before must not end it.
+            seen = seen & !(state::FIN | state::RST) | state::BEGUN;
+        } else if flags & SYN != 0 && seen & state::FIN != 0 && is_asked(tables, headers, flow) {
             seen &= !state::FIN;
         }
-        if flags & tcp_flags::FIN != 0 {
+        if flags & FIN != 0 {
             seen |= state::FIN;
         }
-        if flags & tcp_flags::SYN == 0 {
-            seen |= state::ESTABLISHED;
-        }
         // Data after a reset shows that the reset was not believed (P-43).
-        seen = if flags & tcp_flags::RST != 0 { seen | state::RST } else { seen & !state::RST };
+        if flags & (SYN | RST) == 0 {
+            seen = seen & !state::RST | state::ESTABLISHED;
+        }
+        if flags & RST != 0 {
+            seen |= state::RST;
+        }
     }
     if seen != flow.state {
         entry.set_state(seen);
@@ -108,4 +155,10 @@ fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &
     if now != flow.seen {
         entry.set_seen(now);
     }
+}
+
+/// Whether a SYN-ACK answers a SYN of just now. Another one has come late, and must not open again what is closed (P-42).
+#[inline(never)]
+fn is_asked<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, flow: &Flow<N>) -> bool {
+    tables.flow(&flow.partner(&headers.key)).is_some_and(|asking| asking.state() & state::BEGUN != 0)
 }

@@ -1,13 +1,13 @@
 //! Fragments: the first one has the ports and goes the way of any packet; what became of its addresses is remembered, and
 //! the others, which have no ports, are treated likewise (P-09, J2).
 //!
-//! Each hook remembers on its own: between two of them the stack may put a datagram together and cut it anew. Later
-//! fragments that come before their first are not known: to Services they are dropped and counted, to the node itself
-//! they are the stack's (P-10).
+//! Each hook remembers on its own: between two of them the stack may put a datagram together and cut it anew. What has been
+//! left alone is remembered as well, so that fragments which come before their first are told from others: to Services they
+//! are dropped, else they are the stack's, and either is counted (P-10).
 
 use super::rewrite;
 use super::traits::{Packet, Returned, Tables, Verdict};
-use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
+use crate::abi::{Addr, FlowKey, Fragment, Hook, Port, Reason, protocol};
 use crate::wire::{Diff, Headers, load_addresses};
 
 /// Ticks after which an id may be another datagram's (P-11): as long as the kernel keeps parts of one.
@@ -36,8 +36,10 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers
         if load_addresses(packet, headers.l3, &mut fragment.src, &mut fragment.dst).is_none() {
             return;
         }
-        if fragment.src.same(&key.src) && fragment.dst.same(&key.dst) {
-            // An id of a translated datagram may have come back with one that is not.
+        let stranger =
+            tables.is_stranger(&key.dst) && (key.hook == Hook::Ingress as u8 || tables.is_stranger(&key.src));
+        if stranger && is_as_before(key, fragment) {
+            // Nobody will ask; and an id of a translated datagram may have come back with one that is not.
             tables.remove_fragment(key);
             return;
         }
@@ -48,7 +50,21 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers
     });
 }
 
-/// A later fragment. [`Returned::NONE`]: its first one has not been seen, or was not translated.
+/// Counts a later fragment that [`later`] did not know, unless it is `dropped`, which is counted as such.
+#[inline(always)]
+pub(super) fn count_early<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, dropped: bool) {
+    if headers.is_later_fragment() && !dropped {
+        tables.count(Reason::EarlyFragment);
+    }
+}
+
+/// Whether the first fragment has kept its addresses.
+#[inline(always)]
+const fn is_as_before<const N: usize>(key: &FlowKey<N>, fragment: &Fragment<N>) -> bool {
+    fragment.src.same(&key.src) && fragment.dst.same(&key.dst)
+}
+
+/// A later fragment. [`Returned::NONE`]: its first one has not been seen.
 #[inline(never)]
 pub(super) fn later<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -64,6 +80,9 @@ pub(super) fn later<const N: usize, P: Packet, T: Tables<N>>(
         }
         if tables.now().wrapping_sub(fragment.seen) > LIFETIME {
             return Returned::NONE;
+        }
+        if is_as_before(key, fragment) {
+            return Verdict::Pass.into();
         }
         packet.set_mark(packet.mark() & !tables.masquerade_mark() | fragment.mark);
         let moved = Diff::address(&key.src, &fragment.src).and(Diff::address(&key.dst, &fragment.dst));

@@ -104,9 +104,11 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
         return Err(Reason::FlowTableFull);
     }
     let secret = tables.seed() ^ scratch.flow.tag;
+    // Between the edges an endpoint that dials itself by its own port would be its own answer.
+    let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
     for attempt in 0..PORT_TRIES {
         let port = if keep_port && attempt == 0 { key.sport } else { candidate(secret, attempt) };
-        if !free(port) {
+        if port == own || !free(port) {
             continue;
         }
         scratch.flow.sport = port;

@@ -274,6 +274,8 @@ pub trait Tables<const N: usize> {
     fn endpoint_generation(&self, id: u32) -> u32;
     /// Address that packets leaving by `ifindex` are masqueraded with.
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>>;
+    /// Bits of [`crate::abi::device_flags`] of this edge; `None`: it is none.
+    fn device_flags(&self, ifindex: u32) -> Option<u32>;
     /// Whether a socket of the node owns `address`:`port` towards the destination of `key` (P-64).
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool;
 

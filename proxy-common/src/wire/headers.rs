@@ -92,6 +92,13 @@ impl<const N: usize> Headers<N> {
         self.part == part::FIRST
     }
 
+    /// Whether this is a part of a datagram other than its beginning.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        self.part == part::LATER
+    }
+
     /// A packet that may open a flow.
     #[must_use]
     #[inline(always)]

@@ -61,7 +61,9 @@ pub fn address(v6: bool) -> BoxedStrategy<IpAddr> {
     if v6 {
         any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits | 1 << 127))).boxed()
     } else {
-        (1..=223_u8, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| IpAddr::from([a, b, c, d])).boxed()
+        // Loopback addresses are dropped.
+        let first = prop_oneof![1..=126_u8, 128..=223_u8];
+        (first, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| IpAddr::from([a, b, c, d])).boxed()
     }
 }
 

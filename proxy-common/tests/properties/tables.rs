@@ -168,6 +168,9 @@ impl<const N: usize> Tables<N> for Node<N> {
     fn masquerade_address(&self, _ifindex: u32) -> Option<Addr<N>> {
         Some(addr(self.own))
     }
+    fn device_flags(&self, _ifindex: u32) -> Option<u32> {
+        None
+    }
     fn local_socket(&self, _key: &FlowKey<N>, _address: &Addr<N>, _port: Port) -> bool {
         false
     }

@@ -75,7 +75,7 @@ impl Explainer {
         Ok(Self {
             v4: own(&mut ebpf, "FLOWS_V4")?,
             v6: own(&mut ebpf, "FLOWS_V6")?,
-            counters: own(&mut ebpf, "COUNTERS")?,
+            counters: own(&mut ebpf, "REASONS")?,
             ebpf,
         })
     }
@@ -83,7 +83,7 @@ impl Explainer {
     fn counts(&self) -> Result<Vec<u64>, DatapathError> {
         let count =
             |reason: Reason| self.counters.get_per_cpu(&(reason as u32)).map(|cpus| cpus.iter().sum());
-        Reason::ALL.into_iter().map(count).collect::<Result<_, _>>().map_err(failed("read", "COUNTERS"))
+        Reason::ALL.into_iter().map(count).collect::<Result<_, _>>().map_err(failed("read", "REASONS"))
     }
 
     /// Runs one program on `packet`: return value, packet, mark.
@@ -285,8 +285,7 @@ fn verdict(action: u32, before: &[u64], after: &[u64]) -> Verdict {
     const SHOT: u32 = 2;
     const REDIRECT: u32 = 7;
     let counted = Reason::ALL.into_iter().zip(before.iter().zip(after));
-    let mut counted =
-        counted.filter(|(reason, (before, after))| *reason != Reason::FlowCreated && before < after);
+    let mut counted = counted.filter(|(reason, (before, after))| reason.is_end() && before < after);
     let reason = counted.next().map_or(Reason::Rewrite, |(reason, _)| reason);
     match action {
         SHOT => Verdict::Drop(reason),

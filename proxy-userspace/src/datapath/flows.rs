@@ -160,7 +160,7 @@ impl Datapath {
     /// # Errors
     /// If the map cannot be read.
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
-        let failed = |source| DatapathError::Map { operation: "read", map: "COUNTERS", source };
+        let failed = |source| DatapathError::Map { operation: "read", map: "REASONS", source };
         let count = |reason: Reason| {
             let cpus = self.tables.counters.get_per_cpu(&(reason as u32)).map_err(failed)?;
             Ok((reason, cpus.iter().sum()))

@@ -274,7 +274,7 @@ pub const WRITTEN: [&str; 13] = [
     "AFFINITY_V6",
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",
-    "COUNTERS",
+    "REASONS",
     "GUARD",
     "SOCKETS",
 ];

@@ -35,7 +35,7 @@ impl Collector for StatusMetrics {
         for (label, count) in [("true", served), ("false", status.edges.len() - served)] {
             edges.encode_family(&[("served", label)])?.encode_gauge(&(count as i64))?;
         }
-        let help = "Packets dropped or rejected by reason";
+        let help = "Packets dropped, rejected or passed on untranslated by reason";
         let mut drops = encoder.encode_descriptor("sluice_drops", help, None, MetricType::Counter)?;
         for (reason, count) in &status.drops {
             drops

@@ -8,7 +8,7 @@ use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
 use super::story::{At, Flows, Node, Outcome};
-use super::world::{self, IFINDEX, Writer};
+use super::world::{self, Writer};
 use crate::simulation::check_table;
 
 /// Pairs the flow table has room for.
@@ -18,6 +18,7 @@ pub const PAIRS: u32 = 64;
 pub struct Frame {
     pub bytes: Vec<u8>,
     pub mark: u32,
+    pub ifindex: u32,
 }
 
 impl Packet for Frame {
@@ -71,7 +72,7 @@ impl Packet for Frame {
     }
 
     fn ifindex(&self) -> u32 {
-        IFINDEX
+        self.ifindex
     }
 
     /// BPF_PROG_TEST_RUN gives every packet a socket.
@@ -110,7 +111,7 @@ impl Host {
 
 impl Node for Host {
     fn run(&mut self, hook: &At, bytes: &[u8], mark: u32) -> Outcome {
-        let mut frame = Frame { bytes: bytes.to_vec(), mark };
+        let mut frame = Frame { bytes: bytes.to_vec(), mark, ifindex: hook.ifindex };
         let l3 = if hook.ethernet { 14 } else { 0 };
         let verdict = match (hook.ingress, &bytes[12..14]) {
             (true, [0x08, 0x00]) => path::ingress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), l3),
@@ -131,9 +132,13 @@ impl Node for Host {
         self.v6.config.set(config);
     }
 
-    fn set_device(&mut self, device: Device) {
-        self.v4.device(IFINDEX, device);
-        self.v6.device(IFINDEX, device);
+    fn set_device(&mut self, ifindex: u32, device: Option<Device>) {
+        for devices in [&mut self.v4.devices, &mut self.v6.devices] {
+            match device {
+                Some(device) => _ = devices.insert(ifindex, device),
+                None => _ = devices.remove(&ifindex),
+            }
+        }
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {

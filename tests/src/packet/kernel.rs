@@ -18,12 +18,13 @@ use proxy_userspace::datapath::Summed;
 
 use super::host::PAIRS;
 use super::story::{Action, At, Flows, Node, Outcome};
-use super::world::{self, IFINDEX, Writer};
+use super::world::{self, IFINDEX, PODS_IFINDEX, Writer};
 use crate::sys::{Wire, create_map};
 
 /// Offset and size of `__sk_buff` (include/uapi/linux/bpf.h); `mark` is its third word.
 const CONTEXT: usize = 192;
 const MARK_AT: usize = 8;
+const IFINDEX_AT: usize = 40;
 const SEGMENTS_AT: usize = 164;
 const SEGMENT_SIZE_AT: usize = 176;
 /// Bytes of payload in each segment of a super-packet.
@@ -133,7 +134,7 @@ impl Kernel {
         }
         let mut draws: PerCpuArray<_, u32> = self.writable("DRAWS")?;
         draws.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
-        let mut counters: PerCpuArray<_, u64> = self.writable("COUNTERS")?;
+        let mut counters: PerCpuArray<_, u64> = self.writable("REASONS")?;
         for reason in 0..Reason::COUNT {
             counters.set(reason, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
@@ -145,7 +146,8 @@ impl Kernel {
             self.fill::<4>("V6")?;
             self.removed = false;
         }
-        self.set_device(world::device());
+        self.set_device(IFINDEX, Some(world::device()));
+        self.set_device(PODS_IFINDEX, Some(world::pods_device()));
         self.write_config(world::config())
     }
 
@@ -289,6 +291,7 @@ impl Node for Kernel {
         let program: &mut SchedClassifier = program.try_into().expect("it is a tc program");
         let mut context = [0; CONTEXT];
         context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
+        context[IFINDEX_AT..IFINDEX_AT + 4].copy_from_slice(&at.ifindex.to_ne_bytes());
         context[SEGMENTS_AT..SEGMENTS_AT + 4].copy_from_slice(&at.segments.to_ne_bytes());
         let size = if at.segments > 0 { SEGMENT } else { 0 };
         context[SEGMENT_SIZE_AT..SEGMENT_SIZE_AT + 4].copy_from_slice(&size.to_ne_bytes());
@@ -320,9 +323,12 @@ impl Node for Kernel {
         self.write_config(config).expect("write the configuration");
     }
 
-    fn set_device(&mut self, device: Device) {
+    fn set_device(&mut self, ifindex: u32, device: Option<Device>) {
         let mut map: HashMap<_, u32, Wire<Device>> = self.writable("DEVICES").expect("a hash");
-        map.insert(IFINDEX, Wire(device), 0).expect("write the device");
+        match device {
+            Some(device) => map.insert(ifindex, Wire(device), 0).expect("write the device"),
+            None => map.remove(&ifindex).expect("remove the device"),
+        }
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
@@ -338,7 +344,7 @@ impl Node for Kernel {
     }
 
     fn counts(&mut self) -> Vec<u64> {
-        let map: PerCpuArray<_, u64> = self.writable("COUNTERS").expect("a per-CPU array");
+        let map: PerCpuArray<_, u64> = self.writable("REASONS").expect("a per-CPU array");
         let sum = |reason: &Reason| map.get(&(*reason as u32), 0).expect("read the counter").iter().sum();
         Reason::ALL.iter().map(sum).collect()
     }

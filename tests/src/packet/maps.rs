@@ -197,6 +197,9 @@ impl<const N: usize> Tables<N> for Maps<N> {
         words.copy_from_slice(from);
         (words != [0; N]).then_some(Addr(words))
     }
+    fn device_flags(&self, ifindex: u32) -> Option<u32> {
+        self.devices.get(&ifindex).map(|device| device.flags)
+    }
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
         self.sockets.borrow().contains(&(key.protocol, *address, port))
     }
@@ -255,8 +258,8 @@ impl<const N: usize> Tables<N> for Maps<N> {
     fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
         let config = self.config.get();
         if config.flags & config_flags::DETECT_DEVICE != 0 {
-            let device = self.devices.get(&ifindex);
-            return Some(device.is_some_and(|device| device.flags & device_flags::DETECTED != 0));
+            let flags = self.device_flags(ifindex);
+            return Some(flags.is_some_and(|flags| flags & device_flags::DETECTED != 0));
         }
         let mut words = [0; 4];
         words[..N].copy_from_slice(&source.0);

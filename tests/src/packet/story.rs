@@ -7,8 +7,11 @@ use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
 use proxy_common::path::Verdict;
 use proxy_userspace::datapath::Summed;
 
+use crate::lab::command;
+
 use super::host::Host;
 use super::kernel::Kernel;
+use super::world::{IFINDEX, PODS_IFINDEX};
 
 /// What a hook did, in the kernel's terms: the reason of a drop is seen by its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +47,11 @@ pub struct At {
     pub ethernet: bool,
     /// Segments of a super-packet (P-81); 0: an ordinary packet.
     pub segments: u32,
+    pub ifindex: u32,
 }
 
 impl At {
-    pub const INGRESS: Self = Self { ingress: true, ethernet: true, segments: 0 };
+    pub const INGRESS: Self = Self { ingress: true, ethernet: true, segments: 0, ifindex: IFINDEX };
     pub const EGRESS: Self = Self { ingress: false, ..Self::INGRESS };
 }
 
@@ -84,8 +88,8 @@ pub trait Node {
     /// Makes it as it was in the beginning.
     fn reset(&mut self);
     fn set_config(&mut self, config: Config);
-    /// Writes the entry of the device that all packets are seen on.
-    fn set_device(&mut self, device: Device);
+    /// Writes a device's entry; `None`: it is gone.
+    fn set_device(&mut self, ifindex: u32, device: Option<Device>);
     /// Writes the generation of the world's first endpoint; 0: it has left.
     fn set_endpoint(&mut self, v6: bool, generation: u32);
     /// Takes a Service's address away, and its frontends, as the agent does when the Service goes.
@@ -111,6 +115,7 @@ impl Both {
     pub fn new() -> anyhow::Result<Self> {
         let mut kernels = Vec::new();
         if nix::unistd::geteuid().is_root() {
+            own_devices()?;
             kernels.push(Kernel::load(None)?);
             if let Ok(summed) = Summed::of_this_kernel() {
                 kernels.push(Kernel::load(Some(summed))?);
@@ -173,8 +178,8 @@ impl Node for Both {
         self.tell(|node| node.set_config(config));
     }
 
-    fn set_device(&mut self, device: Device) {
-        self.tell(|node| node.set_device(device));
+    fn set_device(&mut self, ifindex: u32, device: Option<Device>) {
+        self.tell(|node| node.set_device(ifindex, device));
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
@@ -192,6 +197,15 @@ impl Node for Both {
     fn flows(&mut self) -> Flows {
         self.agreed("the flow tables", |node| node.flows())
     }
+}
+
+/// A network namespace for this thread, with the world's devices: a test run takes those of its caller's.
+fn own_devices() -> anyhow::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+    assert_eq!(IFINDEX, 1, "the loopback device");
+    let index = PODS_IFINDEX.to_string();
+    command::run("ip", &["link", "add", "pod", "index", &index, "type", "veth"])?;
+    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -15,7 +15,7 @@ use proxy_common::abi::{Config, Device, Reason, protocol};
 
 use super::frame::{ACK, FIN, Flags, RST, SYN, SYN_ACK};
 use super::shape::Shape;
-use super::world::{BACKEND_PORT, NODE_PORT, PORT, PROTOCOLS, Plan};
+use super::world::{BACKEND_PORT, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, Plan};
 
 /// A party of the world, see [`Plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub enum Who {
     Plain,
     Backend,
     Masquerade,
+    Loopback,
     /// Whoever sent the last packet that came out of a hook: port included.
     Seen,
 }
@@ -53,6 +54,7 @@ impl Who {
             Self::Plain => plan.plain,
             Self::Backend => plan.backend,
             Self::Masquerade => plan.masquerade,
+            Self::Loopback => plan.loopback,
             Self::Seen => return None,
         })
     }
@@ -149,6 +151,7 @@ pub enum Step {
     /// A packet at a hook.
     Hook {
         ingress: bool,
+        ifindex: u32,
         /// `None`: the packet that the last hook let through.
         packet: Option<Spec>,
         expect: Expect,
@@ -160,6 +163,8 @@ pub enum Step {
     Removed(Who),
     Config(fn(&mut Config)),
     Device(fn(&mut Device)),
+    /// The device that packets are seen on has been removed.
+    DeviceGone,
     Count(Reason, u64),
     /// Entries in the flow table.
     Entries(usize),
@@ -215,22 +220,35 @@ impl Tale {
         self
     }
 
+    fn hook(self, ingress: bool, packet: Option<Spec>) -> Self {
+        self.step(Step::Hook { ingress, ifindex: IFINDEX, packet, expect: Expect::Untouched })
+    }
+
     /// At ingress of an edge.
     #[must_use]
     pub fn enters(self, packet: Spec) -> Self {
-        self.step(Step::Hook { ingress: true, packet: Some(packet), expect: Expect::Untouched })
+        self.hook(true, Some(packet))
     }
 
     /// At egress of an edge.
     #[must_use]
     pub fn leaves(self, packet: Spec) -> Self {
-        self.step(Step::Hook { ingress: false, packet: Some(packet), expect: Expect::Untouched })
+        self.hook(false, Some(packet))
+    }
+
+    /// That edge is a pod's device.
+    #[must_use]
+    pub fn by_a_pods_device(mut self) -> Self {
+        if let Some(Step::Hook { ifindex, .. }) = self.steps.last_mut() {
+            *ifindex = PODS_IFINDEX;
+        }
+        self
     }
 
     /// The packet that the last hook let through is forwarded to an edge's egress.
     #[must_use]
     pub fn goes_on(self) -> Self {
-        self.step(Step::Hook { ingress: false, packet: None, expect: Expect::Untouched })
+        self.hook(false, None)
     }
 
     fn expecting(mut self, want: Expect) -> Self {
@@ -297,6 +315,11 @@ impl Tale {
     #[must_use]
     pub fn on_device(self, change: fn(&mut Device)) -> Self {
         self.step(Step::Device(change))
+    }
+
+    #[must_use]
+    pub fn device_gone(self) -> Self {
+        self.step(Step::DeviceGone)
     }
 
     /// So often something has been counted since the beginning.

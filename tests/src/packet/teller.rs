@@ -7,7 +7,7 @@ use super::frame::{self, ETHERNET, End, Flags, Read, read};
 use super::shape::{Shape, finished, shaped};
 use super::story::{Action, At, Both, Node, Outcome};
 use super::tale::{Expect, MarkChange, Party, Spec, Step, Tale};
-use super::world::{self, Plan, plan};
+use super::world::{self, IFINDEX, Plan, plan};
 use crate::harness::{Group, Story};
 
 /// Rows as stories: one for each family and protocol. Without `ethernet` they are told to the programs for devices that
@@ -105,7 +105,9 @@ impl<'a> Teller<'a> {
 
     fn step(&mut self, step: &Step) -> Result<()> {
         match step {
-            Step::Hook { ingress, packet, expect } => return self.hook(*ingress, packet.as_ref(), *expect),
+            Step::Hook { ingress, ifindex, packet, expect } => {
+                return self.hook(*ingress, *ifindex, packet.as_ref(), *expect);
+            }
             Step::After(ticks) => {
                 self.config.test_clock += ticks;
                 self.node.set_config(self.config);
@@ -122,8 +124,9 @@ impl<'a> Teller<'a> {
             Step::Device(change) => {
                 let mut device = world::device();
                 change(&mut device);
-                self.node.set_device(device);
+                self.node.set_device(IFINDEX, Some(device));
             }
+            Step::DeviceGone => self.node.set_device(IFINDEX, None),
             Step::Count(reason, times) => {
                 let is = self.node.count(*reason);
                 ensure!(is == *times, "{} was counted {is} times, not {times}", reason.name());
@@ -148,13 +151,14 @@ impl<'a> Teller<'a> {
         Ok(shaped(frame::packet(self.protocol, spec.flags, from, to, &spec.payload), &spec.shapes))
     }
 
-    fn hook(&mut self, ingress: bool, spec: Option<&Spec>, expect: Expect) -> Result<()> {
+    fn hook(&mut self, ingress: bool, ifindex: u32, spec: Option<&Spec>, expect: Expect) -> Result<()> {
         let (bytes, mark) = match (spec, &self.last) {
             (Some(spec), _) => (self.build(spec)?, spec.mark),
             (None, Some(last)) => (last.bytes.clone(), last.mark),
             (None, None) => bail!("no packet has come out of a hook yet"),
         };
-        let at = At { ingress, ethernet: self.ethernet, segments: spec.map_or(0, |spec| spec.segments) };
+        let segments = spec.map_or(0, |spec| spec.segments);
+        let at = At { ingress, ethernet: self.ethernet, segments, ifindex };
         let before = self.node.counts();
         let shown = &bytes[if self.ethernet { 0 } else { ETHERNET }..];
         let mut out = self.node.run(&at, shown, mark);
@@ -264,11 +268,11 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// Every reason that was counted meanwhile, as often as it was, but for flows made.
+/// Every reason that was counted meanwhile, as often as it was, but for what ends no packet's way.
 fn difference(before: &[u64], after: &[u64]) -> Vec<Reason> {
     let times = |(reason, (b, a)): (Reason, (&u64, &u64))| std::iter::repeat_n(reason, (a - b) as usize);
     let counted = Reason::ALL.into_iter().zip(before.iter().zip(after)).flat_map(times);
-    counted.filter(|reason| *reason != Reason::FlowCreated).collect()
+    counted.filter(|reason| reason.is_end()).collect()
 }
 
 /// The frame without ends and checksums.

@@ -1,14 +1,16 @@
 //! The node that every story plays on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Cidr, Config, Device, Frontend, FrontendKey, FrontendKind, Port, Run,
-    SERVICE_CIDRS, Service, config_flags, protocol, service_flags,
+    SERVICE_CIDRS, Service, config_flags, device_flags, protocol, service_flags,
 };
 
-/// The device all packets are seen on: the loopback of the namespace, as test runs have it.
+/// The device that packets are seen on unless a story says otherwise: the loopback of the namespace, as test runs have it.
 pub const IFINDEX: u32 = 1;
+/// Another one, of a pod.
+pub const PODS_IFINDEX: u32 = 77;
 /// kube-proxy's masquerade mark (F3).
 pub const MARK: u32 = 0x4000;
 
@@ -37,6 +39,8 @@ pub struct Plan {
     pub backend: IpAddr,
     /// What packets are masqueraded with on [`IFINDEX`].
     pub masquerade: IpAddr,
+    /// Serves NodePorts. No device without Ethernet header can be shown packets from there, see above.
+    pub loopback: IpAddr,
 }
 
 pub const PORT: u16 = 80;
@@ -115,6 +119,7 @@ pub fn plan(v6: bool) -> Plan {
         plain: ip([4, 13], [0x4, 0x13]),
         backend: ip([130, 66], [0x1002, 0x42]),
         masquerade: ip([130, 1], [0x1002, 0x1]),
+        loopback: if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() },
     }
 }
 
@@ -174,8 +179,14 @@ pub fn device() -> Device {
     }
 }
 
+/// The entry of [`PODS_IFINDEX`].
+#[must_use]
+pub fn pods_device() -> Device {
+    Device { flags: device_flags::POD, ..device() }
+}
+
 /// What each address is to the node.
-const fn classes(p: &Plan) -> [(IpAddr, u32); 10] {
+const fn classes(p: &Plan) -> [(IpAddr, u32); 11] {
     [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),
@@ -187,6 +198,8 @@ const fn classes(p: &Plan) -> [(IpAddr, u32); 10] {
         (p.plain, AddressClass::LOCAL | AddressClass::ENDPOINT),
         (p.masquerade, AddressClass::LOCAL),
         (p.backend, AddressClass::ENDPOINT),
+        // Sockets that dial it are served; packets have no business there.
+        (p.loopback, AddressClass::NODE_PORT),
     ]
 }
 
@@ -199,6 +212,7 @@ pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
     services(to);
     frontends(to, &p);
     to.device(IFINDEX, device());
+    to.device(PODS_IFINDEX, pods_device());
 }
 
 /// Endpoints and the Services that lead to them.

@@ -26,7 +26,7 @@ pub struct Conn {
     pub since: u64,
     /// Whom it had before. What that one sent last may come too late to be restored: kube-proxy deletes conntrack's entry
     /// likewise.
-    pub former: Option<End>,
+    pub former: Vec<End>,
     /// The same client has dialled so before and has given up without a word.
     pub haunted: bool,
     /// The server's end and, as it sees it, the client's.

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
-    Port, Reason, Service, Turn,
+    Hook, Port, Reason, Service, Turn, state,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, repeatable_draw};
-use proxy_common::wire::Headers;
+use proxy_common::wire::{Headers, Transport, parse, tcp_flags};
 use proxy_userspace::sync::Step;
 
 use super::store::Shadow;
@@ -18,6 +18,9 @@ use crate::packet::frame::ETHERNET;
 use crate::packet::host::Frame;
 use crate::packet::maps::{Held, Maps};
 use crate::packet::world::{self, IFINDEX, Writer, addr};
+
+/// A segment with these flags answers a SYN.
+const SYN_ACK: u8 = tcp_flags::SYN | tcp_flags::ACK;
 
 /// A bug on purpose, to show that it would be found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +102,38 @@ impl<const N: usize> Kernel<N> {
         }
     }
 
+    /// Runs one hook, and sees to it that the packet has not opened again what was closed: by FINs from both sides for good, and
+    /// by a reset for a SYN-ACK, which may be one from before.
+    pub fn run_watched(&self, ingress: bool, bytes: Vec<u8>, mark: u32) -> Result<(Verdict, Frame), String> {
+        let frame = Frame { bytes, mark, ifindex: IFINDEX };
+        let (mut room, hook) = (Headers::EMPTY, if ingress { Hook::Ingress } else { Hook::Egress });
+        let _ = parse(&frame, ETHERNET as u32, hook, &mut room);
+        let ends = if matches!(room.transport, Transport::Tcp(flags) if flags & SYN_ACK == SYN_ACK) {
+            state::FIN | state::RST
+        } else {
+            state::FIN
+        };
+        let before = self.ends(&room.key, ends);
+        let ran = self.run(ingress, frame.bytes, mark);
+        match (before, self.ends(&room.key, ends)) {
+            (Some((serial, true)), Some((now, false))) if serial == now => {
+                Err(format!("a closed flow has been opened again: {:?}", room.key))
+            }
+            _ => Ok(ran),
+        }
+    }
+
+    /// The flow with this key: its serial number, and whether these bits of its state say that it is closed.
+    fn ends(&self, key: &FlowKey<N>, bits: u8) -> Option<(u32, bool)> {
+        let entry = self.maps.flow(key)?;
+        let partner = self.maps.flow(&entry.partner(key))?;
+        let (a, b) = (entry.state() & bits, partner.state() & bits);
+        Some((entry.serial(), (a | b) & state::RST != 0 || a & b & state::FIN != 0))
+    }
+
     /// Runs one hook.
     pub fn run(&self, ingress: bool, bytes: Vec<u8>, mark: u32) -> (Verdict, Frame) {
-        let mut frame = Frame { bytes, mark };
+        let mut frame = Frame { bytes, mark, ifindex: IFINDEX };
         let mut room = Headers::EMPTY;
         let l3 = ETHERNET as u32;
         let verdict = if ingress {
@@ -197,6 +229,9 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     }
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
         self.maps.masquerade_address(ifindex)
+    }
+    fn device_flags(&self, ifindex: u32) -> Option<u32> {
+        self.maps.device_flags(ifindex)
     }
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
         self.maps.local_socket(key, address, port)

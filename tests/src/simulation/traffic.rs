@@ -128,7 +128,7 @@ impl<const N: usize> Traffic<N> {
             list,
             backend: None,
             since: self.step,
-            former: None,
+            former: Vec::new(),
             haunted: self.haunted.remove(&(number, client, remote)),
             tuple: None,
             answered: false,
@@ -266,7 +266,7 @@ impl<const N: usize> Traffic<N> {
         if !flying.ingress && before.dst.0 == self.cluster.plan.node {
             return self.arrive(&before, token);
         }
-        let (verdict, out) = self.cluster.kernel.run(flying.ingress, flying.frame, flying.mark);
+        let (verdict, out) = self.cluster.kernel.run_watched(flying.ingress, flying.frame, flying.mark)?;
         check_pairs(&self.cluster.kernel.maps)?;
         match verdict {
             Verdict::Drop(reason) => self.dropped(token, &before, reason),
@@ -319,7 +319,7 @@ impl<const N: usize> Traffic<N> {
         }
         if socket != Some(id) {
             // The old place of a flow of datagrams may be another's by now.
-            let moved = conn.former.is_some() && (!conn.is_tcp() || conn.former == Some(packet.src));
+            let moved = !conn.former.is_empty() && (!conn.is_tcp() || conn.former.contains(&packet.src));
             // Two opened with one five-tuple at the same moment: the next SYN will know.
             let crossed = packet.flags == SYN_ACK;
             if moved || crossed || conn.is_ending() {
@@ -352,7 +352,7 @@ impl<const N: usize> Traffic<N> {
         if (0..BACKENDS).all(|n| self.cluster.plan.backend(n) != own) {
             return Err(format!("a packet of {conn:?} arrives at {own:?}"));
         }
-        if conn.former == Some(own) && conn.backend != Some(own) {
+        if conn.former.contains(&own) && conn.backend != Some(own) {
             // Too late: the flow has been moved.
             return Ok(());
         }
@@ -376,7 +376,7 @@ impl<const N: usize> Traffic<N> {
             return Ok(());
         }
         if holder != Some(id) && conn.is_tcp() && packet.flags != SYN {
-            if conn.former == Some(own) {
+            if conn.former.contains(&own) {
                 // A reset has ended it here, while the SYN-ACK from before was still on its way.
                 self.emit(number, RST, own, other, Token { conn: id, from_server: true, challenge: false });
                 return Ok(());

@@ -1,14 +1,16 @@
 //! Packets of nobody: they open flows and are never heard of again.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage};
 use nix::sys::socket::{sendto, socket};
 
 use crate::lab::namespace::Namespace;
 use crate::packet::frame::{ETHERNET, SYN, packet};
+use crate::sys;
 use crate::wire::Transport;
 
 /// Sends `number` SYNs or datagrams to `to`, each from another port of one of 100 addresses beside `own`.
@@ -37,6 +39,27 @@ pub fn send(from: &Namespace, to: IpAddr, frames: impl IntoIterator<Item = Vec<u
         for (n, frame) in frames.into_iter().enumerate() {
             sendto(socket.as_raw_fd(), &frame[ETHERNET..], &target, MsgFlags::empty())
                 .with_context(|| format!("packet {n} to {to}"))?;
+        }
+        Ok(())
+    })
+}
+
+/// Sends frames out of a namespace's device to a neighbour's hardware address, whatever routes say.
+///
+/// # Errors
+/// The kernel refuses to send.
+pub fn send_by(
+    from: &Namespace,
+    device: &str,
+    neighbour: &[u8; 6],
+    frames: impl IntoIterator<Item = Vec<u8>> + Send,
+) -> Result<()> {
+    from.within(|| {
+        let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+        let ifindex = if_nametoindex(device).with_context(|| format!("no device {device}"))?;
+        for mut frame in frames {
+            frame[..6].copy_from_slice(neighbour);
+            sys::send_frame(socket.as_fd(), ifindex, &frame).with_context(|| format!("out of {device}"))?;
         }
         Ok(())
     })

@@ -9,6 +9,6 @@ pub mod server;
 pub const LARGEST_DATAGRAM: usize = 65_507;
 
 pub use client::{Answer, Connection, Dial, Outcome};
-pub use flood::{flood, send};
+pub use flood::{flood, send, send_by};
 pub use load::{Load, Stream};
 pub use server::Servers;

@@ -7,6 +7,7 @@ mod choice;
 mod departure;
 mod explain;
 mod fragments;
+mod guard;
 mod harness;
 mod input;
 mod matrix;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     groups.extend(policy::groups());
     groups.extend(mtu::groups());
     groups.extend(fragments::groups());
+    groups.extend(guard::groups());
     groups.extend(choice::groups());
     groups.extend(change::groups());
     groups.extend(departure::groups());

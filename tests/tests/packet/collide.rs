@@ -1,10 +1,10 @@
 //! One client port, several ways to one endpoint (P-60, P-61).
 
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, NODEPORT, OTHER_VIP, SEEN, STRANGER, Tale, VIP, Who, ack, fin, renumbered, rst, syn,
-    syn_ack, tale,
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, OTHER_VIP, SEEN, STRANGER, Tale, VIP, Who, ack, fin, renumbered,
+    rst, syn, syn_ack, tale,
 };
-use sluice_tests::packet::world::BACKEND_PORT;
+use sluice_tests::packet::world::{BACKEND_PORT, HOST_PORT};
 
 /// The client with another port than its own.
 const RENUMBERED: (Who, u16) = (Who::Pod, 0);
@@ -105,6 +105,15 @@ fn ways() -> Vec<Tale> {
             .becomes(RENUMBERED, BACKEND)
             .leaves(syn_ack(BACKEND, SEEN))
             .becomes((Who::Vip, BACKEND_PORT), CLIENT),
+        tale("an endpoint that dials itself by its own port is not its own answer B7")
+            .enters(syn((Who::Plain, BACKEND_PORT), (Who::Vip, HOST_PORT)))
+            .becomes_marked((Who::Plain, 0), (Who::Plain, BACKEND_PORT))
+            .goes_on()
+            .becomes_unmarked(MASQUERADE, (Who::Plain, BACKEND_PORT))
+            .enters(syn_ack((Who::Plain, BACKEND_PORT), SEEN))
+            .becomes((Who::Plain, BACKEND_PORT), (Who::Plain, 0))
+            .goes_on()
+            .becomes((Who::Vip, HOST_PORT), (Who::Plain, BACKEND_PORT)),
         by_service("two clients with one port number do not meet")
             .enters(syn((Who::Outside, CLIENT.1), OTHER_VIP))
             .becomes_marked((Who::Outside, 0), BACKEND)

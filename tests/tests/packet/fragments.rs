@@ -24,7 +24,12 @@ pub fn stories() -> Vec<Story<Both>> {
             cluster_ip,
         ),
         ("parts that come before their first are dropped and counted, the others go on P-10", any_order),
-        ("parts for the node's own sockets are the stack's in any order P-10", own_sockets),
+        (
+            "parts for the node's own sockets are the stack's in any order, and the early ones counted P-10",
+            own_sockets,
+        ),
+        ("parts that leave before their first are left alone and counted P-10", early_answers),
+        ("parts of what is not translated are counted only where they are early P-10", direct),
         ("parts of a second flow with the same id do not mix P-11", same_id),
         ("an id comes back with a datagram that is not translated P-11", id_comes_back),
         ("what is known of a datagram is soon forgotten P-11", forgotten),
@@ -121,16 +126,68 @@ fn any_order(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
 
 fn own_sockets(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
-    for (id, order) in (100..).zip(ORDERS) {
-        let parts = cut(&datagram(protocol, SYN, (p.outside, 41_000), (p.node, 5_353)), id, &CUTS);
-        for part in order {
-            let out = pass(node, &At::INGRESS, &parts[part], 0)?;
-            ensure!(out.bytes == parts[part]);
+    for to in [(p.node, 5_353), (p.bound, 5_353), (p.plain, NODE_PORT)] {
+        for (id, order) in (100..).zip(ORDERS) {
+            let parts = cut(&datagram(protocol, SYN, (p.outside, 41_000), to), id, &CUTS);
+            each_early_is_counted(node, &At::INGRESS, order, &parts, &parts)?;
         }
     }
     // A NodePort's part without its first is not refused.
     let parts = cut(&datagram(protocol, SYN, (p.outside, 41_001), (p.node, NODE_PORT)), 99, &CUTS);
+    let early = node.count(Reason::EarlyFragment);
     ensure!(pass(node, &At::INGRESS, &parts[1], 0)?.bytes == parts[1]);
+    ensure!(node.count(Reason::EarlyFragment) == early + 1, "not counted");
+    Ok(())
+}
+
+/// What comes before the first part goes on as it is and is counted; the others become those of `late`.
+fn each_early_is_counted(
+    node: &mut Both,
+    at: &At,
+    order: [usize; 3],
+    parts: &[Vec<u8>],
+    late: &[Vec<u8>],
+) -> Result<()> {
+    let (mut known, mut early) = (false, node.count(Reason::EarlyFragment));
+    for part in order {
+        known |= part == 0;
+        early += u64::from(!known);
+        let out = pass(node, at, &parts[part], 0)?;
+        let want = if known { &late[part] } else { &parts[part] };
+        ensure!(out.bytes == *want, "{order:?}, {part}: other bytes");
+        ensure!(node.count(Reason::EarlyFragment) == early, "{order:?}, {part}: counted otherwise");
+    }
+    Ok(())
+}
+
+/// Whether they are answers is in their first part.
+fn early_answers(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let p = plan(v6);
+    let (client, front, backend) = ((p.pod, 40_001), (p.vip, PORT), (p.backend, BACKEND_PORT));
+    pass(node, &At::INGRESS, &packet(protocol, SYN, client, front, b""), 0)?;
+    for (id, order) in (100..).zip(ORDERS) {
+        let parts = cut(&datagram(protocol, SYN_ACK, backend, client), id, &CUTS);
+        let restored = cut(&datagram(protocol, SYN_ACK, front, client), id, &CUTS);
+        each_early_is_counted(node, &At::EGRESS, order, &parts, &restored)?;
+    }
+    Ok(())
+}
+
+/// Straight to an endpoint, and between strangers, of whom nothing is remembered.
+fn direct(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let p = plan(v6);
+    for at in [At::INGRESS, At::EGRESS] {
+        for (id, order) in (100..).zip(ORDERS) {
+            let parts = cut(&datagram(protocol, SYN, (p.pod, 41_000), (p.backend, 9)), id, &CUTS);
+            each_early_is_counted(node, &at, order, &parts, &parts)?;
+            let early = node.count(Reason::EarlyFragment);
+            let parts = cut(&datagram(protocol, SYN, (p.pod, 41_000), (p.outside, 9)), id, &CUTS);
+            for part in order {
+                ensure!(pass(node, &at, &parts[part], 0)?.bytes == parts[part]);
+            }
+            ensure!(node.count(Reason::EarlyFragment) == early, "strangers are counted");
+        }
+    }
     Ok(())
 }
 

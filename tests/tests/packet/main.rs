@@ -7,6 +7,7 @@
 //! headers.rs    options, extensions, tags, fragments errors.rs      ICMP about flows
 //! malformed.rs  packets that lie or end early        policy.rs      which endpoints serve whom
 //! asking.rs     source ranges, session affinity     fragments.rs   datagrams in parts
+//! guard.rs      packets that pretend
 //! ```
 
 mod asking;
@@ -14,6 +15,7 @@ mod collide;
 mod errors;
 mod fragments;
 mod frontends;
+mod guard;
 mod headers;
 mod malformed;
 mod masquerade;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         ("collide", collide::rows()),
         ("headers", headers::rows()),
         ("table", table::rows()),
+        ("guard", guard::rows()),
     ];
     let mut groups: Vec<_> = rows.into_iter().map(|(name, rows)| group(name, stories(rows, true))).collect();
     let mut bare = stories(frontends::rows(), false);

@@ -156,5 +156,5 @@ fn readable(frame: &[u8]) -> bool {
 
 /// Everything counted that ended a packet.
 fn drops(counts: &[u64]) -> u64 {
-    counts.iter().sum::<u64>() - counts[Reason::FlowCreated as usize]
+    Reason::ALL.iter().zip(counts).filter(|(reason, _)| reason.is_end()).map(|(_, count)| count).sum()
 }

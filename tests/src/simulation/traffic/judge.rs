@@ -30,12 +30,16 @@ impl<const N: usize> Traffic<N> {
         }
         let backend = after.dst;
         let same = conn.backend == Some(backend);
-        let found = conn.is_tcp() && conn.haunted && conn.backend.is_none();
+        let haunted = conn.is_tcp() && conn.haunted;
+        let found = haunted && conn.backend.is_none();
         if let Some(old) = conn.backend
             && !same
-            && (conn.is_established() || self.cluster.has_stayed(list, old, conn.since, now))
         {
-            return Err(format!("{conn:?} has been moved to {backend:?}"));
+            // What it has found may be of before the endpoint had left and come back, and closed since.
+            if conn.is_established() || (!haunted && self.cluster.has_stayed(list, old, conn.since, now)) {
+                return Err(format!("{conn:?} has been moved to {backend:?}"));
+            }
+            conn.haunted = false;
         }
         if !found && (!same || !conn.is_tcp()) && !self.cluster.may_get(list, backend, now) {
             let lists = self.cluster.describe(list);
@@ -52,10 +56,8 @@ impl<const N: usize> Traffic<N> {
     /// The flow has another endpoint now, or none: its old place is another's to take.
     fn leave(&mut self, id: usize, former: Option<End>) {
         let conn = &mut self.conns[id];
-        if former.is_none() {
-            return;
-        }
-        conn.former = former;
+        let Some(former) = former else { return };
+        conn.former.push(former);
         if let Some((own, other)) = conn.tuple.take() {
             self.servers.remove(&(conn.protocol, own, other));
         }

@@ -1,0 +1,170 @@
+//! Neighbours that pretend: loopback addresses on the wire, the ends of other pods' flows.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use anyhow::{Context, Result, bail, ensure};
+use sluice_tests::lab::app::{App, Backend, Via};
+use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
+use sluice_tests::packet::frame::{ACK, FIN, Flags, RST, SYN, packet};
+use sluice_tests::traffic::{Connection, Dial, send, send_by};
+use sluice_tests::wait::{PATIENCE, until};
+use sluice_tests::wire::Transport;
+
+use crate::harness::{Group, Story, both_transports};
+
+const PB: Backend = Backend::new(Who::Pb, 8_080);
+
+pub fn groups() -> Vec<Group> {
+    Wiring::BOTH.into_iter().map(group).collect()
+}
+
+fn group(wiring: Wiring) -> Group {
+    let mut stories = Vec::new();
+    for family in Family::BOTH {
+        stories.extend(both_transports(
+            family,
+            &[
+                ("X07_a_pod_in_another_pods_name", spoofed_by_a_pod),
+                ("X07_an_outsider_in_a_pods_name", spoofed_from_outside),
+            ],
+        ));
+        stories.push(Story::new(format!("X01_loopback_addresses_from_a_pod::{family}"), move |bed| {
+            martians(bed, family)
+        }));
+    }
+    Group {
+        name: format!("guard::{wiring}"),
+        config: BedConfig::new(wiring),
+        setup: Box::new(|bed| {
+            bed.serve(PB.who, PB.port)?;
+            // As kube-proxy leaves it behind in iptables mode: the kernel lets martians in.
+            bed.namespace("n1").sysctls(&[("net/ipv4/conf/all/route_localnet", "1")])?;
+            // And nobody's reverse path check keeps forgeries from us.
+            for (short, device) in [("n1", "eth0"), ("rt", "cl")] {
+                let device = format!("net/ipv4/conf/{device}/rp_filter");
+                bed.namespace(short).sysctls(&[("net/ipv4/conf/all/rp_filter", "0"), (&device, "0")])?;
+            }
+            bed.start()?;
+            bed.apply(&app())
+        }),
+        stories,
+    }
+}
+
+fn app() -> App {
+    App::new("app", 1, [PB])
+}
+
+fn counted(bed: &Bed, reason: &str) -> Result<u64> {
+    let status = bed.agent()?.home.json(&["status"])?;
+    Ok(status["drops"][reason].as_u64().unwrap_or(0))
+}
+
+/// Whatever a pod sends to loopback addresses, or from them, ends at its edge: a NodePort that the node's own sockets may dial
+/// there, and what listens there.
+fn martians(bed: &mut Bed, family: Family) -> Result<()> {
+    let loopback = family.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+    let own = bed.place(Who::Host).bound(SocketAddr::new(loopback, 0), Transport::Udp)?;
+    let own = UdpSocket::from(own);
+    let open = bed.place(Who::Host).bound(SocketAddr::new(loopback_of_all(family), 0), Transport::Udp)?;
+    let open = UdpSocket::from(open);
+    let pod = (Who::Pa.address(family), 4_000);
+    let node = Who::Host.address(family);
+    let front = app().address(Via::ClusterIp, family);
+    let ways = [
+        (pod, (loopback, own.local_addr()?.port())),
+        (pod, (loopback, app().node_port())),
+        ((loopback, 4_000), (node, open.local_addr()?.port())),
+        ((loopback, 4_000), (front.ip(), front.port())),
+    ];
+    let before = counted(bed, "loopback")?;
+    let frames = ways.map(|(from, to)| packet(17, Flags::default(), from, to, b"forged"));
+    send_by(bed.namespace("pa"), "eth0", &gateway_mac(bed, family)?, frames)?;
+    until("all four to be counted", PATIENCE, || match counted(bed, "loopback") {
+        Ok(now) if now == before + 4 => Ok(()),
+        Ok(now) => Err(format!("{before} before, {now} now")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    for socket in [own, open] {
+        socket.set_nonblocking(true)?;
+        match socket.recv_from(&mut [0; 64]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            heard => bail!("heard {heard:?}"),
+        }
+    }
+    Ok(())
+}
+
+const fn loopback_of_all(family: Family) -> IpAddr {
+    family.pick(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED)
+}
+
+/// The hardware address that the pod's packets to the node have.
+fn gateway_mac(bed: &Bed, family: Family) -> Result<[u8; 6]> {
+    // So that the pod knows its neighbour.
+    Dial::new(bed.place(Who::Pa), app().address(Via::ClusterIp, family), Transport::Tcp).probe().ok()?;
+    let option = if family == Family::V4 { "-4" } else { "-6" };
+    let known = bed.ip("pa", &format!("{option} neigh show dev eth0"))?;
+    let word = known
+        .lines()
+        .filter(|line| !line.starts_with("fe80"))
+        .find_map(|line| line.split_whitespace().skip_while(|word| *word != "lladdr").nth(1));
+    let word = word.with_context(|| format!("no neighbour in {known:?}"))?;
+    let mut mac = [0; 6];
+    for (byte, digits) in mac.iter_mut().zip(word.split(':')) {
+        *byte = u8::from_str_radix(digits, 16)?;
+    }
+    Ok(mac)
+}
+
+fn open(bed: &Bed, to: SocketAddr, transport: Transport, port: u16) -> Result<Connection> {
+    let opened = Dial::new(bed.place(Who::Pa), to, transport).port(port).open();
+    opened.or_else(|outcome| bail!("{port} to {to}: {outcome}"))
+}
+
+/// A pod's RST, FIN, data and SYN with another pod's ends: the flow goes on, and is not thought closed when the other pod uses
+/// the same port for a direct connection (P-61).
+fn spoofed_by_a_pod(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let front = app().address(Via::ClusterIp, family);
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    let mut owned = open(bed, front, transport, 25_000)?;
+    let own = owned.local()?;
+    let before = counted(bed, "spoofed")?;
+    let kinds = [RST, FIN, ACK, SYN];
+    let frames = kinds.map(|flags| {
+        packet(transport.number(), flags, (own.ip(), own.port()), (front.ip(), front.port()), b"forged")
+    });
+    send(bed.namespace("pc"), front.ip(), frames)?;
+    until("all four to be dropped", PATIENCE, || match counted(bed, "spoofed") {
+        Ok(now) if now == before + 4 => Ok(()),
+        Ok(now) => Err(format!("{before} before, {now} now")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    let mut beside = open(bed, direct, transport, 25_000)?;
+    owned.ask(b"the Service's").ok()?;
+    beside.ask(b"direct").ok()?;
+    Ok(())
+}
+
+/// An outsider opens a flow with a pod's ends: the endpoint's answer does not reach the pod, whose own flow with these very ends
+/// is served.
+fn spoofed_from_outside(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let front = app().address(Via::NodePort, family);
+    let pod = (Who::Pa.address(family), 25_001);
+    let before = counted(bed, "spoofed")?;
+    send(
+        bed.namespace("cl"),
+        front.ip(),
+        [packet(transport.number(), SYN, pod, (front.ip(), front.port()), b"forged")],
+    )?;
+    until("the answer to be dropped", PATIENCE, || match counted(bed, "spoofed") {
+        Ok(now) if now > before => Ok(()),
+        Ok(now) => Err(format!("{before} before, {now} now")),
+        Err(error) => Err(format!("{error:#}")),
+    })?;
+    let mut owned = open(bed, front, transport, pod.1)?;
+    let answer = owned.ask(b"the pod's own").ok()?;
+    ensure!(answer.backend == PB.id(), "answered by {}", answer.backend);
+    Ok(())
+}
