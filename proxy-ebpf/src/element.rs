@@ -40,6 +40,12 @@ impl<const N: usize> Entry<N> for Element<N> {
     }
 
     #[inline(always)]
+    fn kind(&self) -> u8 {
+        // SAFETY: as above.
+        unsafe { (*self.0).kind }
+    }
+
+    #[inline(always)]
     fn state(&self) -> u8 {
         // SAFETY: as above.
         unsafe { (*self.0).state }

@@ -29,7 +29,9 @@ pub trait Family<const N: usize> {
     fn slot(slot: u32) -> Option<Backend<N>>;
     fn scratch() -> Option<*mut Scratch<N>>;
     fn make_room() -> u32;
-    fn is_over(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
+    fn remove_beyond(egress: &FlowKey<N>, kind: u32);
+    fn look(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
+    fn forget(room: &mut Looked<N>);
     fn sticky(asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
@@ -45,7 +47,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $is_over:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $forget:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -78,8 +80,16 @@ macro_rules! family {
                 $make_room()
             }
             #[inline(always)]
-            fn is_over(room: &mut Looked<$n>, now: u32, forgets: u32) -> u32 {
-                $is_over(room, now, forgets)
+            fn remove_beyond(egress: &FlowKey<$n>, kind: u32) {
+                $remove_beyond(egress, kind);
+            }
+            #[inline(always)]
+            fn look(room: &mut Looked<$n>, now: u32, forgets: u32) -> u32 {
+                $look(room, now, forgets)
+            }
+            #[inline(always)]
+            fn forget(room: &mut Looked<$n>) {
+                $forget(room);
             }
             #[inline(always)]
             fn sticky(asked: &mut Asked<$n>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32 {
@@ -136,7 +146,9 @@ family!(
     SCRATCH_V4,
     HEADERS_V4,
     make_room_v4,
-    is_over_v4,
+    remove_beyond_v4,
+    look_v4,
+    forget_v4,
     sticky_v4,
     RANGES_V4,
     AFFINITY_V4,
@@ -167,7 +179,9 @@ family!(
     SCRATCH_V6,
     HEADERS_V6,
     make_room_v6,
-    is_over_v6,
+    remove_beyond_v6,
+    look_v6,
+    forget_v6,
     sticky_v6,
     RANGES_V6,
     AFFINITY_V6,

@@ -1,12 +1,12 @@
 //! Global functions: the verifier looks at them once, not once for each way that leads to them.
 
 use proxy_common::{
-    abi::Run,
+    abi::{FlowKey, Run},
     path::{self, Asked, Looked},
 };
 
 use crate::family::{V4, V6};
-use crate::maps::{LOOKED_V4, LOOKED_V6};
+use crate::maps::{BEYOND_V4, BEYOND_V6, LOOKED_V4, LOOKED_V6};
 use crate::tables::Maps;
 
 /// [`path::make_room`] for IPv4.
@@ -29,22 +29,68 @@ pub extern "C" fn make_room_v6() -> u32 {
     path::make_room(&Maps::<V6>::new(core::ptr::null_mut()), room).into()
 }
 
-/// [`path::is_over`] for IPv4.
+/// [`path::look`] for IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn is_over_v4(room: *mut Looked<1>, now: u32, forgets: u32) -> u32 {
+pub extern "C" fn look_v4(room: *mut Looked<1>, now: u32, forgets: u32) -> u32 {
     // SAFETY: the caller has a reference; the verifier asks for the comparison with null.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::is_over(&Maps::<V4>::new(core::ptr::null_mut()), room, now, forgets).into()
+    path::look(&Maps::<V4>::new(core::ptr::null_mut()), room, now, forgets)
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn is_over_v6(room: *mut Looked<4>, now: u32, forgets: u32) -> u32 {
+pub extern "C" fn look_v6(room: *mut Looked<4>, now: u32, forgets: u32) -> u32 {
     // SAFETY: as above.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::is_over(&Maps::<V6>::new(core::ptr::null_mut()), room, now, forgets).into()
+    path::look(&Maps::<V6>::new(core::ptr::null_mut()), room, now, forgets)
+}
+
+/// [`path::forget`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forget_v4(room: *mut Looked<1>) -> u32 {
+    // SAFETY: as above.
+    let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
+    path::forget(&Maps::<V4>::new(core::ptr::null_mut()), room);
+    0
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forget_v6(room: *mut Looked<4>) -> u32 {
+    // SAFETY: as above.
+    let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
+    path::forget(&Maps::<V6>::new(core::ptr::null_mut()), room);
+    0
+}
+
+/// [`path::remove_beyond`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remove_beyond_v4(egress: *const FlowKey<1>, kind: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(egress) = (unsafe { egress.as_ref() }) else { return 0 };
+    let Some(room) = BEYOND_V4.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let room = unsafe { &mut *room };
+    path::remove_beyond(&Maps::<V4>::new(core::ptr::null_mut()), egress, kind, room);
+    0
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remove_beyond_v6(egress: *const FlowKey<4>, kind: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(egress) = (unsafe { egress.as_ref() }) else { return 0 };
+    let Some(room) = BEYOND_V6.get_ptr_mut(0) else { return 0 };
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let room = unsafe { &mut *room };
+    path::remove_beyond(&Maps::<V6>::new(core::ptr::null_mut()), egress, kind, room);
+    0
 }
 
 /// [`path::sticky`] for IPv4.

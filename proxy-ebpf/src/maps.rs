@@ -12,7 +12,7 @@ use proxy_common::abi::{
     Frontend, FrontendKey, Generations, Guard, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
-    path::{Looked, Scratch},
+    path::{Beyond, Looked, Scratch},
     wire::Headers,
 };
 
@@ -126,6 +126,11 @@ pub static HEADERS_V6: PerCpuArray<Headers<4>> = PerCpuArray::with_max_entries(1
 pub static LOOKED_V4: PerCpuArray<Looked<1>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static LOOKED_V6: PerCpuArray<Looked<4>> = PerCpuArray::with_max_entries(1, 0);
+/// Room for the keys of a masqueraded flow's pair at the other edge, per family.
+#[map]
+pub static BEYOND_V4: PerCpuArray<Beyond<1>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static BEYOND_V6: PerCpuArray<Beyond<4>> = PerCpuArray::with_max_entries(1, 0);
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketPairs> = SkStorage::new();
 

@@ -207,6 +207,11 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn remove_beyond(&self, egress: &FlowKey<N>, kind: u32) {
+        F::remove_beyond(egress, kind);
+    }
+
+    #[inline(always)]
     fn fragment(&self, key: &FlowKey<N>, into: &mut Fragment<N>) -> bool {
         // SAFETY: an element that is another key's meanwhile is known by its tag.
         let Some(fragment) = (unsafe { F::fragments().get(key) }) else { return false };
@@ -232,8 +237,13 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn is_over(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> bool {
-        F::is_over(room, now, forgets) != 0
+    fn look(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
+        F::look(room, now, forgets)
+    }
+
+    #[inline(always)]
+    fn forget(&self, room: &mut Looked<N>) {
+        F::forget(room);
     }
 
     #[inline(always)]

@@ -84,7 +84,7 @@ const SCENARIOS: [(&str, bool); 9] = [
     ("crr", false),
     ("rr", false),
     ("udp", false),
-    ("flood", false),
+    ("flood", true),
     ("memory", false),
     ("start", true),
 ];

@@ -60,6 +60,16 @@ impl<const N: usize> FlowKey<N> {
         }
     }
 
+    /// A packet of the other direction at the same hook. A masqueraded flow's masquerade and restore entries have keys that
+    /// are so to each other, since the stack between them changes nothing.
+    #[must_use]
+    #[inline(always)]
+    pub const fn mirrored(&self) -> Self {
+        let mut key = self.reply();
+        key.hook = self.hook;
+        key
+    }
+
     /// A value that differs between keys with high probability: written into [`Flow::tag`].
     #[must_use]
     #[inline(always)]

@@ -72,7 +72,7 @@ fn strayed<const N: usize, T: Tables<N>>(
         && headers.opens()
         && tables.flow(&partner).is_none_or(|answer| answer.state() & state::SEEN == 0)
     {
-        pair::remove(tables, &headers.key, &partner);
+        pair::remove(tables, &headers.key, &partner, flow.kind, flow.state);
         return Known::Ended;
     }
     Known::Verdict(Verdict::Drop(Reason::Spoofed))
@@ -108,7 +108,7 @@ fn ended<const N: usize, T: Tables<N>>(
     {
         return false;
     }
-    pair::remove(tables, &headers.key, &flow.partner(&headers.key));
+    pair::remove(tables, &headers.key, &flow.partner(&headers.key), flow.kind, flow.state);
     true
 }
 

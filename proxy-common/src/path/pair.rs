@@ -1,18 +1,76 @@
-//! The two halves of a flow: made together, removed together.
+//! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
 use super::reclaim;
 use super::traits::{Entry, Insert, Scratch, Tables, Verdict};
-use crate::abi::{Addr, Flow, FlowKey, Kind, Port, Reason, state};
-use crate::wire::Diff;
+use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
+use crate::wire::{Diff, Headers};
 
 /// Source ports tried before a flow is refused (P-62).
 const PORT_TRIES: u32 = 8;
 
-/// Removes both halves.
+/// Removes both halves, and the pair at the other edge if the flow is masqueraded: what one pair alone still translates is
+/// translated half, and names to one end what only the other knows (P-67). `kind` is that of the entry at `key`, `state` what both
+/// halves have shown.
 #[inline(always)]
-pub(super) fn remove<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, partner: &FlowKey<N>) {
+pub(super) fn remove<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    partner: &FlowKey<N>,
+    kind: u8,
+    state: u8,
+) {
+    let at_backend = kind >= Kind::Masquerade as u8;
+    let egress = if key.hook == Hook::Egress as u8 { key } else { partner };
+    // The backend's edge first, so that no answer is unmasqueraded that nobody restores.
+    if !at_backend && state & state::MARK != 0 {
+        tables.remove_beyond(egress, Kind::Masquerade as u32);
+    }
     tables.remove_flow(partner);
     tables.remove_flow(key);
+    if at_backend {
+        tables.remove_beyond(egress, Kind::Restore as u32);
+    }
+}
+
+/// Keys of the pair at the other edge.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Beyond<const N: usize> {
+    egress: FlowKey<N>,
+    ingress: FlowKey<N>,
+}
+
+impl<const N: usize> Beyond<N> {
+    /// Holds nothing yet.
+    pub const EMPTY: Self = {
+        let key = Headers::<N>::EMPTY.key;
+        Self { egress: key, ingress: key }
+    };
+}
+
+/// Removes a masqueraded flow's pair at the other edge, whose egress entry is of this kind; `egress` is this edge's egress
+/// key. What `room` holds before does not matter.
+#[inline(always)]
+pub fn remove_beyond<const N: usize, T: Tables<N>>(
+    tables: &T,
+    egress: &FlowKey<N>,
+    kind: u32,
+    room: &mut Beyond<N>,
+) {
+    room.egress = egress.mirrored();
+    let Some(entry) = tables.flow(&room.egress) else { return };
+    if !is_of(&entry, &room.egress, kind) {
+        return;
+    }
+    room.ingress = entry.partner(&room.egress);
+    tables.remove_flow(&room.ingress);
+    tables.remove_flow(&room.egress);
+}
+
+/// Whether what was found under `key` is an entry of this kind: two pods that serve each other have other kinds there.
+#[inline(always)]
+pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, kind: u32) -> bool {
+    entry.kind() as u32 == kind && entry.tag() == key.tag()
 }
 
 /// Removes the pair when its TCP connection is over: both sides have sent FIN, or one has reset.
@@ -26,11 +84,12 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
         return true;
     }
     let partner = entry.partner(key);
+    let (kind, state) = (entry.kind(), entry.state());
     let answered = tables.flow(&partner).map_or(state::RST, |entry| entry.state());
-    if !closed(entry.state(), answered) {
+    if !closed(state, answered) {
         return false;
     }
-    remove(tables, key, &partner);
+    remove(tables, key, &partner, kind, state | answered);
     true
 }
 
@@ -118,7 +177,8 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
                 return Ok(());
             }
             Insert::Done => {
-                remove(tables, key, &scratch.reply_key);
+                tables.remove_flow(&scratch.reply_key);
+                tables.remove_flow(key);
                 return Err(Reason::FlowTableFull);
             }
             Insert::Exists => {}

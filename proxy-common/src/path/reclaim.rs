@@ -7,7 +7,7 @@
 
 use super::pair;
 use super::traits::{Entry, Scratch, Tables};
-use crate::abi::{FlowKey, Turn, protocol, state};
+use crate::abi::{FlowKey, Kind, Turn, protocol, state};
 use crate::wire::Headers;
 
 /// Turns looked at per insert at most.
@@ -92,14 +92,35 @@ pub struct Looked<const N: usize> {
     pub turn: Turn<N>,
     /// Key of the pair's other entry.
     pub partner: FlowKey<N>,
+    /// [`FlowKey::mirrored`] of the turn's key.
+    pub mirrored: FlowKey<N>,
+    /// Pairs that must go for there to be room.
+    pub needed: u32,
+    /// Kind of the turn's entry.
+    pub kind: u8,
+    /// What both entries have shown.
+    pub state: u8,
+    /// Zero.
+    pub pad: u16,
 }
 
 impl<const N: usize> Looked<N> {
     /// Holds nothing yet.
     pub const EMPTY: Self = {
         let key = Headers::<N>::EMPTY.key;
-        Self { turn: Turn { key, serial: 0 }, partner: key }
+        let turn = Turn { key, serial: 0 };
+        Self { turn, partner: key, mirrored: key, needed: 0, kind: 0, state: 0, pad: 0 }
     };
+}
+
+/// What becomes of a turn that has been looked at. Plain numbers: they cross a call.
+pub mod fate {
+    /// It is queued again.
+    pub const STAYS: u32 = 0;
+    /// Its pair has gone already.
+    pub const IS_OVER: u32 = 1;
+    /// Its pair is to be forgotten.
+    pub const GOES: u32 = 2;
 }
 
 /// Whether there is room for another pair, and no turn to be looked at: [`make_room`] need not be called.
@@ -115,20 +136,24 @@ pub(super) fn is_at_ease<const N: usize, T: Tables<N>>(tables: &T) -> bool {
 pub fn make_room<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>) -> bool {
     let (size, used) = (tables.ring_size(), held(tables.ring_used()));
     let effort = effort(size, used);
+    room.needed = (used + 1).saturating_sub(size);
     let (now, mut gone) = (tables.now(), 0);
     for look in 0..MOST_LOOKS {
         if look >= effort.looks || gone >= effort.enough || !tables.ring_pop(&mut room.turn) {
             break;
         }
-        // A failure to queue it again loses the turn, not the flow. It does not happen: the ring has slack.
-        if tables.is_over(room, now, effort.forgets as u32) || !tables.ring_push(&room.turn) {
-            gone += 1;
+        match tables.look(room, now, effort.forgets as u32) {
+            // A failure to queue it again loses the turn, not the flow. It does not happen: the ring has slack.
+            fate::STAYS if tables.ring_push(&room.turn) => continue,
+            fate::GOES => tables.forget(room),
+            _ => {}
         }
+        gone += 1;
     }
     if gone > 0 {
         tables.ring_add(gone.wrapping_neg());
     }
-    used.saturating_sub(gone) < size
+    gone >= room.needed
 }
 
 /// Turns that the ring holds at least, of a number that seems to be less than none where this CPU has taken turns out that
@@ -159,29 +184,39 @@ const fn since(then: u32, now: u32) -> u32 {
     if ticks > u32::MAX / 2 { 0 } else { ticks }
 }
 
-/// Whether the turn needs no other; removes a pair that is worth no more than `forgets`, a [`Worth`].
+/// The [`fate`] of a turn, if pairs go that are worth no more than `forgets`, a [`Worth`].
 #[inline(always)]
-pub fn is_over<const N: usize, T: Tables<N>>(
-    tables: &T,
-    room: &mut Looked<N>,
-    now: u32,
-    forgets: u32,
-) -> bool {
+pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
     let (turn, partner) = (&room.turn, &mut room.partner);
-    let Some(entry) = tables.flow(&turn.key) else { return true };
+    let Some(entry) = tables.flow(&turn.key) else { return fate::IS_OVER };
     if entry.serial() != turn.serial {
-        return true;
+        return fate::IS_OVER;
     }
     let (seen, forth, created) = (entry.seen(), entry.state(), entry.created());
+    room.kind = entry.kind();
     *partner = entry.partner(&turn.key);
     let (answered, back) = tables.flow(partner).map_or((seen, state::RST), |e| (e.seen(), e.state()));
+    room.state = forth | back;
     let idle = since(seen, now).min(since(answered, now));
     let lasted = since(created, now).saturating_sub(idle);
     if worth(turn.key.protocol, forth, back, idle, lasted) as u32 > forgets {
-        return false;
+        return fate::STAYS;
     }
-    pair::remove(tables, &turn.key, partner);
-    true
+    // A masqueraded flow goes at both edges when its turn at the client's edge comes: each for itself would part them.
+    if room.kind == Kind::Masquerade as u8 {
+        room.mirrored = turn.key.mirrored();
+        let restore = tables.flow(&room.mirrored);
+        if restore.is_some_and(|entry| pair::is_of(&entry, &room.mirrored, Kind::Restore as u32)) {
+            return fate::STAYS;
+        }
+    }
+    fate::GOES
+}
+
+/// Forgets the pair whose turn [`look`] has looked at.
+#[inline(always)]
+pub fn forget<const N: usize, T: Tables<N>>(tables: &T, room: &Looked<N>) {
+    pair::remove(tables, &room.turn.key, &room.partner, room.kind, room.state);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
+use super::pair::Beyond;
 use super::reclaim::Looked;
 use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, MORE,
@@ -155,6 +156,8 @@ pub trait Entry<const N: usize> {
     fn seen(&self) -> u32;
     /// [`Flow::created`].
     fn created(&self) -> u32;
+    /// [`Flow::kind`].
+    fn kind(&self) -> u8;
     /// [`Flow::state`].
     fn state(&self) -> u8;
     /// [`Flow::partner`] of the value in place.
@@ -263,7 +266,7 @@ pub trait Tables<const N: usize> {
     fn affinity(&self, key: &AffinityKey<N>, into: &mut Affinity<N>) -> bool;
     /// Writes a client's affinity record; the oldest one makes way if there is no room (D7).
     fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>);
-    /// [`super::sticky`], for the same reason apart as [`Tables::is_over`].
+    /// [`super::sticky`], for the same reason apart as [`Tables::look`].
     fn sticky(&self, asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32
     where
         Self: Sized,
@@ -289,6 +292,14 @@ pub trait Tables<const N: usize> {
     /// Removes a flow entry.
     fn remove_flow(&self, key: &FlowKey<N>);
 
+    /// Calls [`super::remove_beyond`] with a room of its own.
+    fn remove_beyond(&self, egress: &FlowKey<N>, kind: u32)
+    where
+        Self: Sized,
+    {
+        super::remove_beyond(self, egress, kind, &mut Beyond::EMPTY.clone());
+    }
+
     /// Copies what is known of a datagram, by its id in place of the ports; false: nothing is.
     fn fragment(&self, _key: &FlowKey<N>, _into: &mut Fragment<N>) -> bool {
         false
@@ -300,13 +311,20 @@ pub trait Tables<const N: usize> {
 
     /// Calls [`super::make_room`] with a room of its own.
     fn make_room(&self) -> bool;
-    /// [`super::is_over`]. In the kernel a function that the verifier looks at once, and not once for each way through the
+    /// [`super::look`]. In the kernel a function that the verifier looks at once, and not once for each way through the
     /// loop that calls it.
-    fn is_over(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> bool
+    fn look(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> u32
     where
         Self: Sized,
     {
-        super::is_over(self, room, now, forgets)
+        super::look(self, room, now, forgets)
+    }
+    /// [`super::forget`], likewise.
+    fn forget(&self, room: &mut Looked<N>)
+    where
+        Self: Sized,
+    {
+        super::forget(self, room);
     }
     /// Pairs that the flow table has room for.
     fn ring_size(&self) -> u32;

@@ -91,7 +91,7 @@ fn decide_direct<const N: usize, P: Packet, T: Tables<N>>(
 pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, flow: &Flow<N>) {
     let key = flow.partner(&headers.key);
     let state = tables.flow(&key).map_or(0, |entry| entry.state());
-    pair::remove(tables, &headers.key, &key);
+    pair::remove(tables, &headers.key, &key, flow.kind, state);
     // A failure leaves no entry: the next SYN opens the flow afresh.
     let _ = tables.scratch(|scratch| {
         let own = &headers.key;
@@ -100,7 +100,8 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
         scratch.flow.service = flow.service;
         scratch.flow.endpoint = flow.endpoint;
         scratch.flow.generation = flow.generation;
-        pair::open(tables, &key, scratch, false, |_| true)
+        // Of a masqueraded flow the port that has failed was the first candidate, and would be again.
+        pair::open(tables, &key, scratch, false, |port| port.0 != own.dport.0)
     });
 }
 

@@ -82,6 +82,9 @@ impl<const N: usize> Entry<N> for Element<N> {
     fn created(&self) -> u32 {
         self.read().created
     }
+    fn kind(&self) -> u8 {
+        self.read().kind
+    }
     fn state(&self) -> u8 {
         self.read().state
     }

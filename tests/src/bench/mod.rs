@@ -7,11 +7,13 @@
 //! cluster.rs           10,000 Services, as objects and as files
 //! control.rs           programming them
 //! agent.rs             starts of the real agent
+//! flood.rs             live flows beside strangers' floods
 //! ```
 
 mod agent;
 mod cluster;
 mod control;
+mod flood;
 pub mod place;
 pub mod program;
 pub mod report;
@@ -40,8 +42,8 @@ impl Effort {
 type Scenario = fn(Effort) -> Result<Table>;
 
 /// Every scenario, by its name.
-const SCENARIOS: [(&str, Scenario); 3] =
-    [("program", program::run), ("control", control::run), ("start", agent::run)];
+const SCENARIOS: [(&str, Scenario); 4] =
+    [("program", program::run), ("control", control::run), ("start", agent::run), ("flood", flood::run)];
 
 /// Names of all scenarios, in the order in which they run.
 pub fn names() -> impl Iterator<Item = &'static str> {

@@ -14,6 +14,7 @@ pub enum Unit {
     Bytes,
     Ratio,
     PerSecond,
+    Count,
 }
 
 impl Unit {
@@ -30,6 +31,7 @@ impl Unit {
             Self::PerSecond if value.abs() >= 1e4 => (value / 1e3, " k/s"),
             Self::PerSecond => (value, " /s"),
             Self::Ratio => return format!("{value:.2}"),
+            Self::Count => return format!("{value:.0}"),
         };
         let digits = if value.abs() >= 100.0 { 0 } else { 1 };
         format!("{value:.digits$}{suffix}")
@@ -194,6 +196,7 @@ mod tests {
             (Unit::Bytes, 2048.0, "2.0 KiB"),
             (Unit::PerSecond, 38_123.0, "38.1 k/s"),
             (Unit::Ratio, 1.0449, "1.04"),
+            (Unit::Count, 3.0, "3"),
         ];
         for (unit, value, want) in cases {
             assert_eq!(unit.show(value), want);

@@ -39,6 +39,9 @@ impl<const N: usize> Entry<N> for Held<N> {
     fn created(&self) -> u32 {
         self.0.get().created
     }
+    fn kind(&self) -> u8 {
+        self.0.get().kind
+    }
     fn state(&self) -> u8 {
         self.0.get().state
     }

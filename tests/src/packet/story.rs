@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::net::IpAddr;
 
-use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
+use proxy_common::abi::{Config, Device, Flow, FlowKey, Kind, Reason, state};
 use proxy_common::path::Verdict;
 use proxy_userspace::datapath::Summed;
 
@@ -79,6 +79,29 @@ impl Flows {
     pub const fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Masqueraded flows of which one edge knows and the other does not.
+    #[must_use]
+    pub fn parted(&self) -> usize {
+        parted(&self.v4) + parted(&self.v6)
+    }
+}
+
+fn parted<const N: usize>(flows: &[(FlowKey<N>, Flow<N>)]) -> usize {
+    let find = |key: &FlowKey<N>| flows.iter().find(|(other, _)| other == key).map(|(_, flow)| flow);
+    let is_parted = |(key, flow): &&(FlowKey<N>, Flow<N>)| {
+        let missing = match flow.kind() {
+            Some(Kind::Masquerade) => Kind::Restore,
+            Some(Kind::Restore)
+                if find(&flow.partner(key)).is_some_and(|flow| flow.state & state::MARK != 0) =>
+            {
+                Kind::Masquerade
+            }
+            _ => return false,
+        };
+        find(&key.mirrored()).and_then(Flow::kind) != Some(missing)
+    };
+    flows.iter().filter(is_parted).count()
 }
 
 /// A node that stories are told to.

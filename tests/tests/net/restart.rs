@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use sluice_tests::harness::Skip;
 use sluice_tests::lab::agent::Agent;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
@@ -30,23 +29,11 @@ pub fn groups() -> Vec<Group> {
             setup(bed)
         }),
         stories: vec![
-            Story::new("P65_floods_beside_live_flows", when_named(flooded)),
-            Story::new("E9_the_flow_table_lives_without_the_agent", when_named(full_table)),
+            Story::new("P65_floods_beside_live_flows", flooded),
+            Story::new("E9_the_flow_table_lives_without_the_agent", full_table),
         ],
     });
     groups
-}
-
-/// About one run in ten fails after a flood: a translated ICMP error that names no flow, or a connection without answer.
-/// Until the cause is known the stories run when their group is named.
-fn when_named(run: fn(&mut Bed) -> Result<()>) -> impl FnOnce(&mut Bed) -> Result<()> + Send + 'static {
-    move |bed| {
-        if std::env::args().any(|argument| argument.contains("small_table")) {
-            return run(bed);
-        }
-        Err(Skip("fails now and then after a flood, cause unknown; runs when its group is named".into())
-            .into())
-    }
 }
 
 fn restarts() -> Vec<Group> {

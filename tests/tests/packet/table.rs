@@ -12,7 +12,7 @@ use sluice_tests::packet::tale::{
     BACKEND, CLIENT, Party, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
 };
 use sluice_tests::packet::teller::{family, slug, transport};
-use sluice_tests::packet::world::{MANY_PORT, MARK, PROTOCOLS, plan};
+use sluice_tests::packet::world::{MANY_PORT, MARK, NODE_PORT, PORT, PROTOCOLS, plan};
 
 pub fn rows() -> Vec<Tale> {
     [
@@ -144,6 +144,7 @@ pub fn draws() -> Vec<Story<Both>> {
     each_way(&[
         ("flows are spread over the endpoints and stay where they are", spread),
         ("masquerade ports are exclusive and outside the ephemeral range P-64", exclusive),
+        ("a flooded table forgets masqueraded flows at both edges at once P-67", whole),
     ])
 }
 
@@ -193,5 +194,23 @@ fn exclusive(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
         ensure!((1024..30_000).contains(&seen.1), "{seen:?}");
         ensure!(ports.insert(seen.1), "port {} was given twice", seen.1);
     }
+    Ok(())
+}
+
+/// One flow in three is not masqueraded, so that the hand is anywhere between the pairs of the others when the ring is
+/// as full as makes a difference.
+fn whole(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let p = plan(v6);
+    for n in 0..4 * PAIRS as u16 {
+        let (client, front) =
+            if n % 3 == 0 { (p.pod, (p.vip, PORT)) } else { (p.outside, (p.node, NODE_PORT)) };
+        let frame = packet(protocol, SYN, (client, 20_000 + n), front, b"x");
+        let entered = node.run(&At::INGRESS, &frame, 0);
+        node.run(&At::EGRESS, &entered.bytes, entered.mark);
+        let parted = node.flows().parted();
+        ensure!(parted == 0, "after {n} flows {parted} are known at one edge only");
+    }
+    ensure!(node.count(FlowTableFull) == 0, "a flow was refused");
+    ensure!(node.flows().len() > PAIRS as usize, "that was no flood");
     Ok(())
 }

@@ -3,7 +3,8 @@
 use proxy_common::abi::Reason::{ChallengeAck, FlowCreated, NoFlow};
 use proxy_common::abi::config_flags;
 use sluice_tests::packet::tale::{
-    BACKEND, CLIENT, NODEPORT, Party, STRANGER, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
+    BACKEND, CLIENT, MASQUERADE, NODEPORT, Party, SEEN, STRANGER, Spec, Tale, VIP, Who, ack, fin, renumbered,
+    rst, syn, syn_ack, tale,
 };
 use sluice_tests::packet::world::PORT;
 
@@ -130,6 +131,28 @@ fn beginnings() -> Vec<Tale> {
             .untouched()
             .enters(syn(CLIENT, VIP))
             .becomes((Who::Pod, 0), BACKEND)
+            .entries(2),
+        tale("a masqueraded flow, too, moves to a port that it has not had P-60")
+            .enters(syn(STRANGER, NODEPORT))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .leaves(ack(BACKEND, SEEN))
+            .dropped(ChallengeAck)
+            .leaves(syn_ack(BACKEND, SEEN))
+            .untouched()
+            .enters(syn(STRANGER, NODEPORT))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .leaves(syn_ack(BACKEND, SEEN))
+            .becomes(NODEPORT, STRANGER)
+            .entries(2),
+        tale("and leaves nothing of the old one at the endpoint's edge P-60 P-67")
+            .enters(syn(STRANGER, NODEPORT))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .goes_on()
+            .becomes_unmarked(MASQUERADE, BACKEND)
+            .enters(ack(BACKEND, SEEN))
+            .becomes(BACKEND, renumbered(STRANGER))
+            .goes_on()
+            .dropped(ChallengeAck)
             .entries(2),
         tale("a FIN that answers a SYN belongs to a direct connection likewise P-60")
             .enters(syn(CLIENT, VIP))

@@ -41,6 +41,18 @@ fn flows() -> Vec<Tale> {
             .becomes(CLIENT, BACKEND)
             .counted(FlowCreated, 2)
             .entries(2),
+        tale(
+            "of a masqueraded flow that is balanced anew nothing stays at the old endpoint's edge P-52 P-67",
+        )
+        .enters(syn(STRANGER, NODEPORT))
+        .becomes_marked(renumbered(STRANGER), BACKEND)
+        .goes_on()
+        .becomes_unmarked(MASQUERADE, BACKEND)
+        .endpoint_leaves()
+        .enters(syn(STRANGER, NODEPORT))
+        .becomes_marked(renumbered(STRANGER), BACKEND)
+        .counted(FlowCreated, 3)
+        .entries(2),
         tale("a late answer of an endpoint that has left still comes from the Service P-52")
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
