@@ -1,62 +1,23 @@
 //! Map elements: flows in place, and copies word by word.
 
 use proxy_common::{
-    abi::{Flow, FlowKey},
-    path::Entry,
+    abi::Flow,
+    path::{Entry, Fields},
 };
 
 /// A flow element in place.
 pub struct Element<const N: usize>(pub(crate) *mut Flow<N>);
 
+impl<const N: usize> Fields<N> for Element<N> {
+    #[inline(always)]
+    fn get<R>(&self, field: impl FnOnce(&Flow<N>) -> R) -> R {
+        // SAFETY: the pointer is what a look-up returned in this run of the program. Plain integers, which another CPU may be
+        // writing.
+        field(unsafe { &*self.0 })
+    }
+}
+
 impl<const N: usize> Entry<N> for Element<N> {
-    #[inline(always)]
-    fn read(&self) -> Flow<N> {
-        // SAFETY: the pointer is what a look-up returned in this run of the program.
-        unsafe { *self.0 }
-    }
-
-    #[inline(always)]
-    fn tag(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).tag }
-    }
-
-    #[inline(always)]
-    fn serial(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).serial }
-    }
-
-    #[inline(always)]
-    fn seen(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).seen }
-    }
-
-    #[inline(always)]
-    fn created(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0).created }
-    }
-
-    #[inline(always)]
-    fn kind(&self) -> u8 {
-        // SAFETY: as above.
-        unsafe { (*self.0).kind }
-    }
-
-    #[inline(always)]
-    fn state(&self) -> u8 {
-        // SAFETY: as above.
-        unsafe { (*self.0).state }
-    }
-
-    #[inline(always)]
-    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
-        // SAFETY: as above.
-        unsafe { (*self.0).partner(key) }
-    }
-
     #[inline(always)]
     fn set_seen(&self, tick: u32) {
         // SAFETY: as above; a torn or lost write of a time stamp does no harm.

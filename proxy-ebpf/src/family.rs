@@ -12,7 +12,7 @@ use aya_ebpf::{
 use proxy_common::{
     abi::{
         Addr, AddressClass, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey, Fragment, Frontend,
-        FrontendKey, Port, Run, SourceRange, Turn, config_flags,
+        FrontendKey, Port, SourceRange, Turn, config_flags,
     },
     path::{Asked, Looked, Scratch},
     wire::Headers,
@@ -32,7 +32,7 @@ pub trait Family<const N: usize> {
     fn remove_beyond(egress: &FlowKey<N>, kind: u32);
     fn look(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
     fn forget(room: &mut Looked<N>);
-    fn sticky(asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32;
+    fn sticky(asked: &mut Asked<N>, now: u32) -> u32;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
@@ -92,8 +92,8 @@ macro_rules! family {
                 $forget(room);
             }
             #[inline(always)]
-            fn sticky(asked: &mut Asked<$n>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32 {
-                $sticky(asked, run.0, epoch, timeout, now)
+            fn sticky(asked: &mut Asked<$n>, now: u32) -> u32 {
+                $sticky(asked, now)
             }
             #[inline(always)]
             fn headers() -> Option<*mut Headers<$n>> {

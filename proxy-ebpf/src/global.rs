@@ -1,7 +1,7 @@
 //! Global functions: the verifier looks at them once, not once for each way that leads to them.
 
 use proxy_common::{
-    abi::{FlowKey, Run},
+    abi::FlowKey,
     path::{self, Asked, Looked},
 };
 
@@ -96,17 +96,17 @@ pub extern "C" fn remove_beyond_v6(egress: *const FlowKey<4>, kind: u32) -> u32 
 /// [`path::sticky`] for IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sticky_v4(asked: *mut Asked<1>, run: u64, epoch: u32, timeout: u32, now: u32) -> u32 {
+pub extern "C" fn sticky_v4(asked: *mut Asked<1>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
-    path::sticky(&Maps::<V4>::new(core::ptr::null_mut()), asked, Run(run), epoch, timeout, now)
+    path::sticky(&Maps::<V4>::new(core::ptr::null_mut()), asked, now)
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sticky_v6(asked: *mut Asked<4>, run: u64, epoch: u32, timeout: u32, now: u32) -> u32 {
+pub extern "C" fn sticky_v6(asked: *mut Asked<4>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
-    path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, Run(run), epoch, timeout, now)
+    path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, now)
 }

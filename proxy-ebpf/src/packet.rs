@@ -109,27 +109,24 @@ impl Skb {
 
     /// A finished checksum at `at`, after the bytes that it covers have changed.
     #[inline(always)]
-    fn finished(&mut self, at: u32, changes: [Diff; 2], udp: bool) -> Option<()> {
-        let mut checksum = u16::from_ne_bytes(self.load(at)?);
-        if udp && checksum == 0 {
-            return Some(());
+    fn finished(&mut self, at: u32, change: Diff, udp: bool) -> Option<()> {
+        let field: &mut [u8; 2] = self.window_mut(at)?;
+        let checksum = u16::from_ne_bytes(*field);
+        if !(udp && checksum == 0) {
+            *field = mangled(apply(checksum, change), udp).to_ne_bytes();
         }
-        for change in changes {
-            if !change.is_none() {
-                checksum = mangled(apply(checksum, change), udp);
-            }
-        }
-        self.store(at, checksum.to_ne_bytes())
+        Some(())
     }
 
     /// A partial checksum at `at`: a sum of the pseudo header, so of addresses and not of ports.
     #[inline(always)]
     fn partial(&mut self, at: u32, addresses: Diff, udp: bool) -> Option<()> {
-        let sum = u16::from_ne_bytes(self.load(at)?);
-        if udp && sum == 0 || addresses.is_none() {
-            return Some(());
+        let field: &mut [u8; 2] = self.window_mut(at)?;
+        let sum = u16::from_ne_bytes(*field);
+        if !(udp && sum == 0 || addresses.is_none()) {
+            *field = mangled(grow(sum, addresses), udp).to_ne_bytes();
         }
-        self.store(at, mangled(grow(sum, addresses), udp).to_ne_bytes())
+        Some(())
     }
 
     /// A pointer to `size` bytes at `at`, if they are there.
@@ -149,18 +146,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]> {
+    fn window<const K: usize>(&self, at: u32) -> Option<&[u8; K]> {
         let start = self.at(at, K)?;
-        // SAFETY: `at` compared start + K with data_end; any bytes make a [u8; K].
-        Some(unsafe { start.cast::<[u8; K]>().read_unaligned() })
+        // SAFETY: `at` compared start + K with data_end; any bytes make a [u8; K]. What moves packet memory takes the
+        // packet by `&mut`.
+        Some(unsafe { &*start.cast::<[u8; K]>() })
     }
 
     #[inline(always)]
-    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()> {
+    fn window_mut<const K: usize>(&mut self, at: u32) -> Option<&mut [u8; K]> {
         let start = self.at(at, K)?;
-        // SAFETY: `at` compared start + K with data_end.
-        unsafe { start.cast::<[u8; K]>().write_unaligned(bytes) };
-        Some(())
+        // SAFETY: as above; the packet is borrowed for as long.
+        Some(unsafe { &mut *start.cast::<[u8; K]>() })
     }
 
     /// Own arithmetic where the socket buffer tells how its checksum stands. Else, and where a device has summed the whole
@@ -170,7 +167,9 @@ impl Packet for Skb {
     #[inline(always)]
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()> {
         match self.summed() {
-            Some(CHECKSUM_NONE | CHECKSUM_UNNECESSARY) => return self.finished(at, [addresses, ports], udp),
+            Some(CHECKSUM_NONE | CHECKSUM_UNNECESSARY) => {
+                return self.finished(at, addresses.and(ports), udp);
+            }
             Some(CHECKSUM_PARTIAL) => return self.partial(at, addresses, udp),
             _ => {}
         }

@@ -20,8 +20,8 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, Fragment, Frontend,
-        FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Run, Service, SourceRange,
-        TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
+        FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange, TURNS_HELD_BACK,
+        Turn, config_flags, device_flags, protocol,
     },
     path::{Asked, Insert, Looked, Scratch, Tables},
 };
@@ -137,8 +137,8 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn sticky(&self, asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32 {
-        F::sticky(asked, run, epoch, timeout, now)
+    fn sticky(&self, asked: &mut Asked<N>, now: u32) -> u32 {
+        F::sticky(asked, now)
     }
 
     #[inline(always)]

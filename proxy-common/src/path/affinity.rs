@@ -4,46 +4,31 @@ use core::cmp::Ordering;
 
 use super::traits::{Asked, Tables};
 use super::translate::draw;
-use crate::abi::{Affinity, Backend, Run, Service};
+use crate::abi::{Affinity, Backend, Run};
 
 /// Probes of a binary search that find any slot of a list. 64 bits wide: a narrower counter shares its place on the stack
 /// with others, and the verifier loses count.
 const PROBES: u64 = 15;
 
-/// The endpoint for a new connection of the client in `asked`, from one of its service's lists.
+/// The endpoint for a new connection of the client in `asked`.
 #[inline(always)]
-pub(super) fn choose<const N: usize, T: Tables<N>>(
-    tables: &T,
-    asked: &mut Asked<N>,
-    service: &Service,
-    run: Run,
-) -> Option<Backend<N>> {
-    if run.count() == 0 {
+pub(super) fn choose<const N: usize, T: Tables<N>>(tables: &T, asked: &mut Asked<N>) -> Option<Backend<N>> {
+    if asked.run.count() == 0 {
         return None;
     }
-    let slot = match service.affinity_timeout {
-        0 => draw(tables, run),
-        timeout => tables.sticky(asked, run, service.epoch().into(), timeout, tables.now()),
-    };
+    let slot = if asked.timeout == 0 { draw(tables, asked.run) } else { tables.sticky(asked, tables.now()) };
     tables.backend(tables.unknown(slot))
 }
 
 /// Where the client's last connection went, if that is in the list still (D3) and not too long ago, else a draw. Either is
-/// written down: each new connection refreshes (D2). `epoch` is the service's, `timeout` in seconds, `now` in ticks.
+/// written down: each new connection refreshes (D2). `now` in ticks.
 #[inline(always)]
-pub fn sticky<const N: usize, T: Tables<N>>(
-    tables: &T,
-    asked: &mut Asked<N>,
-    run: Run,
-    epoch: u32,
-    timeout: u32,
-    now: u32,
-) -> u32 {
-    let epoch = epoch as u16;
+pub fn sticky<const N: usize, T: Tables<N>>(tables: &T, asked: &mut Asked<N>, now: u32) -> u32 {
+    let (run, epoch) = (asked.run, asked.epoch as u16);
     let mut slot = NONE;
     if tables.affinity(&asked.key, &mut asked.last)
         && asked.last.epoch == epoch
-        && is_fresh(now.wrapping_sub(asked.last.seen), timeout)
+        && is_fresh(now.wrapping_sub(asked.last.seen), asked.timeout)
     {
         slot = find(tables, run, &asked.last);
         if slot != NONE && asked.last.seen == now {

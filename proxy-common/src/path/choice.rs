@@ -16,20 +16,19 @@ pub(super) enum Choice {
     Closed = 1,
     /// The packet opens nothing.
     Stray = 2,
-    /// There are endpoints, none that the policy allows (C3).
+    /// Of endpoints there may be some, of which the policy allows none (C3): without one there is no answer.
     Silent = 3,
-    /// There is no endpoint.
-    Nobody = 4,
-    /// There is a backend; the flow's half for this packet is begun.
-    Chosen = 5,
+    /// Without an endpoint there is an answer.
+    Loud = 4,
 }
 
-/// Begins `room.flow`. A mark among its state says that the flow is to be masqueraded. `room.asked` names the client, of which
-/// the unspecified address stands for this node's own processes.
+/// Writes into `room.asked` what an endpoint is to be taken from, and begins `room.flow`: a mark among its state says that the
+/// flow is to be masqueraded, whichever endpoint it gets. `room.asked` names the client, of which the unspecified address
+/// stands for this node's own processes.
 ///
 /// A subprogram of its own: with its callers in one frame it would not fit the stack.
 #[inline(never)]
-pub(super) fn choose<const N: usize, T: Tables<N>>(
+pub(super) fn prepare<const N: usize, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     dialled: Frontend,
@@ -52,17 +51,11 @@ pub(super) fn choose<const N: usize, T: Tables<N>>(
         Client::Outside
     };
     let (run, silent) = frontend::list(&service, external, client);
-    room.asked.key.service = dialled.service;
-    let Some(backend) = affinity::choose(tables, &mut room.asked, &service, run) else {
-        return if silent { Choice::Silent } else { Choice::Nobody };
-    };
-    pair::start(&mut room.flow, source, &backend.address, backend.port, Kind::Translate, ifindex);
+    room.asked.set(dialled.service, &service, run);
+    pair::start(&mut room.flow, source, Kind::Translate, ifindex);
     room.flow.service = dialled.service;
-    room.flow.endpoint = backend.id;
-    room.flow.generation = backend.generation;
-    // kube-proxy's masquerade matrix: hairpin always (B7), external frontends under policy Cluster (C5).
+    // kube-proxy's masquerade matrix: external frontends under policy Cluster (C5).
     let marked = own
-        || source.same(&backend.address)
         || if external {
             client == Client::Node || service.flags & service_flags::MASQUERADE_EXTERNAL != 0
         } else {
@@ -71,7 +64,23 @@ pub(super) fn choose<const N: usize, T: Tables<N>>(
     if marked {
         room.flow.state |= state::MARK;
     }
-    Choice::Chosen
+    if silent { Choice::Silent } else { Choice::Loud }
+}
+
+/// Completes `room.flow` with an endpoint. False: there is none.
+#[inline(always)]
+pub(super) fn take<const N: usize, T: Tables<N>>(tables: &T, room: &mut Scratch<N>) -> bool {
+    let Some(backend) = affinity::choose(tables, &mut room.asked) else { return false };
+    let flow = &mut room.flow;
+    flow.dst = backend.address;
+    flow.dport = backend.port;
+    flow.endpoint = backend.id;
+    flow.generation = backend.generation;
+    // Hairpin (B7).
+    if flow.src.same(&backend.address) {
+        flow.state |= state::MARK;
+    }
+    true
 }
 
 /// C16; and C17: a LoadBalancer address that is bound here may dial itself where this node may.

@@ -2,8 +2,8 @@
 
 use super::established::{Known, pass_known};
 use super::icmp::About;
-use super::traits::{Packet, Tables, Verdict};
-use super::{catch_all, fragment, frontend, icmp, masquerade, pair, reject, translate};
+use super::traits::{Packet, Returned, Tables, Verdict};
+use super::{catch_all, fragment, frontend, icmp, masquerade, reject, translate};
 use crate::abi::{AddressClass, Hook, Reason};
 use crate::wire::{Headers, Transport, parse};
 
@@ -48,6 +48,27 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     {
         return verdict;
     }
+    enters_without_flow(packet, tables, headers).into()
+}
+
+/// A packet that enters, to an address that may be somebody, and of no known flow.
+///
+/// A subprogram of its own: most packets need none of this, and so no frame for it.
+#[inline(never)]
+fn enters_without_flow<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Returned {
+    ask_on_entry(packet, tables, headers).into()
+}
+
+#[inline(always)]
+fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
     if headers.is_later_fragment()
         && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
     {
@@ -82,10 +103,10 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     }
     let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
     let verdict = match dialled {
-        Some(frontend) => translate::open(packet, tables, headers, frontend).into(),
+        Some(frontend) => translate::open(packet, tables, headers, frontend),
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
         None if headers.opens() && (class.any(AddressClass::ENDPOINT) || !owned(class)) => {
-            direct(packet, tables, headers)
+            translate::open_direct(packet, tables, headers)
         }
         None if owned(class) => reject::answer(packet, headers, Reason::Unlisted).into(),
         None => Verdict::Pass,
@@ -120,31 +141,57 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
     if tables.is_service_range(&headers.key.dst) {
         return counted(tables, Verdict::Drop(Reason::Unassigned));
     }
+    let marked = packet.mark() & tables.masquerade_mark() != 0;
     match headers.transport {
-        Transport::Tcp(_) | Transport::Udp => {}
-        Transport::IcmpError | Transport::IcmpRedirect => {
-            return quoted(packet, tables, headers).unwrap_or(Verdict::Pass);
+        Transport::Malformed | Transport::Other => return Verdict::Pass,
+        // About a flow, perhaps, whoever tells it.
+        Transport::IcmpError | Transport::IcmpRedirect => {}
+        // Restored flows come from an endpoint, masqueraded ones go to one.
+        _ if !marked && tables.is_stranger(&headers.key.src) && tables.is_stranger(&headers.key.dst) => {
+            return Verdict::Pass;
         }
         Transport::Fragment => {}
-        Transport::Malformed | Transport::Other => return Verdict::Pass,
+        Transport::Tcp(_) | Transport::Udp => {
+            if let Some(verdict) = known(packet, tables, headers) {
+                return verdict;
+            }
+        }
+    }
+    leaves_without_flow(packet, tables, headers).into()
+}
+
+/// A packet that leaves, marked or with an address that may be somebody, and of no known flow.
+///
+/// A subprogram of its own, as [`enters_without_flow`].
+#[inline(never)]
+fn leaves_without_flow<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Returned {
+    ask_on_leaving(packet, tables, headers).into()
+}
+
+#[inline(always)]
+fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Verdict {
+    match headers.transport {
+        Transport::Tcp(_) | Transport::Udp => {}
+        Transport::Fragment => {
+            if headers.is_later_fragment()
+                && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
+            {
+                return counted(tables, verdict);
+            }
+            fragment::count_early(tables, headers, false);
+            return Verdict::Pass;
+        }
+        _ => return quoted(packet, tables, headers).unwrap_or(Verdict::Pass),
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
-    // Restored flows come from an endpoint, masqueraded ones go to one.
-    if !marked && tables.is_stranger(&headers.key.src) && tables.is_stranger(&headers.key.dst) {
-        return Verdict::Pass;
-    }
-    if headers.transport == Transport::Fragment {
-        if headers.is_later_fragment()
-            && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
-        {
-            return counted(tables, verdict);
-        }
-        fragment::count_early(tables, headers, false);
-        return Verdict::Pass;
-    }
-    if let Some(verdict) = known(packet, tables, headers) {
-        return verdict;
-    }
     let own = if marked || masquerade::shadowed(tables, headers) {
         false
     } else if masquerade::resembles_frontend(packet, tables, headers) {
@@ -152,7 +199,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
     } else {
         return Verdict::Pass;
     };
-    counted(tables, masquerade::open(packet, tables, headers, own).into())
+    counted(tables, masquerade::open(packet, tables, headers, own))
 }
 
 /// A packet of a known flow. `None`: there is none, or there was one that has ended and made room.
@@ -165,6 +212,10 @@ fn known<const N: usize, P: Packet, T: Tables<N>>(
     let entry = tables.flow(&headers.key)?;
     match pass_known(packet, tables, headers, &entry) {
         Known::Verdict(verdict) => Some(counted(tables, verdict)),
+        Known::Challenge => {
+            translate::renumber(tables, headers);
+            Some(counted(tables, Verdict::Drop(Reason::ChallengeAck)))
+        }
         Known::Ended => None,
     }
 }
@@ -203,20 +254,4 @@ fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdic
         tables.count(reason);
     }
     verdict
-}
-
-/// A packet that opens a flow straight to an endpoint. Its answer must not meet another flow's restore entry: a
-/// closed one goes, beside a live one the direct flow takes another source port (P-60, P-61).
-#[inline(always)]
-fn direct<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> Verdict {
-    let reply = headers.key.reply();
-    let Some(entry) = tables.flow(&reply) else { return Verdict::Pass };
-    if pair::remove_if_closed(tables, &reply, &entry) {
-        return Verdict::Pass;
-    }
-    translate::open_direct(packet, tables, headers).into()
 }

@@ -1,13 +1,15 @@
 //! Packets of known flows.
 
-use super::traits::{Entry, Packet, Tables, Verdict};
-use super::{pair, rewrite, translate};
+use super::traits::{Entry, Fields, Packet, Tables, Verdict};
+use super::{pair, rewrite};
 use crate::abi::{Flow, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// What was made of a packet that met an entry.
 pub(super) enum Known {
     Verdict(Verdict),
+    /// It shows that the flow cannot have its source port.
+    Challenge,
     /// The entry belonged to a flow that has ended: it is gone, treat the packet as the first of a new one.
     Ended,
 }
@@ -19,34 +21,44 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     entry: &T::Entry,
 ) -> Known {
-    let flow = entry.read();
     // The kernel reuses elements at once: this one may be another key's by now.
-    if flow.tag != headers.key.tag() {
+    let tag = headers.key.tag();
+    if entry.tag() != tag {
         return Known::Ended;
     }
-    let Some(kind) = flow.kind() else { return Known::Ended };
-    if packet.ifindex() != flow.ifindex
-        && kind as u8 != Kind::Masquerade as u8
-        && is_astray(tables, packet.ifindex(), flow.ifindex)
+    let Some(kind) = entry.get(Flow::kind) else { return Known::Ended };
+    let own = entry.get(|flow| flow.ifindex);
+    if packet.ifindex() != own
+        && !matches!(kind, Kind::Masquerade)
+        && is_astray(tables, packet.ifindex(), own)
     {
-        return strayed(tables, headers, &flow, kind);
+        // what is astray is neither translated nor noted.
+        let opens = matches!(kind, Kind::Translate) && headers.opens();
+        return if opens && makes_way(tables, headers) {
+            Known::Ended
+        } else {
+            Known::Verdict(Verdict::Drop(Reason::Spoofed))
+        };
     }
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
-    if !reply && headers.opens() && ended(tables, headers, entry, &flow) {
+    let doubtful = headers.is_bare_syn() || headers.opens() && has_left(tables, headers, entry);
+    if !reply && doubtful && ended(tables, headers) {
         return Known::Ended;
     }
-    if reply && is_challenge(headers, &flow, kind) {
-        translate::renumber(tables, headers, &flow);
-        return Known::Verdict(Verdict::Drop(Reason::ChallengeAck));
+    if reply && is_challenge(headers, entry.state(), kind) {
+        return Known::Challenge;
     }
-    note(tables, headers, entry, &flow);
+    let before = entry.state();
+    note(tables, headers, entry);
     let mark = tables.masquerade_mark();
     match kind {
-        Kind::Translate if flow.state & state::MARK != 0 => packet.set_mark(packet.mark() | mark),
+        Kind::Translate if before & state::MARK != 0 => packet.set_mark(packet.mark() | mark),
         Kind::Masquerade if packet.mark() & mark != 0 => packet.set_mark(packet.mark() & !mark),
         _ => {}
     }
-    Known::Verdict(rewrite::packet(packet, headers, &flow))
+    let verdict = rewrite::packet(packet, headers, entry);
+    // It has become another key's meanwhile.
+    Known::Verdict(if entry.tag() == tag { verdict } else { Verdict::Drop(Reason::Rewrite) })
 }
 
 /// Whether a packet of a flow comes or goes by a device that cannot be its own: the flow belongs to a pod, and this is not the
@@ -58,24 +70,18 @@ fn is_astray<const N: usize, T: Tables<N>>(tables: &T, here: u32, own: u32) -> b
     (here | own) & device_flags::POD != 0
 }
 
-/// what is astray is neither translated nor noted. Answers leave by where the stack's routes lead to the client, so a
-/// flow that a forged packet has opened stays without any, and whoever the address belongs to may take it.
-#[inline(always)]
-fn strayed<const N: usize, T: Tables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    flow: &Flow<N>,
-    kind: Kind,
-) -> Known {
-    let partner = flow.partner(&headers.key);
-    if matches!(kind, Kind::Translate)
-        && headers.opens()
-        && tables.flow(&partner).is_none_or(|answer| answer.state() & state::SEEN == 0)
-    {
-        pair::remove(tables, &headers.key, &partner, flow.kind, flow.state);
-        return Known::Ended;
+/// Whether a flow that is met astray makes way for the packet that meets it, as it has had no answer. Answers leave by
+/// where the stack's routes lead to the client, so a flow that a forged packet has opened stays without any, and whoever the
+/// address belongs to may take it.
+#[inline(never)]
+fn makes_way<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
+    let Some(entry) = tables.flow(&headers.key) else { return true };
+    let partner = entry.partner(&headers.key);
+    if tables.flow(&partner).is_some_and(|answer| answer.state() & state::SEEN != 0) {
+        return false;
     }
-    Known::Verdict(Verdict::Drop(Reason::Spoofed))
+    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state());
+    true
 }
 
 /// Ticks for which a backend that has left may be silent while its client sends. Longer than a segment is on its way: a SYN that
@@ -84,49 +90,55 @@ const SILENCE: u32 = 3;
 
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
 /// has left and does not answer (P-40), or a UDP flow whose backend has left (P-52). What is over is removed here.
-#[inline(always)]
-fn ended<const N: usize, T: Tables<N>>(
-    tables: &T,
-    headers: &Headers<N>,
-    entry: &T::Entry,
-    flow: &Flow<N>,
-) -> bool {
-    if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key, entry) {
+///
+/// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
+#[inline(never)]
+fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
+    let Some(entry) = tables.flow(&headers.key) else { return true };
+    if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key) {
         return true;
     }
-    // Nobody follows endpoints any more once another proxy has taken over (L-07): datagrams go to that one.
-    let left = || tables.handed_over() && !headers.is_bare_syn();
-    if flow.service == Flow::<N>::NO_SERVICE
-        || (tables.endpoint_generation(flow.endpoint) == u32::from(flow.generation) && !left())
-    {
+    if !has_left(tables, headers, &entry) {
         return false;
     }
+    let partner = entry.partner(&headers.key);
     if headers.is_bare_syn()
-        && let Some(answer) = tables.flow(&flow.partner(&headers.key))
+        && let Some(answer) = tables.flow(&partner)
         && answer.state() & state::SEEN != 0
-        && flow.seen.saturating_sub(answer.seen()) < SILENCE
+        && entry.seen().saturating_sub(answer.seen()) < SILENCE
     {
         return false;
     }
-    pair::remove(tables, &headers.key, &flow.partner(&headers.key), flow.kind, flow.state);
+    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state());
     true
+}
+
+/// Whether the backend of a flow is not there any more.
+#[inline(always)]
+fn has_left<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) -> bool {
+    // Nobody follows endpoints any more once another proxy has taken over (L-07): datagrams go to that one.
+    entry.get(|flow| flow.service) != Flow::<N>::NO_SERVICE
+        && (tables.endpoint_generation(entry.get(|flow| flow.endpoint))
+            != u32::from(entry.get(|flow| flow.generation))
+            || tables.handed_over() && !headers.is_bare_syn())
 }
 
 /// A segment without SYN as the first answer to a SYN: the endpoint has another connection with this five-tuple, opened
 /// straight to it before ours, and acknowledges, sends or closes there. That one must live; ours takes another source
 /// port.
 #[inline(always)]
-const fn is_challenge<const N: usize>(headers: &Headers<N>, flow: &Flow<N>, kind: Kind) -> bool {
+const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kind) -> bool {
     use tcp_flags::{RST, SYN};
     matches!(kind, Kind::Restore)
-        && flow.state & state::SEEN == 0
+        && shown & state::SEEN == 0
         && matches!(headers.transport, Transport::Tcp(flags) if flags & (SYN | RST) == 0)
 }
 
 /// Writes down what this packet shows of its direction. Values are written only when they change.
 #[inline(always)]
-fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry, flow: &Flow<N>) {
-    let mut seen = flow.state | state::SEEN;
+fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) {
+    let before = entry.state();
+    let mut seen = before | state::SEEN;
     if let Transport::Tcp(mut flags) = headers.transport {
         use tcp_flags::{FIN, RST, SYN};
         flags &= FIN | SYN | RST;
@@ -134,7 +146,7 @@ fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &
         if headers.is_bare_syn() {
             // A handshake begins anew: what was before must not end it.
             seen = seen & !(state::FIN | state::RST) | state::BEGUN;
-        } else if flags & SYN != 0 && seen & state::FIN != 0 && is_asked(tables, headers, flow) {
+        } else if flags & SYN != 0 && seen & state::FIN != 0 && is_asked(tables, headers) {
             seen &= !state::FIN;
         }
         if flags & FIN != 0 {
@@ -148,17 +160,18 @@ fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &
             seen |= state::RST;
         }
     }
-    if seen != flow.state {
+    if seen != before {
         entry.set_state(seen);
     }
     let now = tables.now();
-    if now != flow.seen {
+    if now != entry.seen() {
         entry.set_seen(now);
     }
 }
 
 /// Whether a SYN-ACK answers a SYN of just now. Another one has come late, and must not open again what is closed (P-42).
 #[inline(never)]
-fn is_asked<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, flow: &Flow<N>) -> bool {
-    tables.flow(&flow.partner(&headers.key)).is_some_and(|asking| asking.state() & state::BEGUN != 0)
+fn is_asked<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
+    let Some(entry) = tables.flow(&headers.key) else { return false };
+    tables.flow(&entry.partner(&headers.key)).is_some_and(|asking| asking.state() & state::BEGUN != 0)
 }

@@ -97,7 +97,7 @@ fn rewritten<const N: usize, P: Packet>(
     flow: &Flow<N>,
 ) -> Option<()> {
     let addresses = Diff(flow.address_diff);
-    let ports = rewrite::port_diff(key, flow);
+    let ports = rewrite::port_diff(key, flow.sport, flow.dport);
     let mut covered = addresses.and(ports).and(quoted_checksum(packet, headers, quoted, addresses, ports)?);
     rewrite::store_addresses(packet, quoted.l3, &flow.dst, &flow.src)?;
     rewrite::store_ports(packet, quoted.l4, flow.dport, flow.sport)?;

@@ -1,52 +1,34 @@
 //! The first packet of a masqueraded flow, at the backend's edge.
 
-use super::traits::{Entry, Packet, Returned, Tables, Verdict};
+use super::traits::{Entry, Packet, Tables, Verdict};
 use super::{frontend, pair, rewrite};
-use crate::abi::{Addr, FrontendKey, Kind, Reason};
+use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
 /// have changed the source port since the client's edge. `own` packets of the node keep their source address, and their
 /// port if it is free.
-///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
     own: bool,
-) -> Returned {
-    decide(packet, tables, headers, own).into()
-}
-
-#[inline(always)]
-fn decide<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    own: bool,
 ) -> Verdict {
-    let address = if own { Some(headers.key.src) } else { tables.masquerade_address(packet.ifindex()) };
-    let Some(address) = address else {
-        return Verdict::Drop(Reason::NoMasqueradeAddress);
-    };
-    let free = |port| {
+    let free = |flow: &Flow<N>, port| {
         let frontend =
             FrontendKey { address: Addr::UNSPECIFIED, port, protocol: headers.key.protocol, pad: 0 };
         own && port == headers.key.sport
-            || tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &address, port)
+            || tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &flow.src, port)
     };
     let opened = tables.scratch(|scratch| {
-        let ifindex = packet.ifindex();
-        pair::start(
-            &mut scratch.flow,
-            &address,
-            &headers.key.dst,
-            headers.key.dport,
-            Kind::Masquerade,
-            ifindex,
-        );
+        let (key, ifindex) = (&headers.key, packet.ifindex());
+        pair::start(&mut scratch.flow, &key.src, Kind::Masquerade, ifindex);
+        if !own {
+            scratch.flow.src = tables.masquerade_address(ifindex).ok_or(Reason::NoMasqueradeAddress)?;
+        }
+        scratch.flow.dst = key.dst;
+        scratch.flow.dport = key.dport;
         pair::open(tables, &headers.key, scratch, own, free)?;
         packet.set_mark(packet.mark() & !tables.masquerade_mark());
         Ok(rewrite::packet(packet, headers, &scratch.flow))
@@ -61,9 +43,13 @@ pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     if !headers.opens() || tables.is_stranger(&headers.key.dst) {
         return false;
     }
-    let reply = headers.key.reply();
-    let Some(entry) = tables.flow(&reply) else { return false };
-    entry.read().kind() == Some(Kind::Unmasquerade) && !pair::remove_if_closed(tables, &reply, &entry)
+    let shadow = tables.scratch(|scratch| {
+        scratch.reply_key = headers.key.reply();
+        let entry = tables.flow(&scratch.reply_key)?;
+        (entry.read().kind() == Some(Kind::Unmasquerade))
+            .then(|| pair::remove_if_closed(tables, &scratch.reply_key))
+    });
+    shadow.flatten() == Some(false)
 }
 
 /// Whether a datagram that a socket of the node itself has written comes from a frontend's address and port: its answers

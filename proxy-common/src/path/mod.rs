@@ -39,7 +39,7 @@ pub use affinity::sticky;
 pub use edge::{egress, ingress};
 pub use pair::{Beyond, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
-pub use traits::{Asked, Entry, Insert, Packet, Scratch, Tables, Verdict};
+pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
 
 /// Draw number `n` of a run that must be repeatable, in the kernel and on the host alike.
 #[must_use]

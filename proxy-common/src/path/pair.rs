@@ -1,7 +1,7 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
 use super::reclaim;
-use super::traits::{Entry, Insert, Scratch, Tables, Verdict};
+use super::traits::{Entry, Insert, Returned, Scratch, Tables, Verdict};
 use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
 use crate::wire::{Diff, Headers};
 
@@ -73,13 +73,12 @@ pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, ki
     entry.kind() as u32 == kind && entry.tag() == key.tag()
 }
 
-/// Removes the pair when its TCP connection is over: both sides have sent FIN, or one has reset.
-#[inline(always)]
-pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
-    tables: &T,
-    key: &FlowKey<N>,
-    entry: &T::Entry,
-) -> bool {
+/// Removes the pair when its TCP connection is over: both sides have sent FIN, or one has reset. Whether there is none now.
+///
+/// A subprogram of its own: its callers' frames have no room for another key.
+#[inline(never)]
+pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+    let Some(entry) = tables.flow(key) else { return true };
     if entry.tag() != key.tag() {
         return true;
     }
@@ -93,19 +92,10 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
     true
 }
 
-/// Starts the forward half in the scratch room: `key`'s packet goes to `dst`:`dport` from `src`.
+/// Starts the forward half in the scratch room: the packet will come from `src`. Where it goes is the caller's to say.
 #[inline(always)]
-pub(super) fn start<const N: usize>(
-    flow: &mut Flow<N>,
-    src: &Addr<N>,
-    dst: &Addr<N>,
-    dport: Port,
-    kind: Kind,
-    ifindex: u32,
-) {
+pub(super) fn start<const N: usize>(flow: &mut Flow<N>, src: &Addr<N>, kind: Kind, ifindex: u32) {
     flow.src = *src;
-    flow.dst = *dst;
-    flow.dport = dport;
     flow.kind = kind as u8;
     flow.ifindex = ifindex;
     flow.state = state::SEEN;
@@ -150,7 +140,7 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
     keep_port: bool,
-    free: impl Fn(Port) -> bool,
+    free: impl Fn(&Flow<N>, Port) -> bool,
 ) -> Result<(), Reason> {
     let now = tables.now();
     let flow = &mut scratch.flow;
@@ -162,30 +152,48 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     if !reclaim::is_at_ease(tables) && !tables.make_room() {
         return Err(Reason::FlowTableFull);
     }
+    match insert(tables, key, scratch, keep_port, free).into() {
+        Verdict::Drop(reason) => Err(reason),
+        _ => Ok(()),
+    }
+}
+
+/// Inserts the pair with the first source port that it can have. A drop says why there is none.
+///
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn insert<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    scratch: &mut Scratch<N>,
+    keep_port: bool,
+    free: impl Fn(&Flow<N>, Port) -> bool,
+) -> Returned {
+    let full = Verdict::Drop(Reason::FlowTableFull).into();
     let secret = tables.seed() ^ scratch.flow.tag;
     // Between the edges an endpoint that dials itself by its own port would be its own answer.
     let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
     for attempt in 0..PORT_TRIES {
         let port = if keep_port && attempt == 0 { key.sport } else { candidate(secret, attempt) };
-        if port == own || !free(port) {
+        if port == own || !free(&scratch.flow, port) {
             continue;
         }
         scratch.flow.sport = port;
         match insert_halves(tables, key, scratch) {
             Insert::Done if reclaim::queue(tables, key, scratch) => {
                 tables.count(Reason::FlowCreated);
-                return Ok(());
+                return Verdict::Pass.into();
             }
             Insert::Done => {
                 tables.remove_flow(&scratch.reply_key);
                 tables.remove_flow(key);
-                return Err(Reason::FlowTableFull);
+                return full;
             }
             Insert::Exists => {}
-            Insert::Full => return Err(Reason::FlowTableFull),
+            Insert::Full => return full,
         }
     }
-    Err(Reason::PortsExhausted)
+    Verdict::Drop(Reason::PortsExhausted).into()
 }
 
 /// The reply's half first: without it an answer would reach the client unrestored.
@@ -214,10 +222,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.state = 0;
     reply.tag = scratch.reply_key.tag();
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
-    if inserted == Insert::Exists
-        && let Some(entry) = tables.flow(&scratch.reply_key)
-        && remove_if_closed(tables, &scratch.reply_key, &entry)
-    {
+    if inserted == Insert::Exists && remove_if_closed(tables, &scratch.reply_key) {
         inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     }
     if inserted != Insert::Done {

@@ -1,34 +1,64 @@
 //! The bytes of a rewrite.
 
-use super::traits::{Packet, Verdict};
-use crate::abi::{Addr, Flow, FlowKey, Port, Reason, protocol};
-use crate::wire::{Diff, Headers, addresses_at, apply};
+use super::traits::{Fields, Packet, Verdict};
+use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
+use crate::wire::{Diff, Headers, IPV4, IPV6, addresses_at, apply};
 
 /// Gives the packet the flow's addresses and ports. The checksum goes first: its helper may move packet memory.
 #[inline(always)]
 pub(super) fn packet<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
-    flow: &Flow<N>,
+    flow: &impl Fields<N>,
 ) -> Verdict {
     if tuple(packet, headers, flow).is_some() { Verdict::Pass } else { Verdict::Drop(Reason::Rewrite) }
 }
 
 #[inline(always)]
-fn tuple<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flow: &Flow<N>) -> Option<()> {
-    let ports = port_diff(&headers.key, flow);
-    let addresses = Diff(flow.address_diff);
+fn tuple<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &impl Fields<N>,
+) -> Option<()> {
+    let (sport, dport) = (flow.get(|flow| flow.sport), flow.get(|flow| flow.dport));
+    let addresses = Diff(flow.get(|flow| flow.address_diff));
     let udp = headers.key.protocol == protocol::UDP;
-    packet.l4_checksum(headers.checksum_at(), addresses, ports, udp, N == 4)?;
-    store_ports(packet, headers.l4, flow.sport, flow.dport)?;
-    store_addresses(packet, headers.l3, &flow.src, &flow.dst)?;
-    if N == 1 { header_checksum(packet, headers.l3, addresses) } else { Some(()) }
+    packet.l4_checksum(
+        headers.checksum_at(),
+        addresses,
+        port_diff(&headers.key, sport, dport),
+        udp,
+        N == 4,
+    )?;
+    store_ports(packet, headers.l4, sport, dport)?;
+    network_header(packet, headers.l3, flow, addresses)
 }
 
-/// What the flow's ports add to a checksum that covered those of `key`, its own.
+/// Gives the network header at `l3` the flow's addresses, and IPv4's checksum their change.
 #[inline(always)]
-pub(super) const fn port_diff<const N: usize>(key: &FlowKey<N>, flow: &Flow<N>) -> Diff {
-    Diff::port(key.sport, flow.sport).and(Diff::port(key.dport, flow.dport))
+fn network_header<const N: usize, P: Packet>(
+    packet: &mut P,
+    l3: u32,
+    flow: &impl Fields<N>,
+    change: Diff,
+) -> Option<()> {
+    let at = addresses_at::<N>(0) as usize;
+    if N == 1 {
+        let header: &mut [u8; IPV4] = packet.window_mut(l3)?;
+        update_header(header, change)?;
+        put(header, at, &flow.get(|flow| flow.src))?;
+        put(header, at + 4, &flow.get(|flow| flow.dst))
+    } else {
+        let header: &mut [u8; IPV6] = packet.window_mut(l3)?;
+        put(header, at, &flow.get(|flow| flow.src))?;
+        put(header, at + 16, &flow.get(|flow| flow.dst))
+    }
+}
+
+/// What these ports add to a checksum that covered those of `key`.
+#[inline(always)]
+pub(super) const fn port_diff<const N: usize>(key: &FlowKey<N>, sport: Port, dport: Port) -> Diff {
+    Diff::port(key.sport, sport).and(Diff::port(key.dport, dport))
 }
 
 /// Writes both ports.
@@ -47,13 +77,24 @@ pub(super) fn store_addresses<const N: usize, P: Packet>(
     src: &Addr<N>,
     dst: &Addr<N>,
 ) -> Option<()> {
-    let at = addresses_at::<N>(l3);
-    let size = 4 * N as u32;
+    let at = addresses_at::<N>(0) as usize;
+    if N == 1 {
+        let header: &mut [u8; IPV4] = packet.window_mut(l3)?;
+        put(header, at, src)?;
+        put(header, at + 4, dst)
+    } else {
+        let header: &mut [u8; IPV6] = packet.window_mut(l3)?;
+        put(header, at, src)?;
+        put(header, at + 16, dst)
+    }
+}
+
+/// Writes an address into a header.
+#[inline(always)]
+fn put<const N: usize>(header: &mut [u8], at: usize, address: &Addr<N>) -> Option<()> {
     let mut word = 0;
     while word < N {
-        let offset = at + 4 * word as u32;
-        packet.store(offset, src.0[word].to_ne_bytes())?;
-        packet.store(offset + size, dst.0[word].to_ne_bytes())?;
+        *header.get_mut(at + 4 * word..)?.first_chunk_mut()? = address.0[word].to_ne_bytes();
         word += 1;
     }
     Some(())
@@ -62,6 +103,12 @@ pub(super) fn store_addresses<const N: usize, P: Packet>(
 /// Updates the IPv4 header's own checksum.
 #[inline(always)]
 pub(super) fn header_checksum<P: Packet>(packet: &mut P, l3: u32, diff: Diff) -> Option<()> {
-    let old = u16::from_ne_bytes(packet.load(l3 + 10)?);
-    packet.store(l3 + 10, apply(old, diff).to_ne_bytes())
+    update_header(packet.window_mut(l3)?, diff)
+}
+
+#[inline(always)]
+fn update_header(header: &mut [u8; IPV4], diff: Diff) -> Option<()> {
+    let field: &mut [u8; 2] = header.get_mut(10..)?.first_chunk_mut()?;
+    *field = apply(u16::from_ne_bytes(*field), diff).to_ne_bytes();
+    Some(())
 }

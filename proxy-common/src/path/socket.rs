@@ -68,8 +68,9 @@ pub fn dial<const N: usize, T: Tables<N>>(
         client = Client::Node;
     }
     let (run, _) = frontend::list(&service, external, client);
-    let mut asked = Asked::new(Addr::UNSPECIFIED, frontend.service);
-    match affinity::choose(tables, &mut asked, &service, run) {
+    let mut asked = Asked::new(Addr::UNSPECIFIED);
+    asked.set(frontend.service, &service, run);
+    match affinity::choose(tables, &mut asked) {
         Some(backend) => Dial::To(backend),
         None => refuse(Reason::NoEndpoint),
     }

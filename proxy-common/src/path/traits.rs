@@ -35,17 +35,16 @@ impl Verdict {
     #[must_use]
     #[inline(always)]
     pub fn from_code(code: u32) -> Self {
+        if code == Self::Pass.code() {
+            return Self::Pass;
+        }
         let mut reason = Reason::Rewrite;
         for candidate in Reason::ALL {
             if candidate as u32 == code & 0xff {
                 reason = candidate;
             }
         }
-        match code & (DROP | REJECT) {
-            0 => Self::Pass,
-            DROP => Self::Drop(reason),
-            _ => Self::Reject(reason),
-        }
+        if code & REJECT == 0 { Self::Drop(reason) } else { Self::Reject(reason) }
     }
 }
 
@@ -95,11 +94,25 @@ pub trait Packet {
         self.len() == 0
     }
 
-    /// `K` bytes at `at` (below [`crate::wire::MAX_OFFSET`]), or `None` when the packet is shorter.
-    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]>;
+    /// `K` bytes at `at` (below [`crate::wire::MAX_OFFSET`]), or `None` when the packet is shorter. Each window is a
+    /// comparison with the packet's end: one for a whole header costs what one for a field does.
+    fn window<const K: usize>(&self, at: u32) -> Option<&[u8; K]>;
+
+    /// The same, to be changed in place.
+    fn window_mut<const K: usize>(&mut self, at: u32) -> Option<&mut [u8; K]>;
+
+    /// A copy of `K` bytes at `at`.
+    #[inline(always)]
+    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]> {
+        self.window(at).copied()
+    }
 
     /// Overwrites `K` bytes at `at`.
-    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()>;
+    #[inline(always)]
+    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()> {
+        *self.window_mut(at)? = bytes;
+        Some(())
+    }
 
     /// Updates the TCP or UDP checksum at `at` for a change of addresses and of ports. Partial checksums stay
     /// partial (P-80), an absent UDP checksum stays absent (P-58).
@@ -144,24 +157,61 @@ pub enum Insert {
     Full,
 }
 
+/// A flow of which fields are read one by one: the stack has no room for a copy.
+pub trait Fields<const N: usize> {
+    /// What `field` takes out of the value.
+    fn get<R>(&self, field: impl FnOnce(&Flow<N>) -> R) -> R;
+}
+
+impl<const N: usize> Fields<N> for Flow<N> {
+    #[inline(always)]
+    fn get<R>(&self, field: impl FnOnce(&Self) -> R) -> R {
+        field(self)
+    }
+}
+
 /// A flow entry in place.
-pub trait Entry<const N: usize> {
+pub trait Entry<const N: usize>: Fields<N> {
     /// A copy of the value.
-    fn read(&self) -> Flow<N>;
+    #[inline(always)]
+    fn read(&self) -> Flow<N> {
+        self.get(|flow| *flow)
+    }
     /// [`Flow::tag`].
-    fn tag(&self) -> u32;
+    #[inline(always)]
+    fn tag(&self) -> u32 {
+        self.get(|flow| flow.tag)
+    }
     /// [`Flow::serial`].
-    fn serial(&self) -> u32;
+    #[inline(always)]
+    fn serial(&self) -> u32 {
+        self.get(|flow| flow.serial)
+    }
     /// [`Flow::seen`].
-    fn seen(&self) -> u32;
+    #[inline(always)]
+    fn seen(&self) -> u32 {
+        self.get(|flow| flow.seen)
+    }
     /// [`Flow::created`].
-    fn created(&self) -> u32;
+    #[inline(always)]
+    fn created(&self) -> u32 {
+        self.get(|flow| flow.created)
+    }
     /// [`Flow::kind`].
-    fn kind(&self) -> u8;
+    #[inline(always)]
+    fn kind(&self) -> u8 {
+        self.get(|flow| flow.kind)
+    }
     /// [`Flow::state`].
-    fn state(&self) -> u8;
+    #[inline(always)]
+    fn state(&self) -> u8 {
+        self.get(|flow| flow.state)
+    }
     /// [`Flow::partner`] of the value in place.
-    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N>;
+    #[inline(always)]
+    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
+        self.get(|flow| flow.partner(key))
+    }
     /// Overwrites [`Flow::seen`].
     fn set_seen(&self, tick: u32);
     /// Overwrites [`Flow::state`].
@@ -189,10 +239,16 @@ pub struct Scratch<const N: usize> {
     pub fragment: Fragment<N>,
 }
 
-/// A client whose affinity is asked for.
+/// A client that an endpoint is asked for.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<const N: usize> {
+    /// The list.
+    pub run: Run,
+    /// [`Service::affinity_timeout`].
+    pub timeout: u32,
+    /// [`Service::epoch`].
+    pub epoch: u32,
     /// Client and service.
     pub key: AffinityKey<N>,
     /// Its record, once it has been read.
@@ -200,12 +256,21 @@ pub struct Asked<const N: usize> {
 }
 
 impl<const N: usize> Asked<N> {
-    /// `client` of the service with this index.
+    /// `client`, of no service yet.
     #[must_use]
     #[inline(always)]
-    pub const fn new(client: Addr<N>, service: u32) -> Self {
+    pub const fn new(client: Addr<N>) -> Self {
         let last = Affinity { address: Addr::UNSPECIFIED, port: Port(0), epoch: 0, seen: 0 };
-        Self { key: AffinityKey { client, service }, last }
+        Self { run: Run::EMPTY, timeout: 0, epoch: 0, key: AffinityKey { client, service: 0 }, last }
+    }
+
+    /// It dials the service with this index, and is served from this list of its.
+    #[inline(always)]
+    pub const fn set(&mut self, index: u32, service: &Service, run: Run) {
+        self.key.service = index;
+        self.run = run;
+        self.timeout = service.affinity_timeout;
+        self.epoch = service.epoch() as u32;
     }
 }
 
@@ -232,7 +297,7 @@ impl<const N: usize> Scratch<N> {
             more: [0; MORE],
         };
         let turn = Turn { key, serial: 0 };
-        let asked = Asked::new(key.src, 0);
+        let asked = Asked::new(key.src);
         let fragment = Fragment { src: key.src, dst: key.dst, mark: 0, seen: 0, tag: 0 };
         Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY, asked, fragment }
     };
@@ -267,11 +332,11 @@ pub trait Tables<const N: usize> {
     /// Writes a client's affinity record; the oldest one makes way if there is no room (D7).
     fn set_affinity(&self, key: &AffinityKey<N>, record: &Affinity<N>);
     /// [`super::sticky`], for the same reason apart as [`Tables::look`].
-    fn sticky(&self, asked: &mut Asked<N>, run: Run, epoch: u32, timeout: u32, now: u32) -> u32
+    fn sticky(&self, asked: &mut Asked<N>, now: u32) -> u32
     where
         Self: Sized,
     {
-        super::sticky(self, asked, run, epoch, timeout, now)
+        super::sticky(self, asked, now)
     }
     /// Generation of a live endpoint id, 0 when it is gone.
     fn endpoint_generation(&self, id: u32) -> u32;

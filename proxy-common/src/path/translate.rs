@@ -1,26 +1,14 @@
 //! The first packet of a flow, at the client's edge.
 
 use super::choice::{self, Choice};
-use super::traits::{Entry, Packet, Returned, Tables, Verdict};
+use super::traits::{Entry, Packet, Tables, Verdict};
 use super::{catch_all, pair, reject, rewrite};
-use crate::abi::{Addr, AddressClass, Flow, Frontend, Kind, Reason, Run, state};
+use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, state};
 use crate::wire::Headers;
 
 /// A packet to a frontend, without a flow.
-///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    dialled: Frontend,
-) -> Returned {
-    decide(packet, tables, headers, dialled).into()
-}
-
 #[inline(always)]
-fn decide<const N: usize, P: Packet, T: Tables<N>>(
+pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
@@ -29,16 +17,19 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
     let (caught, ifindex) = (packet.is_caught(), packet.ifindex());
     let opened = tables.scratch(|room| {
         room.asked.key.client = if caught { Addr::UNSPECIFIED } else { headers.key.src };
-        let refused = match choice::choose(tables, headers, dialled, ifindex, room) {
-            Choice::Chosen => None,
-            Choice::Unlisted => Some(reject::answer(packet, headers, Reason::Unlisted).into()),
-            Choice::Nobody => Some(reject::answer(packet, headers, Reason::NoEndpoint).into()),
-            Choice::Stray => Some(stray(packet, tables, headers)),
-            Choice::Closed => Some(Verdict::Drop(Reason::SourceRange)),
-            Choice::Silent => Some(Verdict::Drop(Reason::NoLocalEndpoint)),
+        let silent = match choice::prepare(tables, headers, dialled, ifindex, room) {
+            Choice::Unlisted => return Ok(reject::answer(packet, headers, Reason::Unlisted).into()),
+            Choice::Stray => return Ok(stray(packet, tables, headers)),
+            Choice::Closed => return Err(Reason::SourceRange),
+            Choice::Silent => true,
+            Choice::Loud => false,
         };
-        if let Some(verdict) = refused {
-            return Ok(verdict);
+        if !choice::take(tables, room) {
+            return if silent {
+                Err(Reason::NoLocalEndpoint)
+            } else {
+                Ok(reject::answer(packet, headers, Reason::NoEndpoint).into())
+            };
         }
         if caught
             && let Verdict::Drop(reason) =
@@ -52,56 +43,56 @@ fn decide<const N: usize, P: Packet, T: Tables<N>>(
         }
         // Nothing but the catch-all device has its source: no direct connection can be in the way.
         let keep_port = caught || !(marked && has_edge(tables, &room.flow.dst));
-        pair::open(tables, &headers.key, room, keep_port, |_| true)?;
+        pair::open(tables, &headers.key, room, keep_port, |_, _| true)?;
         Ok(rewrite::packet(packet, headers, &room.flow))
     });
     pair::verdict(opened)
 }
 
-/// A packet straight to an endpoint whose restore key another flow owns: the same destination, another source port.
-///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> Returned {
-    decide_direct(packet, tables, headers).into()
-}
-
+/// A packet that opens a flow straight to an endpoint. Its answer must not meet another flow's restore entry: a closed one
+/// goes, beside a live one the direct flow takes another source port (P-60, P-61).
 #[inline(always)]
-fn decide_direct<const N: usize, P: Packet, T: Tables<N>>(
+pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
 ) -> Verdict {
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
-        pair::start(&mut scratch.flow, &key.src, &key.dst, key.dport, Kind::Translate, ifindex);
-        pair::open(tables, &headers.key, scratch, false, |_| true)?;
+        scratch.reply_key = key.reply();
+        if pair::remove_if_closed(tables, &scratch.reply_key) {
+            return Ok(Verdict::Pass);
+        }
+        pair::start(&mut scratch.flow, &key.src, Kind::Translate, ifindex);
+        scratch.flow.dst = key.dst;
+        scratch.flow.dport = key.dport;
+        pair::open(tables, &headers.key, scratch, false, |_, _| true)?;
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
 }
 
-/// Gives an unanswered flow another source port; the client's next SYN uses it. `headers` and `flow` are those of the
-/// answer that showed the clash.
+/// Gives an unanswered flow another source port; the client's next SYN uses it. `headers` are those of the answer that
+/// showed the clash.
 #[inline(never)]
-pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, flow: &Flow<N>) {
+pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) {
+    let Some(entry) = tables.flow(&headers.key) else { return };
+    let flow = entry.read();
     let key = flow.partner(&headers.key);
     let state = tables.flow(&key).map_or(0, |entry| entry.state());
     pair::remove(tables, &headers.key, &key, flow.kind, state);
     // A failure leaves no entry: the next SYN opens the flow afresh.
     let _ = tables.scratch(|scratch| {
         let own = &headers.key;
-        pair::start(&mut scratch.flow, &own.dst, &own.src, own.sport, Kind::Translate, flow.ifindex);
+        pair::start(&mut scratch.flow, &own.dst, Kind::Translate, flow.ifindex);
+        scratch.flow.dst = own.src;
+        scratch.flow.dport = own.sport;
         scratch.flow.state = state;
         scratch.flow.service = flow.service;
         scratch.flow.endpoint = flow.endpoint;
         scratch.flow.generation = flow.generation;
         // Of a masqueraded flow the port that has failed was the first candidate, and would be again.
-        pair::open(tables, &key, scratch, false, |port| port.0 != own.dport.0)
+        pair::open(tables, &key, scratch, false, |_, port| port.0 != own.dport.0)
     });
 }
 

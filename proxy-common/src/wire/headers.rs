@@ -6,6 +6,11 @@ use crate::path::Packet;
 /// No header position of a packet that can be read reaches this offset.
 pub const MAX_OFFSET: u32 = 0x800;
 
+/// Bytes of an IPv4 header without options, and of IPv6's.
+pub const IPV4: usize = 20;
+/// See [`IPV4`].
+pub const IPV6: usize = 40;
+
 /// Extension headers walked before a packet counts as unreadable (P-03).
 const MAX_EXTENSIONS: usize = 6;
 
@@ -146,11 +151,11 @@ pub fn parse<const N: usize, P: Packet>(
     hook: Hook,
     headers: &mut Headers<N>,
 ) -> Option<()> {
+    headers.key.hook = hook as u8;
     let readable = network(packet, l3, headers)?;
     if headers.end > packet.len() {
         return None;
     }
-    headers.key.hook = hook as u8;
     headers.transport = transport(packet, readable, headers);
     Some(())
 }
@@ -191,14 +196,34 @@ pub fn load_addresses<const N: usize, P: Packet>(
     src: &mut Addr<N>,
     dst: &mut Addr<N>,
 ) -> Option<()> {
+    if N == 1 {
+        addresses(packet.window::<IPV4>(l3)?, src, dst)
+    } else {
+        addresses(packet.window::<IPV6>(l3)?, src, dst)
+    }
+}
+
+/// Both addresses of this network header.
+#[inline(always)]
+fn addresses<const N: usize>(header: &[u8], src: &mut Addr<N>, dst: &mut Addr<N>) -> Option<()> {
+    let at = addresses_at::<N>(0) as usize;
     let mut word = 0;
     while word < N {
-        let at = addresses_at::<N>(l3) + 4 * word as u32;
-        src.0[word] = u32::from_ne_bytes(packet.load(at)?);
-        dst.0[word] = u32::from_ne_bytes(packet.load(at + 4 * N as u32)?);
+        src.0[word] = u32::from_ne_bytes(field(header, at + 4 * word)?);
+        word += 1;
+    }
+    word = 0;
+    while word < N {
+        dst.0[word] = u32::from_ne_bytes(field(header, at + 4 * (N + word))?);
         word += 1;
     }
     Some(())
+}
+
+/// `K` bytes of a header, in one load.
+#[inline(always)]
+fn field<const K: usize>(header: &[u8], at: usize) -> Option<[u8; K]> {
+    header.get(at..)?.first_chunk().copied()
 }
 
 /// Everything up to the transport header, and whether that can be read.
@@ -211,27 +236,26 @@ fn network<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers
     headers.key.pad = 0;
     headers.part = part::WHOLE;
     headers.id = 0;
-    let readable = if N == 1 { network_v4(packet, l3, headers) } else { network_v6(packet, l3, headers) }?;
-    load_addresses(packet, l3, &mut headers.key.src, &mut headers.key.dst)?;
-    Some(readable)
+    if N == 1 { network_v4(packet, l3, headers) } else { network_v6(packet, l3, headers) }
 }
 
 /// IPv4 with options (RFC 791, P-02).
 #[inline(always)]
 fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<bool> {
-    let header: [u8; 12] = packet.load(l3)?;
+    let header: &[u8; IPV4] = packet.window(l3)?;
     let length = u32::from(header[0] & 0xf) * 4;
-    let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    let total = u32::from(u16::from_be_bytes(field(header, 2)?));
     if header[0] >> 4 != 4 || length < 20 || total < length {
         return None;
     }
     headers.key.protocol = header[9];
     headers.l4 = l3 + length;
     headers.end = l3 + total;
-    let word = u16::from_be_bytes([header[6], header[7]]);
+    addresses(header, &mut headers.key.src, &mut headers.key.dst)?;
+    let word = u16::from_be_bytes(field(header, 6)?);
     headers.part = part_of(word & 0x1fff, word & 0x2000);
     if headers.part != part::WHOLE {
-        headers.id = u32::from(u16::from_ne_bytes([header[4], header[5]]));
+        headers.id = u32::from(u16::from_ne_bytes(field(header, 4)?));
     }
     Some(true)
 }
@@ -250,13 +274,49 @@ const fn part_of(offset: u16, more: u16) -> u32 {
 /// not final: not ours.
 #[inline(always)]
 fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<bool> {
-    let header: [u8; 8] = packet.load(l3)?;
+    let header: &[u8; IPV6] = packet.window(l3)?;
     if header[0] >> 4 != 6 {
         return None;
     }
-    headers.end = l3 + 40 + u32::from(u16::from_be_bytes([header[4], header[5]]));
-    let mut protocol = header[6];
-    let mut at = l3 + 40;
+    addresses(header, &mut headers.key.src, &mut headers.key.dst)?;
+    headers.end = l3 + 40 + u32::from(u16::from_be_bytes(field(header, 4)?));
+    headers.key.protocol = header[6];
+    headers.l4 = l3 + 40;
+    if !is_extension(header[6]) {
+        return Some(true);
+    }
+    match extensions(packet, headers) {
+        Chain::Left => None,
+        Chain::Unreadable => Some(false),
+        Chain::Walked => Some(true),
+    }
+}
+
+/// What came of a chain of extension headers. Without payload: see `About`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Chain {
+    /// The packet is none of ours.
+    Left = 0,
+    /// It does not end where it can be read.
+    Unreadable = 1,
+    /// The transport header is found.
+    Walked = 2,
+}
+
+/// Walks the chain that begins where `headers` have the transport header.
+///
+/// A subprogram of its own: few packets have such headers, and the loop takes much of the stack.
+#[inline(never)]
+fn extensions<const N: usize, P: Packet>(packet: &P, headers: &mut Headers<N>) -> Chain {
+    walk(packet, headers)
+        .map_or(Chain::Left, |readable| if readable { Chain::Walked } else { Chain::Unreadable })
+}
+
+#[inline(always)]
+fn walk<const N: usize, P: Packet>(packet: &P, headers: &mut Headers<N>) -> Option<bool> {
+    let mut protocol = headers.key.protocol;
+    let mut at = headers.l4;
     let mut fragment = 0;
     for _ in 0..MAX_EXTENSIONS {
         if !is_extension(protocol) || at >= MAX_OFFSET - 64 {

@@ -8,5 +8,5 @@ mod headers;
 
 pub use checksum::{Diff, apply, fold, grow, pseudo_header, same_sum};
 pub use headers::{
-    Headers, MAX_OFFSET, Transport, addresses_at, load_addresses, parse, parse_quoted, tcp_flags,
+    Headers, IPV4, IPV6, MAX_OFFSET, Transport, addresses_at, load_addresses, parse, parse_quoted, tcp_flags,
 };

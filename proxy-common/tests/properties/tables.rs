@@ -8,7 +8,7 @@ use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind,
     Port, Reason, Run, Service, Turn, service_flags,
 };
-use proxy_common::path::{self, Entry, Insert, Packet, Scratch, Tables, Verdict};
+use proxy_common::path::{self, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use crate::packets::End;
@@ -25,12 +25,11 @@ impl Packet for Frame {
     fn len(&self) -> u32 {
         self.bytes.len() as u32
     }
-    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]> {
+    fn window<const K: usize>(&self, at: u32) -> Option<&[u8; K]> {
         self.bytes.get(at as usize..at as usize + K)?.try_into().ok()
     }
-    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()> {
-        self.bytes.get_mut(at as usize..at as usize + K)?.copy_from_slice(&bytes);
-        Some(())
+    fn window_mut<const K: usize>(&mut self, at: u32) -> Option<&mut [u8; K]> {
+        self.bytes.get_mut(at as usize..at as usize + K)?.try_into().ok()
     }
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, _v6: bool) -> Option<()> {
         let old = u16::from_ne_bytes(self.load(at)?);
@@ -66,31 +65,13 @@ impl Packet for Frame {
 
 pub struct Element<const N: usize>(Rc<Cell<Flow<N>>>);
 
+impl<const N: usize> Fields<N> for Element<N> {
+    fn get<R>(&self, field: impl FnOnce(&Flow<N>) -> R) -> R {
+        field(&self.0.get())
+    }
+}
+
 impl<const N: usize> Entry<N> for Element<N> {
-    fn read(&self) -> Flow<N> {
-        self.0.get()
-    }
-    fn tag(&self) -> u32 {
-        self.read().tag
-    }
-    fn serial(&self) -> u32 {
-        self.read().serial
-    }
-    fn seen(&self) -> u32 {
-        self.read().seen
-    }
-    fn created(&self) -> u32 {
-        self.read().created
-    }
-    fn kind(&self) -> u8 {
-        self.read().kind
-    }
-    fn state(&self) -> u8 {
-        self.read().state
-    }
-    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
-        self.read().partner(key)
-    }
     fn set_seen(&self, seen: u32) {
         self.0.set(Flow { seen, ..self.read() });
     }

@@ -96,10 +96,9 @@ fn leaves<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
     finish::<N, F>(skb, verdict)
 }
 
-// One subprogram per hook and family: in one frame the two families would not fit the stack. They return
-// `Verdict::code`.
+// They return `Verdict::code`.
 
-#[inline(never)]
+#[inline(always)]
 fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else { return PASS };
@@ -107,7 +106,7 @@ fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
     path::ingress(skb, &maps, room, l3).code()
 }
 
-#[inline(never)]
+#[inline(always)]
 fn egress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
     // SAFETY: as in `ingress_of`.
     let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else { return PASS };

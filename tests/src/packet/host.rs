@@ -26,30 +26,26 @@ impl Packet for Frame {
         u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
     }
 
-    fn load<const K: usize>(&self, at: u32) -> Option<[u8; K]> {
+    fn window<const K: usize>(&self, at: u32) -> Option<&[u8; K]> {
         let at = at as usize;
         self.bytes.get(at..at + K)?.try_into().ok()
     }
 
-    fn store<const K: usize>(&mut self, at: u32, bytes: [u8; K]) -> Option<()> {
+    fn window_mut<const K: usize>(&mut self, at: u32) -> Option<&mut [u8; K]> {
         let at = at as usize;
-        self.bytes.get_mut(at..at + K)?.copy_from_slice(&bytes);
-        Some(())
+        self.bytes.get_mut(at..at + K)?.try_into().ok()
     }
 
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, _v6: bool) -> Option<()> {
-        for diff in [addresses, ports] {
-            let old = u16::from_ne_bytes(self.load(at)?);
-            if diff.is_none() || (udp && old == 0) {
-                continue;
-            }
-            let new = match apply(old, diff) {
-                0 if udp => 0xffff,
-                new => new,
-            };
-            self.store(at, new.to_ne_bytes())?;
+        let old = u16::from_ne_bytes(self.load(at)?);
+        if udp && old == 0 {
+            return Some(());
         }
-        Some(())
+        let new = match apply(old, addresses.and(ports)) {
+            0 if udp => 0xffff,
+            new => new,
+        };
+        self.store(at, new.to_ne_bytes())
     }
 
     fn resize(&mut self, len: u32) -> Option<()> {

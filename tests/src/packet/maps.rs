@@ -8,7 +8,7 @@ use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Fragment,
     Frontend, FrontendKey, Port, Reason, Service, Turn, config_flags, device_flags,
 };
-use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, repeatable_draw};
+use proxy_common::path::{self, Entry, Fields, Insert, Looked, Scratch, Tables, repeatable_draw};
 
 use super::world::Writer;
 
@@ -23,31 +23,13 @@ impl<const N: usize> Held<N> {
     }
 }
 
+impl<const N: usize> Fields<N> for Held<N> {
+    fn get<R>(&self, field: impl FnOnce(&Flow<N>) -> R) -> R {
+        field(&self.0.get())
+    }
+}
+
 impl<const N: usize> Entry<N> for Held<N> {
-    fn read(&self) -> Flow<N> {
-        self.0.get()
-    }
-    fn tag(&self) -> u32 {
-        self.0.get().tag
-    }
-    fn serial(&self) -> u32 {
-        self.0.get().serial
-    }
-    fn seen(&self) -> u32 {
-        self.0.get().seen
-    }
-    fn created(&self) -> u32 {
-        self.0.get().created
-    }
-    fn kind(&self) -> u8 {
-        self.0.get().kind
-    }
-    fn state(&self) -> u8 {
-        self.0.get().state
-    }
-    fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
-        self.0.get().partner(key)
-    }
     fn set_seen(&self, tick: u32) {
         self.change(|flow| flow.seen = tick);
     }
