@@ -1,6 +1,6 @@
 //! The first packet of a masqueraded flow, at the backend's edge.
 
-use super::traits::{Entry, Packet, Tables, Verdict};
+use super::traits::{Fields, Packet, Tables, Verdict};
 use super::{frontend, pair, rewrite};
 use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
@@ -46,7 +46,7 @@ pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     let shadow = tables.scratch(|scratch| {
         scratch.reply_key = headers.key.reply();
         let entry = tables.flow(&scratch.reply_key)?;
-        (entry.read().kind() == Some(Kind::Unmasquerade))
+        (entry.get(Flow::kind) == Some(Kind::Unmasquerade))
             .then(|| pair::remove_if_closed(tables, &scratch.reply_key))
     });
     shadow.flatten() == Some(false)

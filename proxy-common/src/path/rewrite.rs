@@ -42,16 +42,13 @@ fn network_header<const N: usize, P: Packet>(
     flow: &impl Fields<N>,
     change: Diff,
 ) -> Option<()> {
-    let at = addresses_at::<N>(0) as usize;
+    let (src, dst) = (flow.get(|flow| flow.src), flow.get(|flow| flow.dst));
     if N == 1 {
         let header: &mut [u8; IPV4] = packet.window_mut(l3)?;
         update_header(header, change)?;
-        put(header, at, &flow.get(|flow| flow.src))?;
-        put(header, at + 4, &flow.get(|flow| flow.dst))
+        put_both(header, &src, &dst)
     } else {
-        let header: &mut [u8; IPV6] = packet.window_mut(l3)?;
-        put(header, at, &flow.get(|flow| flow.src))?;
-        put(header, at + 16, &flow.get(|flow| flow.dst))
+        store_addresses(packet, l3, &src, &dst)
     }
 }
 
@@ -77,16 +74,19 @@ pub(super) fn store_addresses<const N: usize, P: Packet>(
     src: &Addr<N>,
     dst: &Addr<N>,
 ) -> Option<()> {
-    let at = addresses_at::<N>(0) as usize;
     if N == 1 {
-        let header: &mut [u8; IPV4] = packet.window_mut(l3)?;
-        put(header, at, src)?;
-        put(header, at + 4, dst)
+        put_both(packet.window_mut::<IPV4>(l3)?, src, dst)
     } else {
-        let header: &mut [u8; IPV6] = packet.window_mut(l3)?;
-        put(header, at, src)?;
-        put(header, at + 16, dst)
+        put_both(packet.window_mut::<IPV6>(l3)?, src, dst)
     }
+}
+
+/// Writes both addresses into a network header.
+#[inline(always)]
+fn put_both<const N: usize>(header: &mut [u8], src: &Addr<N>, dst: &Addr<N>) -> Option<()> {
+    let at = addresses_at::<N>(0) as usize;
+    put(header, at, src)?;
+    put(header, at + 4 * N, dst)
 }
 
 /// Writes an address into a header.
