@@ -217,47 +217,72 @@ impl<K: Abi, V: Abi> Table<K, V> {
 
     fn scan(&self, mut each: impl FnMut(&[K], &[V])) -> Result<()> {
         self.expect_per_cpu(false)?;
-        // A position is a bucket's number; where there are no buckets, a key.
-        const { assert!(size_of::<K>() <= 64, "a key must fit into a position") };
-        let (mut position, mut next) = ([0_u64; 8], [0_u64; 8]);
-        let mut first = true;
-        let mut room = 1024_usize;
         let (mut keys, mut values): (Vec<K>, Vec<V>) = (Vec::new(), Vec::new());
-        loop {
+        let mut cursor = Cursor::new(size_of::<K>());
+        while let Some(count) = cursor.next(self.fd(), |room| {
             keys.clear();
             values.clear();
             keys.reserve_exact(room);
             values.reserve_exact(room);
-            let mut attr = BatchAttr {
-                input: if first { 0 } else { address(&raw const position) },
-                output: address(&raw mut next),
-                keys: address(keys.as_mut_ptr()),
-                values: address(values.as_mut_ptr()),
-                count: u32::try_from(room).unwrap_or(u32::MAX),
-                map: raw(self.fd()),
-                ..Default::default()
-            };
-            let result = bpf(cmd::MAP_LOOKUP_BATCH, &mut attr).map_err(|error| error.raw_os_error());
-            // A bucket holds more than fits: the same position again with more room.
-            if result == Err(Some(libc::ENOSPC)) {
-                room *= 2;
-                continue;
-            }
-            if !matches!(result, Ok(_) | Err(Some(libc::ENOENT))) {
-                return Err(Error::from_raw_os_error(result.err().flatten().unwrap_or(libc::EIO)));
-            }
-            let count = (attr.count as usize).min(room);
+            (address(keys.as_mut_ptr()), address(values.as_mut_ptr()))
+        })? {
             // SAFETY: the kernel wrote `count` keys, at most the capacity; every bit pattern is a K.
             unsafe { keys.set_len(count) };
             // SAFETY: as above, for values.
             unsafe { values.set_len(count) };
             each(&keys, &values);
-            if result.is_err() {
-                return Ok(());
-            }
-            position = next;
-            first = false;
         }
+        Ok(())
+    }
+}
+
+/// How far the elements of a hash, an array or a trie have been read.
+struct Cursor {
+    /// A bucket's number; where there are no buckets, a key. `None`: the beginning.
+    position: Option<Vec<u64>>,
+    next: Vec<u64>,
+    /// Elements asked for at once.
+    room: usize,
+    ended: bool,
+}
+
+impl Cursor {
+    fn new(key_size: usize) -> Self {
+        let next = vec![0; key_size.div_ceil(8).max(1)];
+        Self { position: None, next, room: 1024, ended: false }
+    }
+
+    /// Reads more elements to where `place` has room for so many keys and values. How many: none at all may be some.
+    fn next(
+        &mut self,
+        map: BorrowedFd<'_>,
+        mut place: impl FnMut(usize) -> (u64, u64),
+    ) -> Result<Option<usize>> {
+        while !self.ended {
+            let (keys, values) = place(self.room);
+            let mut attr = BatchAttr {
+                input: self.position.as_ref().map_or(0, |position| address(position.as_ptr())),
+                output: address(self.next.as_mut_ptr()),
+                keys,
+                values,
+                count: u32::try_from(self.room).unwrap_or(u32::MAX),
+                map: raw(map),
+                ..Default::default()
+            };
+            match bpf(cmd::MAP_LOOKUP_BATCH, &mut attr) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.ended = true,
+                // A bucket holds more than fits: the same position again with more room.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    self.room *= 2;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.position.get_or_insert_default().clone_from(&self.next);
+            return Ok(Some((attr.count as usize).min(self.room)));
+        }
+        Ok(None)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::BorrowedFd;
 
-use super::{BatchAttr, ElementAttr, address, bpf, cmd, map_info, raw};
+use super::{Cursor, ElementAttr, address, bpf, cmd, map_info, raw};
 
 /// What becomes of an element that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,49 +12,21 @@ pub enum Overwrite {
     Never,
 }
 
-/// Elements asked for at once.
-const ROOM: usize = 1024;
-
 /// Shows every element of a hash, an array or a trie. One that is added or removed meanwhile may be missing.
 pub fn elements(map: BorrowedFd<'_>, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
     let info = map_info(map)?;
     let (key_size, value_size) = (info.key_size as usize, info.value_size as usize);
-    // A position is a bucket's number; where there are no buckets, a key.
-    let mut position = vec![0_u8; key_size.max(8)];
-    let mut next = position.clone();
-    let (mut first, mut room) = (true, ROOM);
-    loop {
-        let (mut keys, mut values) = (vec![0_u8; room * key_size], vec![0_u8; room * value_size]);
-        let mut attr = BatchAttr {
-            input: if first { 0 } else { address(position.as_ptr()) },
-            output: address(next.as_mut_ptr()),
-            keys: address(keys.as_mut_ptr()),
-            values: address(values.as_mut_ptr()),
-            count: u32::try_from(room).unwrap_or(u32::MAX),
-            map: raw(map),
-            ..Default::default()
-        };
-        let ended = match bpf(cmd::MAP_LOOKUP_BATCH, &mut attr) {
-            Ok(_) => false,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ENOENT) => true,
-                // A bucket holds more than fits: the same position again with more room.
-                Some(libc::ENOSPC) => {
-                    room *= 2;
-                    continue;
-                }
-                _ => return Err(error),
-            },
-        };
-        let count = (attr.count as usize).min(room);
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let mut cursor = Cursor::new(key_size);
+    while let Some(count) = cursor.next(map, |room| {
+        keys.resize(room * key_size, 0_u8);
+        values.resize(room * value_size, 0_u8);
+        (address(keys.as_mut_ptr()), address(values.as_mut_ptr()))
+    })? {
         let pairs = keys.chunks_exact(key_size).zip(values.chunks_exact(value_size));
         pairs.take(count).try_for_each(|(key, value)| each(key, value))?;
-        if ended {
-            return Ok(());
-        }
-        position.clone_from(&next);
-        first = false;
     }
+    Ok(())
 }
 
 /// The value of a map's first element, for arrays.
