@@ -3,7 +3,7 @@
 use std::fmt::Arguments;
 
 use proxy_common::abi::{config_flags, flags};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::worker::Worker;
 use crate::node::{Leftover, Rules};
@@ -33,14 +33,8 @@ impl Worker {
                 vec![trouble(format_args!("they cannot be looked for: {error}"))]
             }
         };
-        for new in troubles.iter().filter(|trouble| !self.guard_troubles.contains(trouble)) {
-            warn!("{new}");
-            self.latest.note(new);
-        }
-        for old in self.guard_troubles.iter().filter(|trouble| !troubles.contains(trouble)) {
-            info!("over: {}", old.what);
-        }
-        self.guard_troubles = troubles;
+        let before = std::mem::replace(&mut self.guard_troubles, troubles.clone());
+        self.tell_changes(&before, &troubles);
     }
 
     fn follow(&mut self, rules: &Rules) -> Vec<Trouble> {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::worker::Worker;
 use crate::datapath::{Datapath, DatapathError, Translated};
@@ -177,20 +177,12 @@ impl Worker {
         self.note_sweep(swept.map(drop));
     }
 
-    /// A trouble is told when it comes and when it goes.
     fn note_sweep(&mut self, outcome: Result<(), SweepError>) {
         let what = "connected UDP sockets of the node's own processes";
         let next = "until then they stay with an endpoint that departs, and do not notice a Service that comes; restart such clients, or use --sockets off";
         let trouble = outcome.err().map(|error| Trouble::new(what, story(&error), next));
-        match (&self.sweep_trouble, &trouble) {
-            (before, Some(trouble)) if before.as_ref() != Some(trouble) => {
-                warn!("{trouble}");
-                self.latest.note(trouble);
-            }
-            (Some(_), None) => info!("over: {what}"),
-            _ => {}
-        }
-        self.sweep_trouble = trouble;
+        let before = std::mem::replace(&mut self.sweep_trouble, trouble.clone());
+        self.tell_changes(before.as_slice(), trouble.as_slice());
     }
 }
 

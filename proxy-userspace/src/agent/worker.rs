@@ -408,6 +408,17 @@ impl Worker {
         self.follow_kube_proxy();
     }
 
+    /// Tells of troubles when they come, and when nothing is the matter any more with what they were about.
+    pub(super) fn tell_changes(&mut self, before: &[Trouble], now: &[Trouble]) {
+        for new in now.iter().filter(|trouble| !before.contains(trouble)) {
+            warn!("{new}");
+            self.latest.note(new);
+        }
+        for old in before.iter().filter(|old| now.iter().all(|trouble| trouble.what != old.what)) {
+            info!("over: {}", old.what);
+        }
+    }
+
     pub(super) fn complain(&mut self, told: &str) {
         error!("{told}");
         self.latest.note(told);

@@ -177,7 +177,7 @@ impl Folder {
         self.told.retain(|key, _| !gone.contains(key));
         if self.listed {
             // Additions first: an endpoint that moves between slices is never gone in between (C-16).
-            events.extend(new.into_iter().map(apply));
+            events.extend(new.into_iter().map(Event::from));
             events.extend(gone.iter().map(delete));
         } else {
             self.listed = true;
@@ -255,12 +255,14 @@ fn snapshots(objects: Vec<Object>) -> [Event; 4] {
     ]
 }
 
-fn apply(object: Object) -> Event {
-    match object {
-        Object::Service(service) => Event::Services(Change::Apply(service)),
-        Object::Slice(slice) => Event::Slices(Change::Apply(slice)),
-        Object::Node(node) => Event::Nodes(Change::Apply(node)),
-        Object::ServiceCidr(ranges) => Event::ServiceCidrs(Change::Apply(ranges)),
+impl From<Object> for Event {
+    fn from(object: Object) -> Self {
+        match object {
+            Object::Service(service) => Self::Services(Change::Apply(service)),
+            Object::Slice(slice) => Self::Slices(Change::Apply(slice)),
+            Object::Node(node) => Self::Nodes(Change::Apply(node)),
+            Object::ServiceCidr(ranges) => Self::ServiceCidrs(Change::Apply(ranges)),
+        }
     }
 }
 
