@@ -15,6 +15,7 @@ use super::stats::{Spread, is_noisy, ratios, spread};
 use crate::lab::app::{App, Backend, Via};
 use crate::lab::{Bed, BedConfig, Family, Who, Wiring};
 use crate::packet::frame::{SYN, packet};
+use crate::simulation::Dice;
 use crate::traffic::{Answer, Connection, Dial, send};
 use crate::wire::Transport;
 
@@ -238,10 +239,10 @@ fn floods(bed: &Bed, length: Duration) -> Result<[u64; 2]> {
 
 /// Sends at the wanted rate, or as fast as it goes; how much that was.
 fn storm(bed: &Bed, transport: Transport, length: Duration) -> Result<u64> {
-    let protocol = if transport == Transport::Tcp { 6 } else { 17 };
+    let protocol = transport.number();
     let to = service();
     let (started, mut sent) = (Instant::now(), 0_u64);
-    let mut dice = u64::from(protocol) | 0x5105_0000;
+    let mut dice = Dice::new(protocol.into());
     let frames = std::iter::from_fn(|| {
         while started.elapsed() < length {
             if u128::from(sent) * 1_000_000_000 <= u128::from(RATE) * started.elapsed().as_nanos() {
@@ -259,12 +260,10 @@ fn storm(bed: &Bed, transport: Transport, length: Duration) -> Result<u64> {
 }
 
 /// Anybody's address and port.
-fn stranger(dice: &mut u64) -> (IpAddr, u16) {
-    *dice ^= *dice << 13;
-    *dice ^= *dice >> 7;
-    *dice ^= *dice << 17;
-    let host = (*dice >> 32) as u32 & ((1 << STRANGER_BITS) - 1);
-    (Ipv4Addr::from(STRANGERS | host).into(), *dice as u16 | 0x400)
+fn stranger(dice: &mut Dice) -> (IpAddr, u16) {
+    let draw = dice.next();
+    let host = (draw >> 32) as u32 & ((1 << STRANGER_BITS) - 1);
+    (Ipv4Addr::from(STRANGERS | host).into(), draw as u16 | 0x400)
 }
 
 /// Entries in use, and what was dropped, as the agent tells.
@@ -305,7 +304,7 @@ mod tests {
 
     #[test]
     fn strangers_are_many_and_of_their_network() {
-        let mut dice = 17;
+        let mut dice = Dice::new(17);
         let all: std::collections::BTreeSet<_> = (0..1_000).map(|_| stranger(&mut dice)).collect();
         assert!(all.len() > 990, "{} of 1000 differ", all.len());
         for (address, port) in all {

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use proxy_userspace::cluster::manifests::{Object, parse};
-use proxy_userspace::cluster::{Change, Event};
+use proxy_userspace::cluster::Event;
+use proxy_userspace::cluster::manifests::parse;
 
-use super::settled::{self, Sources};
+use super::settled;
 
 /// What stands behind the input in the same file: it is served whatever stands before it (C-31).
 const NEIGHBOUR: &str = "
@@ -30,7 +30,7 @@ pub fn run(data: &[u8]) {
         assert!(!parsed.damaged || !parsed.problems.is_empty(), "damaged, and nobody is told");
         let objects: BTreeMap<_, _> =
             parsed.objects.into_iter().map(|object| (object.key(), object)).collect();
-        let events: Vec<Event> = objects.into_values().map(applied).collect();
+        let events: Vec<Event> = objects.into_values().map(Event::from).collect();
         settled::whatever_the_order(&events);
     }
     if std::str::from_utf8(data).is_ok() {
@@ -41,18 +41,9 @@ pub fn run(data: &[u8]) {
     }
 }
 
-fn applied(object: Object) -> Event {
-    match object {
-        Object::Service(service) => Event::Services(Change::Apply(service)),
-        Object::Slice(slice) => Event::Slices(Change::Apply(slice)),
-        Object::Node(node) => Event::Nodes(Change::Apply(node)),
-        Object::ServiceCidr(ranges) => Event::ServiceCidrs(Change::Apply(ranges)),
-    }
-}
-
 /// A Service of every kind with its slices, in both notations.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let objects = Sources::example();
+    let objects = settled::example();
     let yaml = |value: &serde_json::Value| format!("---\n{value:#}\n");
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let plain = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  clusterIP: 10.96.0.9\n  ports:\n  - port: 80\n    targetPort: http\n    protocol: TCP\n";

@@ -74,52 +74,46 @@ pub fn installs(model: &Model) {
     assert!(maps.is_empty(), "left behind: {maps:?}");
 }
 
-/// Objects to begin with.
-pub struct Sources;
-
-impl Sources {
-    /// Services with everything that their kinds can have, slices of both families, a node, a range.
-    pub fn example() -> Vec<Value> {
-        let meta =
-            |name: &str| json!({"name": name, "namespace": "shop", "uid": name, "resourceVersion": "1"});
-        let slice = |name: &str, family: &str, addresses: [&str; 3], zone: &str| {
-            let endpoint = |address: &str, node: &str, conditions: Value| {
-                json!({"addresses": [address], "nodeName": node, "zone": zone, "conditions": conditions,
-                    "hints": {"forZones": [{"name": zone}], "forNodes": [{"name": node}]}})
-            };
-            json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-            "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": family,
-            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}],
-            "endpoints": [
-                endpoint(addresses[0], "n1", json!({"ready": true, "serving": true, "terminating": false})),
-                endpoint(addresses[1], "n2", json!({"ready": false, "serving": true, "terminating": true})),
-                endpoint(addresses[2], "n2", json!({})),
-            ]})
+/// Objects to begin with: Services with everything that their kinds can have, slices of both families, a node, a range.
+pub fn example() -> Vec<Value> {
+    let meta = |name: &str| json!({"name": name, "namespace": "shop", "uid": name, "resourceVersion": "1"});
+    let slice = |name: &str, family: &str, addresses: [&str; 3], zone: &str| {
+        let endpoint = |address: &str, node: &str, conditions: Value| {
+            json!({"addresses": [address], "nodeName": node, "zone": zone, "conditions": conditions,
+                "hints": {"forZones": [{"name": zone}], "forNodes": [{"name": node}]}})
         };
-        vec![
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("web"), "spec": {
-                "type": "LoadBalancer", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:96::10"],
-                "ipFamilies": ["IPv4", "IPv6"], "ports": [
-                    {"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30080, "protocol": "TCP"},
-                    {"name": "dns", "port": 53, "targetPort": "dns", "nodePort": 30053, "protocol": "UDP"}],
-                "externalIPs": ["198.51.100.7"], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
-                "healthCheckNodePort": 32000, "sessionAffinity": "ClientIP",
-                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
-                "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8::/32"], "trafficDistribution": "PreferClose"},
-                "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.40", "ipMode": "VIP"}, {"ip": "192.0.2.41", "ipMode": "Proxy"}]}}}),
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("rival"), "spec": {
-                "type": "ClusterIP", "clusterIP": "10.96.0.11", "ports": [{"port": 80}], "externalIPs": ["198.51.100.7"]}}),
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("headless"), "spec": {
-                "clusterIP": "None", "ports": [{"port": 80}]}}),
-            json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("elsewhere"), "spec": {
-                "type": "ExternalName", "externalName": "example.org"}}),
-            slice("web-4", "IPv4", ["10.1.0.5", "10.1.1.6", "10.1.1.7"], "a"),
-            slice("web-6", "IPv6", ["fd00:1::5", "fd00:1::6", "fd00:1::7"], "b"),
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "a"}},
-                "spec": {"podCIDRs": ["10.1.0.0/24"]}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.11"}]}}),
-            json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-                "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]}}),
-        ]
-    }
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": family,
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}],
+        "endpoints": [
+            endpoint(addresses[0], "n1", json!({"ready": true, "serving": true, "terminating": false})),
+            endpoint(addresses[1], "n2", json!({"ready": false, "serving": true, "terminating": true})),
+            endpoint(addresses[2], "n2", json!({})),
+        ]})
+    };
+    vec![
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("web"), "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.10", "fd00:96::10"],
+            "ipFamilies": ["IPv4", "IPv6"], "ports": [
+                {"name": "http", "port": 80, "targetPort": 8080, "nodePort": 30080, "protocol": "TCP"},
+                {"name": "dns", "port": 53, "targetPort": "dns", "nodePort": 30053, "protocol": "UDP"}],
+            "externalIPs": ["198.51.100.7"], "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+            "healthCheckNodePort": 32000, "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+            "loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8::/32"], "trafficDistribution": "PreferClose"},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.40", "ipMode": "VIP"}, {"ip": "192.0.2.41", "ipMode": "Proxy"}]}}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("rival"), "spec": {
+            "type": "ClusterIP", "clusterIP": "10.96.0.11", "ports": [{"port": 80}], "externalIPs": ["198.51.100.7"]}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("headless"), "spec": {
+            "clusterIP": "None", "ports": [{"port": 80}]}}),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": meta("elsewhere"), "spec": {
+            "type": "ExternalName", "externalName": "example.org"}}),
+        slice("web-4", "IPv4", ["10.1.0.5", "10.1.1.6", "10.1.1.7"], "a"),
+        slice("web-6", "IPv6", ["fd00:1::5", "fd00:1::6", "fd00:1::7"], "b"),
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "a"}},
+            "spec": {"podCIDRs": ["10.1.0.0/24"]}, "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.11"}]}}),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]}}),
+    ]
 }

@@ -1,12 +1,13 @@
 //! Each target on its seeds and on their neighbourhood. What libFuzzer finds becomes a seed.
 
-use super::{TARGETS, Target};
+use super::target;
 use crate::simulation::Dice;
 
 /// Changed copies of each seed.
 const CHANGES: usize = 50;
 
-fn run(target: &Target) {
+fn run(name: &str) {
+    let target = target(name).expect("a target of this name");
     let mut dice = Dice::new(1);
     let seeds = (target.seeds)();
     assert!(!seeds.is_empty());
@@ -44,20 +45,20 @@ fn changed(seed: &[u8], seeds: &[Vec<u8>], dice: &mut Dice) -> Vec<u8> {
 
 #[test]
 fn packets() {
-    run(&TARGETS[0]);
+    run("packet");
 }
 
 #[test]
 fn manifests() {
-    run(&TARGETS[1]);
+    run("manifest");
 }
 
 #[test]
 fn watches() {
-    run(&TARGETS[2]);
+    run("watch");
 }
 
 #[test]
 fn maps() {
-    run(&TARGETS[3]);
+    run("maps");
 }

@@ -10,7 +10,7 @@ use proxy_userspace::cluster::types::{Kind, Node, ObjectName, Service, ServiceCi
 use proxy_userspace::cluster::{Change, Event};
 use serde_json::{Value, json};
 
-use super::settled::{self, Sources};
+use super::settled;
 
 /// The plan that grew with the events is the one that a new agent makes of the objects that are left (C-17).
 pub fn run(data: &[u8]) {
@@ -95,7 +95,7 @@ impl Known {
 
 /// Everything comes, changes, goes, and comes back.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let objects = Sources::example();
+    let objects = settled::example();
     let line = |kind: &str, object: &Value| format!("{}\n", json!({"type": kind, "object": object}));
     let all = |kind: &str| objects.iter().map(|object| line(kind, object)).collect::<String>();
     let (added, modified, deleted) = (all("ADDED"), all("MODIFIED"), all("DELETED"));

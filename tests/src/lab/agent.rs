@@ -29,6 +29,10 @@ pub struct AgentHome {
     pub program: PathBuf,
 }
 
+fn dropped(status: &Value, reason: &str) -> u64 {
+    status["drops"][reason].as_u64().unwrap_or_default()
+}
+
 impl AgentHome {
     /// The four flags that name a node.
     fn node_flags(&self) -> Vec<String> {
@@ -93,6 +97,22 @@ impl AgentHome {
     /// As [`AgentHome::json`].
     pub fn services(&self) -> Result<Value> {
         self.json(&["services"])
+    }
+
+    /// How often packets have been dropped for this reason.
+    ///
+    /// # Errors
+    /// As [`AgentHome::json`].
+    pub fn dropped(&self, reason: &str) -> Result<u64> {
+        Ok(dropped(&self.json(&["status"])?, reason))
+    }
+
+    /// Waits until packets have been dropped so often for this reason.
+    ///
+    /// # Errors
+    /// As [`AgentHome::wait_status`].
+    pub fn wait_dropped(&self, reason: &str, enough: impl Fn(u64) -> bool) -> Result<()> {
+        self.wait_status(&format!("drops as {reason}"), |status| enough(dropped(status, reason))).map(drop)
     }
 
     /// Waits until `sluice status` satisfies `enough` and returns it.

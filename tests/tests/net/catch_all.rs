@@ -119,11 +119,6 @@ fn edge(status: &Value) -> Option<Value> {
     status["edges"].as_array()?.iter().find(|edge| edge["kind"] == "catch-all").cloned()
 }
 
-fn drops(bed: &Bed, reason: &str) -> Result<u64> {
-    let status = bed.agent()?.home.json(&["status"])?;
-    Ok(status["drops"][reason].as_u64().unwrap_or_default())
-}
-
 fn every_address(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let mut seen = std::collections::BTreeSet::new();
     for via in LED {
@@ -202,11 +197,11 @@ fn dropped(bed: &mut Bed, family: Family) -> Result<()> {
         Family::V6 => ("fd00:18::1", 128),
     };
     bed.ip("n1", &format!("route add {stranger}/{length} dev {OUTER}"))?;
-    let before = drops(bed, "catch_all")?;
+    let before = bed.agent()?.home.dropped("catch_all")?;
     let to = (stranger.parse::<std::net::IpAddr>()?, 80).into();
     let dial = Dial::new(bed.place(Who::Host), to, Transport::Udp).patience(Duration::from_millis(300));
     let outcome = dial.probe();
-    let after = drops(bed, "catch_all")?;
+    let after = bed.agent()?.home.dropped("catch_all")?;
     bed.ip("n1", &format!("route del {stranger}/{length} dev {OUTER}"))?;
     ensure!(outcome == Outcome::Timeout, "{outcome}");
     ensure!((1..=3).contains(&(after - before)), "{} drops of a datagram or two", after - before);
@@ -344,11 +339,11 @@ fn cleanup(bed: &mut Bed) -> Result<()> {
 
 fn bare_pod(bed: &mut Bed) -> Result<()> {
     for family in Family::BOTH {
-        let before = drops(bed, "catch_all")?;
+        let before = bed.agent()?.home.dropped("catch_all")?;
         let to = app().address(Via::ClusterIp, family);
         let dial = Dial::new(bed.place(Who::Pa), to, Transport::Udp).patience(Duration::from_millis(300));
         let outcome = dial.probe();
-        let after = drops(bed, "catch_all")?;
+        let after = bed.agent()?.home.dropped("catch_all")?;
         ensure!(outcome == Outcome::Timeout, "{family}: {outcome}");
         ensure!((1..=3).contains(&(after - before)), "{family}: {} drops", after - before);
         // The node's own are served all the same.

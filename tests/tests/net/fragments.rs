@@ -96,7 +96,7 @@ fn each_order(bed: &mut Bed, family: Family) -> Result<()> {
         for (id, order) in (1..).zip(ORDERS) {
             let socket = bed.namespace(space).within(|| Ok(UdpSocket::bind((own, 0))?))?;
             let parts = by_hand(socket.local_addr()?, to, id);
-            let before = dropped(bed)?;
+            let before = bed.agent()?.home.dropped("fragment")?;
             socket.connect(to)?;
             // Whoever has not written by whole datagrams is not expected to be answered.
             socket.set_read_timeout(Some(PATIENCE))?;
@@ -113,7 +113,7 @@ fn each_order(bed: &mut Bed, family: Family) -> Result<()> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     ensure!(!whole, "{about}: not answered");
                     let lost = if via == Via::ClusterIp { late } else { 0 };
-                    ensure!(dropped(bed)? == before + lost, "{about}: not counted");
+                    ensure!(bed.agent()?.home.dropped("fragment")? == before + lost, "{about}: not counted");
                 }
                 Err(error) => bail!("{about}: {error}"),
             }
@@ -125,11 +125,6 @@ fn each_order(bed: &mut Bed, family: Family) -> Result<()> {
 /// How long to wait for an answer that has to come, and for one that must not.
 const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(300);
-
-fn dropped(bed: &Bed) -> Result<u64> {
-    let status = bed.agent()?.home.json(&["status"])?;
-    Ok(status["drops"]["fragment"].as_u64().unwrap_or(0))
-}
 
 /// More than there is room for, beside whole datagrams to an endpoint that the flood does not meet.
 fn lone_parts(bed: &mut Bed, family: Family) -> Result<()> {

@@ -8,7 +8,6 @@ use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::packet::frame::{ACK, FIN, Flags, RST, SYN, packet};
 use sluice_tests::traffic::{Connection, Dial, send, send_by};
-use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story, both_transports};
@@ -56,18 +55,13 @@ fn app() -> App {
     App::new("app", 1, [PB])
 }
 
-fn counted(bed: &Bed, reason: &str) -> Result<u64> {
-    let status = bed.agent()?.home.json(&["status"])?;
-    Ok(status["drops"][reason].as_u64().unwrap_or(0))
-}
-
 /// Whatever a pod sends to loopback addresses, or from them, ends at its edge: a NodePort that the node's own sockets may dial
 /// there, and what listens there.
 fn martians(bed: &mut Bed, family: Family) -> Result<()> {
     let loopback = family.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
     let own = bed.place(Who::Host).bound(SocketAddr::new(loopback, 0), Transport::Udp)?;
     let own = UdpSocket::from(own);
-    let open = bed.place(Who::Host).bound(SocketAddr::new(loopback_of_all(family), 0), Transport::Udp)?;
+    let open = bed.place(Who::Host).bound(SocketAddr::new(any(family), 0), Transport::Udp)?;
     let open = UdpSocket::from(open);
     let pod = (Who::Pa.address(family), 4_000);
     let node = Who::Host.address(family);
@@ -78,14 +72,11 @@ fn martians(bed: &mut Bed, family: Family) -> Result<()> {
         ((loopback, 4_000), (node, open.local_addr()?.port())),
         ((loopback, 4_000), (front.ip(), front.port())),
     ];
-    let before = counted(bed, "loopback")?;
-    let frames = ways.map(|(from, to)| packet(17, Flags::default(), from, to, b"forged"));
+    let before = bed.agent()?.home.dropped("loopback")?;
+    let frames =
+        ways.map(|(from, to)| packet(Transport::Udp.number(), Flags::default(), from, to, b"forged"));
     send_by(bed.namespace("pa"), "eth0", &gateway_mac(bed, family)?, frames)?;
-    until("all four to be counted", PATIENCE, || match counted(bed, "loopback") {
-        Ok(now) if now == before + 4 => Ok(()),
-        Ok(now) => Err(format!("{before} before, {now} now")),
-        Err(error) => Err(format!("{error:#}")),
-    })?;
+    bed.agent()?.home.wait_dropped("loopback", |now| now == before + 4)?;
     for socket in [own, open] {
         socket.set_nonblocking(true)?;
         match socket.recv_from(&mut [0; 64]) {
@@ -96,7 +87,7 @@ fn martians(bed: &mut Bed, family: Family) -> Result<()> {
     Ok(())
 }
 
-const fn loopback_of_all(family: Family) -> IpAddr {
+const fn any(family: Family) -> IpAddr {
     family.pick(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED)
 }
 
@@ -130,17 +121,13 @@ fn spoofed_by_a_pod(bed: &mut Bed, family: Family, transport: Transport) -> Resu
     let direct = SocketAddr::new(PB.who.address(family), PB.port);
     let mut owned = open(bed, front, transport, 25_000)?;
     let own = owned.local()?;
-    let before = counted(bed, "spoofed")?;
+    let before = bed.agent()?.home.dropped("spoofed")?;
     let kinds = [RST, FIN, ACK, SYN];
     let frames = kinds.map(|flags| {
         packet(transport.number(), flags, (own.ip(), own.port()), (front.ip(), front.port()), b"forged")
     });
     send(bed.namespace("pc"), front.ip(), frames)?;
-    until("all four to be dropped", PATIENCE, || match counted(bed, "spoofed") {
-        Ok(now) if now == before + 4 => Ok(()),
-        Ok(now) => Err(format!("{before} before, {now} now")),
-        Err(error) => Err(format!("{error:#}")),
-    })?;
+    bed.agent()?.home.wait_dropped("spoofed", |now| now == before + 4)?;
     let mut beside = open(bed, direct, transport, 25_000)?;
     owned.ask(b"the Service's").ok()?;
     beside.ask(b"direct").ok()?;
@@ -152,17 +139,13 @@ fn spoofed_by_a_pod(bed: &mut Bed, family: Family, transport: Transport) -> Resu
 fn spoofed_from_outside(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let front = app().address(Via::NodePort, family);
     let pod = (Who::Pa.address(family), 25_001);
-    let before = counted(bed, "spoofed")?;
+    let before = bed.agent()?.home.dropped("spoofed")?;
     send(
         bed.namespace("cl"),
         front.ip(),
         [packet(transport.number(), SYN, pod, (front.ip(), front.port()), b"forged")],
     )?;
-    until("the answer to be dropped", PATIENCE, || match counted(bed, "spoofed") {
-        Ok(now) if now > before => Ok(()),
-        Ok(now) => Err(format!("{before} before, {now} now")),
-        Err(error) => Err(format!("{error:#}")),
-    })?;
+    bed.agent()?.home.wait_dropped("spoofed", |now| now > before)?;
     let mut owned = open(bed, front, transport, pod.1)?;
     let answer = owned.ask(b"the pod's own").ok()?;
     ensure!(answer.backend == PB.id(), "answered by {}", answer.backend);

@@ -1,9 +1,6 @@
 //! cargo-fuzz, which drives libFuzzer.
 
 use std::path::PathBuf;
-use std::process::Command;
-
-use anyhow::Result;
 
 use crate::shell::{self, Workspace};
 
@@ -16,15 +13,4 @@ pub fn program(workspace: &Workspace) -> PathBuf {
 
 pub fn is_here(workspace: &Workspace) -> bool {
     program(workspace).is_file()
-}
-
-/// Builds it into the tools directory.
-pub fn build(workspace: &Workspace) -> Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["install", "--quiet", "cargo-fuzz", "--version", VERSION, "--locked", "--force", "--root"]);
-    cargo.arg(workspace.tools());
-    for inherited in ["RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTC_WORKSPACE_WRAPPER"] {
-        cargo.env_remove(inherited);
-    }
-    shell::run(&mut cargo)
 }

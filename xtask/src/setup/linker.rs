@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
 
 use super::compiler::Compiler;
+use super::tool;
 use crate::shell::{self, Workspace};
 
 pub const VERSION: &str = "0.13.0";
@@ -43,15 +43,11 @@ pub fn build(workspace: &Workspace, compiler: &Compiler) -> Result<()> {
     }
     std::os::unix::fs::symlink(&library, &link).with_context(|| format!("cannot make {}", link.display()))?;
 
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["install", "--quiet", "bpf-linker", "--version", VERSION, "--locked", "--force"]);
-    cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&tools);
+    let mut cargo = tool(workspace, "bpf-linker", VERSION);
+    cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}")]);
     // Unoptimised it is there in half the time, and links no slower that one would notice.
     cargo.env("LLVM_PREFIX", &prefix).env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0");
     cargo.env("CARGO_PROFILE_RELEASE_DEBUG", "0").env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
-    for inherited in ["RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTC_WORKSPACE_WRAPPER"] {
-        cargo.env_remove(inherited);
-    }
     shell::run(&mut cargo)?;
     fs::remove_dir_all(&prefix).with_context(|| format!("cannot remove {}", prefix.display()))?;
     let stamp = stamp_file(&tools);

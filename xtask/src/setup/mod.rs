@@ -12,10 +12,11 @@ pub mod linker;
 pub mod packages;
 
 use std::fs::File;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::Workspace;
+use crate::shell::{self, Workspace};
 use packages::Package;
 
 /// What a command is about to do.
@@ -87,7 +88,7 @@ pub fn ensure(workspace: &Workspace, groups: &[Group]) -> Result<()> {
         }
     }
     if groups.contains(&Group::Fuzz) && !cargo_fuzz::is_here(workspace) {
-        cargo_fuzz::build(workspace)?;
+        shell::run(&mut tool(workspace, "cargo-fuzz", cargo_fuzz::VERSION))?;
     }
     if !kubernetes::missing(workspace, groups).is_empty() {
         let go = golang::ensure()?;
@@ -100,6 +101,17 @@ pub fn ensure(workspace: &Workspace, groups: &[Group]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// `cargo install` of a tool of that version into the tools directory; what the caller's own build is set to does not count.
+fn tool(workspace: &Workspace, name: &str, version: &str) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["install", "--quiet", name, "--version", version, "--locked", "--force", "--root"]);
+    cargo.arg(workspace.tools());
+    for inherited in ["RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTC_WORKSPACE_WRAPPER"] {
+        cargo.env_remove(inherited);
+    }
+    cargo
 }
 
 fn missing(workspace: &Workspace, groups: &[Group]) -> Vec<Missing> {
