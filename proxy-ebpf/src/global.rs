@@ -3,6 +3,7 @@
 use proxy_common::{
     abi::FlowKey,
     path::{self, Asked, Looked},
+    wire,
 };
 
 use crate::family::{V4, V6};
@@ -109,4 +110,11 @@ pub extern "C" fn sticky_v6(asked: *mut Asked<4>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
     path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, now)
+}
+
+/// [`wire::crc_difference`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn crc_difference(first: u32, length: u32) -> u32 {
+    wire::crc_difference(first, length)
 }

@@ -201,6 +201,11 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn crc_difference(&self, first: u32, length: u32) -> u32 {
+        crate::global::crc_difference(first, length)
+    }
+
+    #[inline(always)]
     fn shift_sum(&mut self, change: Diff) {
         // SAFETY: as above. Without such a sum there is nothing to do.
         unsafe { bpf_csum_update(self.ctx.skb.skb, change.0) };

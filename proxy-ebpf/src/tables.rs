@@ -165,12 +165,13 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
         let (mut tuple, size) = F::tuple(key, address, port);
         // BPF_F_CURRENT_NETNS: the namespace of the packet's device.
         let netns = u64::MAX;
-        let found = if key.protocol == protocol::TCP {
+        let found = match key.protocol {
             // SAFETY: the tuple is initialised up to `size`.
-            unsafe { bpf_skc_lookup_tcp(self.ctx, &raw mut tuple, size, netns, 0) }
-        } else {
+            protocol::TCP => unsafe { bpf_skc_lookup_tcp(self.ctx, &raw mut tuple, size, netns, 0) },
             // SAFETY: as above.
-            unsafe { bpf_sk_lookup_udp(self.ctx, &raw mut tuple, size, netns, 0) }
+            protocol::UDP => unsafe { bpf_sk_lookup_udp(self.ctx, &raw mut tuple, size, netns, 0) },
+            // There is no such helper for SCTP.
+            _ => return false,
         };
         if found.is_null() {
             return false;

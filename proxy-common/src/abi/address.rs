@@ -105,7 +105,7 @@ impl Addr<4> {
     }
 }
 
-/// A TCP or UDP port in wire order.
+/// A port of TCP, UDP or SCTP in wire order.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Port(pub u16);

@@ -21,7 +21,7 @@ pub enum Reason {
     PortsExhausted = 6,
     /// Dropped: the device has no address to masquerade with.
     NoMasqueradeAddress = 7,
-    /// Dropped: a fragment to a Service address whose flow is not known.
+    /// Dropped: a fragment to a Service address whose flow is not known, or SCTP's first one if its port had to change (P-90).
     Fragment = 8,
     /// Dropped: an ICMP redirect about a translated flow.
     Redirect = 9,

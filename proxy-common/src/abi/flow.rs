@@ -144,7 +144,8 @@ pub enum Kind {
     Unmasquerade = 4,
 }
 
-/// Bits of [`Flow::state`]. Each entry records what *its own* direction has shown; a pair is judged by both.
+/// Bits of [`Flow::state`]. Each entry records what *its own* direction has shown; a pair is judged by both. In TCP's words, see
+/// [`crate::wire::tcp_flags`].
 pub mod state {
     /// A packet of this direction has passed. On the reply's entry: the flow is answered.
     pub const SEEN: u8 = 1;

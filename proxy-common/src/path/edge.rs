@@ -43,7 +43,7 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
-    if let Transport::Tcp(_) | Transport::Udp = headers.transport
+    if let Transport::Connection(_) | Transport::Udp = headers.transport
         && let Some(verdict) = known(packet, tables, headers)
     {
         return verdict;
@@ -83,7 +83,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
         None => tables.address_class(&key.dst),
     };
     match headers.transport {
-        Transport::Tcp(_) | Transport::Udp => {}
+        Transport::Connection(_) | Transport::Udp => {}
         Transport::IcmpError | Transport::IcmpRedirect => {
             return match quoted(packet, tables, headers) {
                 Some(verdict) => verdict,
@@ -106,7 +106,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
         Some(frontend) => translate::open(packet, tables, headers, frontend),
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
         None if headers.opens() && (class.any(AddressClass::ENDPOINT) || !owned(class)) => {
-            translate::open_direct(packet, tables, headers)
+            translate::open_direct(packet, tables, headers, class.any(AddressClass::ENDPOINT))
         }
         None if owned(class) => reject::answer(packet, headers, Reason::Unlisted).into(),
         None => Verdict::Pass,
@@ -151,7 +151,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
             return Verdict::Pass;
         }
         Transport::Fragment => {}
-        Transport::Tcp(_) | Transport::Udp => {
+        Transport::Connection(_) | Transport::Udp => {
             if let Some(verdict) = known(packet, tables, headers) {
                 return verdict;
             }
@@ -179,7 +179,7 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
 ) -> Verdict {
     match headers.transport {
-        Transport::Tcp(_) | Transport::Udp => {}
+        Transport::Connection(_) | Transport::Udp => {}
         Transport::Fragment => {
             if headers.is_later_fragment()
                 && let Some(verdict) = fragment::later(packet, tables, headers).verdict()

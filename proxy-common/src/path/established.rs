@@ -131,7 +131,7 @@ const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kin
     use tcp_flags::{RST, SYN};
     matches!(kind, Kind::Restore)
         && shown & state::SEEN == 0
-        && matches!(headers.transport, Transport::Tcp(flags) if flags & (SYN | RST) == 0)
+        && matches!(headers.transport, Transport::Connection(flags) if flags & (SYN | RST) == 0)
 }
 
 /// Writes down what this packet shows of its direction. Values are written only when they change.
@@ -139,7 +139,7 @@ const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kin
 fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) {
     let before = entry.state();
     let mut seen = before | state::SEEN;
-    if let Transport::Tcp(mut flags) = headers.transport {
+    if let Transport::Connection(mut flags) = headers.transport {
         use tcp_flags::{FIN, RST, SYN};
         flags &= FIN | SYN | RST;
         seen &= !state::BEGUN;

@@ -3,7 +3,7 @@
 use super::rewrite;
 use super::traits::{Entry, Packet, Tables};
 use crate::abi::{Flow, FlowKey, Hook, protocol};
-use crate::wire::{Diff, Headers, Transport, apply, fold, parse_quoted, pseudo_header};
+use crate::wire::{Diff, Headers, Transport, apply, fold, parse_quoted, port_difference, pseudo_header};
 
 /// What an error or redirect turned out to be about. Without payload: LLVM stores the parts of a result that was not
 /// returned, which the verifier refuses.
@@ -98,7 +98,12 @@ fn rewritten<const N: usize, P: Packet>(
 ) -> Option<()> {
     let addresses = Diff(flow.address_diff);
     let ports = rewrite::port_diff(key, flow.sport, flow.dport);
-    let mut covered = addresses.and(ports).and(quoted_checksum(packet, headers, quoted, addresses, ports)?);
+    let checksum = if key.protocol == protocol::SCTP {
+        Diff(quoted_sctp_checksum(packet, headers, quoted, flow))
+    } else {
+        quoted_checksum(packet, headers, quoted, addresses, ports)?
+    };
+    let mut covered = addresses.and(ports).and(checksum);
     rewrite::store_addresses(packet, quoted.l3, &flow.dst, &flow.src)?;
     rewrite::store_ports(packet, quoted.l4, flow.dport, flow.sport)?;
     if N == 1 {
@@ -134,6 +139,33 @@ fn renamed<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flow
     } else {
         rewrite::store_addresses(packet, headers.l3, &flow.src, &outer.dst)?;
         Some(Diff::address(&outer.src, &flow.src))
+    }
+}
+
+/// The same of SCTP, as a [`Diff`]'s number. It depends on the packet's length only, so it is right however little has been
+/// quoted; that a fragment does not tell.
+///
+/// A subprogram of its own: with its callers in one frame it would not fit the stack.
+#[inline(never)]
+fn quoted_sctp_checksum<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    quoted: &Headers<N>,
+    flow: &Flow<N>,
+) -> u32 {
+    let (key, at) = (&quoted.key, quoted.checksum_at());
+    let difference = port_difference([key.sport, key.dport], [flow.dport, flow.sport]);
+    if difference == 0 || at + 4 > headers.end || quoted.is_fragment() {
+        return Diff::NONE.0;
+    }
+    let Some(before) = packet.load::<4>(at).map(u32::from_le_bytes) else { return Diff::NONE.0 };
+    if before == 0 {
+        return Diff::NONE.0;
+    }
+    let after = before ^ packet.crc_difference(difference, quoted.end.wrapping_sub(quoted.l4));
+    match packet.store(at, after.to_le_bytes()) {
+        Some(()) => Diff::word(before.to_le(), after.to_le()).0,
+        None => Diff::NONE.0,
     }
 }
 

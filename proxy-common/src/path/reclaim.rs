@@ -38,12 +38,13 @@ pub enum Worth {
 #[must_use]
 pub const fn worth(protocol: u8, forth: u8, back: u8, idle: u32, lasted: u32) -> Worth {
     let answered = forth & back & state::SEEN != 0;
-    let (limit, worth) = if protocol == protocol::TCP {
+    let (limit, worth) = if protocol != protocol::UDP {
         let reset = (forth | back) & state::RST != 0;
         if pair::closed(forth, back) {
             (112, if reset && idle < DOUBT { Worth::Embryonic } else { Worth::Closed })
         } else if answered && forth & state::ESTABLISHED != 0 {
-            (80_466, Worth::Live)
+            // An association shows itself by heartbeats: conntrack gives it 210 s, a TCP connection a day.
+            (if protocol == protocol::TCP { 80_466 } else { 196 }, Worth::Live)
         } else {
             (56, Worth::Embryonic)
         }
@@ -222,7 +223,7 @@ pub fn forget<const N: usize, T: Tables<N>>(tables: &T, room: &Looked<N>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::protocol::{TCP, UDP};
+    use crate::abi::protocol::{SCTP, TCP, UDP};
     use state::{ESTABLISHED, FIN, RST, SEEN};
 
     const GOES_ON: u8 = SEEN | ESTABLISHED;
@@ -244,6 +245,20 @@ mod tests {
             ("TCP: a reset that data may contradict (P-43)", TCP, GOES_ON, GOES_ON | RST, 1, 9, Embryonic),
             ("TCP: a reset that stands", TCP, GOES_ON | RST, GOES_ON, 2, 9, Closed),
             ("TCP: a refused SYN", TCP, SEEN, SEEN | RST, 2, 0, Closed),
+            ("SCTP: an INIT P-90", SCTP, SEEN, SEEN, 55, 0, Embryonic),
+            ("SCTP: an association, between heartbeats P-90", SCTP, GOES_ON, GOES_ON, 195, 1, Live),
+            (
+                "SCTP: silent for longer than heartbeats may fail P-90",
+                SCTP,
+                GOES_ON,
+                GOES_ON,
+                196,
+                1,
+                Expired,
+            ),
+            ("SCTP: half shut down P-90", SCTP, GOES_ON | FIN, GOES_ON, 60, 1, Live),
+            ("SCTP: shut down P-90", SCTP, GOES_ON | FIN, GOES_ON | FIN, 0, 1, Closed),
+            ("SCTP: aborted P-90", SCTP, GOES_ON | RST, GOES_ON, 2, 9, Closed),
             ("UDP: unanswered", UDP, SEEN, 0, 0, 500, Embryonic),
             ("UDP: unanswered and silent", UDP, SEEN, 0, 28, 500, Expired),
             ("UDP: one question and its answer", UDP, SEEN, SEEN, 5, 0, Embryonic),

@@ -1,4 +1,4 @@
-//! Answering instead of forwarding: a reset for TCP, port unreachable for UDP (B17, P-23).
+//! Answering instead of forwarding: a reset for TCP, port unreachable for UDP and SCTP (B17, P-23).
 //!
 //! The packet is turned into the answer in place and sent back out of the device it came in by.
 
@@ -10,7 +10,7 @@ use crate::wire::{Diff, Headers, Transport, apply, fold, pseudo_header, tcp_flag
 /// Hop limit of answers, Linux's default.
 const TTL: u8 = 64;
 
-/// Words of the offending packet that an ICMP answer may quote: its network header and the first 8 bytes behind it.
+/// Words of the offending packet that an ICMP answer may quote: its network header and what [`quoted_behind`] says.
 const QUOTED_WORDS: u32 = 32;
 
 /// Turns the packet into a refusal for `reason`. A reset is not answered, and what cannot be answered is dropped.
@@ -28,10 +28,11 @@ pub(super) fn answer<const N: usize, P: Packet>(
 #[inline(always)]
 fn turn<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, reason: Reason) -> Verdict {
     let done = match headers.transport {
-        Transport::Tcp(flags) if flags & tcp_flags::RST != 0 => None,
-        // Its network header, which the answer would keep, says that more follows.
-        Transport::Tcp(_) if headers.is_first_fragment() => None,
-        Transport::Tcp(flags) => reset(packet, headers, flags),
+        Transport::Connection(flags) if flags & tcp_flags::RST != 0 => None,
+        Transport::Connection(flags) if headers.key.protocol == protocol::TCP => {
+            // Its network header, which the answer would keep, says that more follows.
+            if headers.is_first_fragment() { None } else { reset(packet, headers, flags) }
+        }
         _ => unreachable(packet, headers),
     };
     if done.and_then(|()| turn_frame(packet, headers.l3)).is_some() {
@@ -106,12 +107,25 @@ fn shortened<const N: usize, P: Packet>(packet: &mut P, l3: u32, length: u32) ->
     rewrite::header_checksum(packet, l3, diff)
 }
 
-/// Destination unreachable, port unreachable (RFC 792; RFC 4443 section 3.1), quoting the network header and 8 bytes.
+/// Bytes that are quoted behind the network header: 8, of SCTP also its verification tag and that which an INIT proposes, or
+/// nobody would believe the answer (RFC 9260 section 10, ICMP6).
+#[inline(always)]
+const fn quoted_behind<const N: usize>(headers: &Headers<N>) -> u32 {
+    let there = headers.end - headers.l4;
+    match headers.key.protocol {
+        protocol::SCTP if there < 20 => 16,
+        protocol::SCTP => 20,
+        _ => 8,
+    }
+}
+
+/// Destination unreachable, port unreachable (RFC 792; RFC 4443 section 3.1), quoting the network header and the beginning
+/// of what is behind it.
 #[inline(always)]
 fn unreachable<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>) -> Option<()> {
     let l3 = headers.l3;
-    let quoted = headers.l4 + 8 - l3;
-    if quoted > QUOTED_WORDS * 4 {
+    let quoted = (headers.l4 + quoted_behind(headers) - l3).min(QUOTED_WORDS * 4);
+    if quoted < headers.l4 + 8 - l3 {
         return None;
     }
     let network = if N == 1 { 20 } else { 40 };
@@ -141,7 +155,10 @@ fn unreachable<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>) 
     let icmp: [u8; 2] = if N == 1 { [3, 3] } else { [1, 4] };
     let at = l3 + network;
     packet.store(at, [icmp[0], icmp[1], 0, 0, 0, 0, 0, 0])?;
-    stand_still(packet, headers, at + quoted)?;
+    // Of SCTP's packets only those of this machine's own sockets are so, and the answer goes back there without being finished.
+    if headers.key.protocol == protocol::UDP {
+        stand_still(packet, headers, at + quoted)?;
+    }
     let mut total = u64::from(u16::from_ne_bytes(icmp));
     if N == 4 {
         total += pseudo_header(&key.src, &key.dst, protocol::ICMPV6, 8 + quoted);

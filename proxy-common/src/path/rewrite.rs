@@ -1,8 +1,8 @@
 //! The bytes of a rewrite.
 
-use super::traits::{Fields, Packet, Verdict};
+use super::traits::{Fields, Packet, Returned, Verdict};
 use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
-use crate::wire::{Diff, Headers, IPV4, IPV6, addresses_at, apply};
+use crate::wire::{Diff, Headers, IPV4, IPV6, addresses_at, apply, port_difference};
 
 /// Gives the packet the flow's addresses and ports. The checksum goes first: its helper may move packet memory.
 #[inline(always)]
@@ -11,27 +11,74 @@ pub(super) fn packet<const N: usize, P: Packet>(
     headers: &Headers<N>,
     flow: &impl Fields<N>,
 ) -> Verdict {
-    if tuple(packet, headers, flow).is_some() { Verdict::Pass } else { Verdict::Drop(Reason::Rewrite) }
+    let (sport, dport) = (flow.get(|flow| flow.sport), flow.get(|flow| flow.dport));
+    if headers.key.protocol == protocol::SCTP {
+        if let Some(verdict) = sctp_checksum(packet, headers, sport, dport).verdict() {
+            return verdict;
+        }
+    } else if checksum(packet, headers, flow, sport, dport).is_none() {
+        return Verdict::Drop(Reason::Rewrite);
+    }
+    match ends(packet, headers, flow, sport, dport) {
+        Some(()) => Verdict::Pass,
+        None => Verdict::Drop(Reason::Rewrite),
+    }
 }
 
+/// TCP's or UDP's.
 #[inline(always)]
-fn tuple<const N: usize, P: Packet>(
+fn checksum<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     flow: &impl Fields<N>,
+    sport: Port,
+    dport: Port,
 ) -> Option<()> {
-    let (sport, dport) = (flow.get(|flow| flow.sport), flow.get(|flow| flow.dport));
     let addresses = Diff(flow.get(|flow| flow.address_diff));
+    let ports = port_diff(&headers.key, sport, dport);
     let udp = headers.key.protocol == protocol::UDP;
-    packet.l4_checksum(
-        headers.checksum_at(),
-        addresses,
-        port_diff(&headers.key, sport, dport),
-        udp,
-        N == 4,
-    )?;
+    packet.l4_checksum(headers.checksum_at(), addresses, ports, udp, N == 4)
+}
+
+/// SCTP's, which covers no address. A verdict only if it cannot be had.
+///
+/// A subprogram of its own: few packets are of SCTP, and of these few change ports.
+#[inline(never)]
+fn sctp_checksum<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    sport: Port,
+    dport: Port,
+) -> Returned {
+    let at = headers.checksum_at();
+    let difference = port_difference([headers.key.sport, headers.key.dport], [sport, dport]);
+    let Some(field) = packet.load::<4>(at) else { return Verdict::Drop(Reason::Rewrite).into() };
+    let before = u32::from_le_bytes(field);
+    // Zero: a device is to finish it, or there is none (RFC 9653).
+    if difference == 0 || before == 0 {
+        return Returned::NONE;
+    }
+    // It depends on the length of the whole, which only the last fragment tells.
+    if headers.is_first_fragment() {
+        return Verdict::Drop(Reason::Fragment).into();
+    }
+    let after = before ^ packet.crc_difference(difference, headers.end - headers.l4);
+    match packet.store(at, after.to_le_bytes()) {
+        Some(()) => Returned::NONE,
+        None => Verdict::Drop(Reason::Rewrite).into(),
+    }
+}
+
+#[inline(always)]
+fn ends<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    flow: &impl Fields<N>,
+    sport: Port,
+    dport: Port,
+) -> Option<()> {
     store_ports(packet, headers.l4, sport, dport)?;
-    network_header(packet, headers.l3, flow, addresses)
+    network_header(packet, headers.l3, flow, Diff(flow.get(|flow| flow.address_diff)))
 }
 
 /// Gives the network header at `l3` the flow's addresses, and IPv4's checksum their change.

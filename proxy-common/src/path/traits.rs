@@ -6,7 +6,7 @@ use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, MORE,
     Port, Reason, Run, Service, Turn,
 };
-use crate::wire::{Diff, Headers};
+use crate::wire::{Diff, Headers, crc_difference};
 
 /// What becomes of a packet. Numbers of a hook appear only in its shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +117,11 @@ pub trait Packet {
     /// Updates the TCP or UDP checksum at `at` for a change of addresses and of ports. Partial checksums stay
     /// partial (P-80), an absent UDP checksum stays absent (P-58).
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()>;
+
+    /// [`crc_difference`]. In the kernel a function that the verifier looks at once.
+    fn crc_difference(&self, first: u32, length: u32) -> u32 {
+        crc_difference(first, length)
+    }
 
     /// Tells the device's sum over the whole packet, if there is one, of a change that no checksum in the packet makes up
     /// for.

@@ -3,7 +3,7 @@
 use super::choice::{self, Choice};
 use super::traits::{Entry, Packet, Tables, Verdict};
 use super::{catch_all, pair, reject, rewrite};
-use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, state};
+use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, protocol, state};
 use crate::wire::Headers;
 
 /// A packet to a frontend, without a flow.
@@ -51,22 +51,27 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
 
 /// A packet that opens a flow straight to an endpoint. Its answer must not meet another flow's restore entry: a closed one
 /// goes, beside a live one the direct flow takes another source port (P-60, P-61).
+///
+/// `is_endpoint`: it is one now. An endpoint answers an INIT whatever association it has with that client and port, and so shows no
+/// clash: a direct association to it is written down, so that Services' flows keep off its answers.
 #[inline(always)]
 pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    is_endpoint: bool,
 ) -> Verdict {
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
         scratch.reply_key = key.reply();
-        if pair::remove_if_closed(tables, &scratch.reply_key) {
+        let written_down = is_endpoint && key.protocol == protocol::SCTP;
+        if pair::remove_if_closed(tables, &scratch.reply_key) && !written_down {
             return Ok(Verdict::Pass);
         }
         pair::start(&mut scratch.flow, &key.src, Kind::Translate, ifindex);
         scratch.flow.dst = key.dst;
         scratch.flow.dport = key.dport;
-        pair::open(tables, &headers.key, scratch, false, |_, _| true)?;
+        pair::open(tables, &headers.key, scratch, written_down, |_, _| true)?;
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
@@ -113,7 +118,7 @@ fn has_edge<const N: usize, T: Tables<N>>(tables: &T, backend: &Addr<N>) -> bool
     !tables.address_class(backend).any(AddressClass::LOCAL)
 }
 
-/// A TCP segment to a frontend, not a SYN, without a flow. On the node's own addresses the stack answers; on a Service's
+/// A segment to a frontend, not a SYN, without a flow; the same of SCTP, not an INIT. On the node's own addresses the stack answers; on a Service's
 /// it is refused, never given a random backend (P-41, P-45). A reset is not answered. Where kube-proxy has been before,
 /// connections of its time are the stack's (L-07).
 #[inline(always)]

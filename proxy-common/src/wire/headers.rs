@@ -14,7 +14,7 @@ pub const IPV6: usize = 40;
 /// Extension headers walked before a packet counts as unreadable (P-03).
 const MAX_EXTENSIONS: usize = 6;
 
-/// TCP flag bits (RFC 9293 section 3.1).
+/// TCP flag bits (RFC 9293 section 3.1). What a packet of SCTP does to its association is said in them too.
 pub mod tcp_flags {
     /// FIN.
     pub const FIN: u8 = 1;
@@ -26,20 +26,30 @@ pub mod tcp_flags {
     pub const ACK: u8 = 16;
 }
 
+/// Types of SCTP's chunks (RFC 9260 section 3.2).
+mod chunk {
+    pub const INIT: u8 = 1;
+    pub const INIT_ACK: u8 = 2;
+    pub const ABORT: u8 = 6;
+    pub const SHUTDOWN: u8 = 7;
+    pub const SHUTDOWN_ACK: u8 = 8;
+    pub const SHUTDOWN_COMPLETE: u8 = 14;
+}
+
 /// What follows the network header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// TCP with these flags; ports are in the key.
-    Tcp(u8),
+    /// TCP, or SCTP, with these [`tcp_flags`]; ports are in the key.
+    Connection(u8),
     /// UDP; ports are in the key.
     Udp,
     /// An ICMP or ICMPv6 error that quotes a packet; the quote starts 8 bytes further.
     IcmpError,
     /// An ICMP redirect (type 5 or 137).
     IcmpRedirect,
-    /// A later fragment, or the first one of neither TCP nor UDP: no transport header to act on.
+    /// A later fragment, or the first one of another protocol: no transport header to act on.
     Fragment,
-    /// Headers for TCP or UDP that lie about their length (P-01), or an extension chain that is too long.
+    /// Transport headers that lie about their length (P-01), or an extension chain that is too long.
     Malformed,
     /// Anything else.
     Other,
@@ -48,7 +58,7 @@ pub enum Transport {
 /// A parsed packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<const N: usize> {
-    /// Addresses and, for TCP and UDP, ports. The hook is the caller's.
+    /// Addresses and, where the protocol has them, ports. The hook is the caller's.
     pub key: FlowKey<N>,
     /// Start of the network header.
     pub l3: u32,
@@ -75,12 +85,12 @@ pub mod part {
 }
 
 impl<const N: usize> Headers<N> {
-    /// A TCP segment that opens a connection: SYN and nothing that contradicts it.
+    /// What opens a connection: SYN and nothing that contradicts it, or INIT.
     #[must_use]
     #[inline(always)]
     pub const fn is_bare_syn(&self) -> bool {
         use tcp_flags::{ACK, FIN, RST, SYN};
-        matches!(self.transport, Transport::Tcp(flags) if flags & (SYN | ACK | RST | FIN) == SYN)
+        matches!(self.transport, Transport::Connection(flags) if flags & (SYN | ACK | RST | FIN) == SYN)
     }
 
     /// Whether these are a packet's headers: after a failed [`parse`] they are not.
@@ -95,6 +105,13 @@ impl<const N: usize> Headers<N> {
     #[inline(always)]
     pub const fn is_first_fragment(&self) -> bool {
         self.part == part::FIRST
+    }
+
+    /// Whether this is any part of a datagram.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        self.part != part::WHOLE
     }
 
     /// Whether this is a part of a datagram other than its beginning.
@@ -115,7 +132,12 @@ impl<const N: usize> Headers<N> {
     #[must_use]
     #[inline(always)]
     pub const fn checksum_at(&self) -> u32 {
-        if self.key.protocol == protocol::UDP { self.l4 + 6 } else { self.l4 + 16 }
+        self.l4
+            + match self.key.protocol {
+                protocol::UDP => 6,
+                protocol::SCTP => 8,
+                _ => 16,
+            }
     }
 }
 
@@ -160,13 +182,14 @@ pub fn parse<const N: usize, P: Packet>(
     Some(())
 }
 
-/// Parses the packet quoted by an ICMP error: cut short as a rule, with at least the first 8 bytes of TCP or UDP.
+/// Parses the packet quoted by an ICMP error: cut short as a rule, with at least the first 8 bytes behind the network
+/// header.
 #[inline(always)]
 pub fn parse_quoted<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Headers<N>) -> Option<()> {
     let readable = network(packet, l3, headers)?;
     headers.transport = match headers.key.protocol {
         _ if headers.part == part::LATER || !readable => return None,
-        protocol::TCP => Transport::Tcp(0),
+        protocol::TCP | protocol::SCTP => Transport::Connection(0),
         protocol::UDP => Transport::Udp,
         _ => return None,
     };
@@ -383,7 +406,17 @@ fn transport<const N: usize, P: Packet>(packet: &P, readable: bool, headers: &mu
                 return Transport::Malformed;
             }
             set_ports(headers, [h[0], h[1], h[2], h[3]]);
-            Transport::Tcp(h[13])
+            Transport::Connection(h[13])
+        }
+        protocol::SCTP => {
+            let Some(h) = packet.load::<16>(l4) else { return Transport::Malformed };
+            let chunk = u32::from(u16::from_be_bytes([h[14], h[15]]));
+            let outside = headers.part == part::WHOLE && l4 + 12 + chunk > end;
+            if l4 + 16 > end || chunk < 4 || outside {
+                return Transport::Malformed;
+            }
+            set_ports(headers, [h[0], h[1], h[2], h[3]]);
+            Transport::Connection(shown_by(h[12]))
         }
         _ if headers.part == part::FIRST => Transport::Fragment,
         protocol::ICMP if N == 1 => match icmp_type(packet, l4) {
@@ -397,6 +430,21 @@ fn transport<const N: usize, P: Packet>(packet: &P, readable: bool, headers: &mu
             _ => Transport::Other,
         },
         _ => Transport::Other,
+    }
+}
+
+/// What a packet of SCTP that begins with a chunk of this type does to its association (RFC 9260 sections 3.2 and 9). What
+/// begins or ends one stands first or alone, but for an ABORT behind other control chunks: an association that ends
+/// unnoticed is forgotten as an idle one is.
+#[inline(always)]
+const fn shown_by(chunk: u8) -> u8 {
+    use tcp_flags::{ACK, FIN, RST, SYN};
+    match chunk {
+        chunk::INIT => SYN,
+        chunk::INIT_ACK => SYN | ACK,
+        chunk::ABORT => RST,
+        chunk::SHUTDOWN | chunk::SHUTDOWN_ACK | chunk::SHUTDOWN_COMPLETE => FIN | ACK,
+        _ => ACK,
     }
 }
 

@@ -4,9 +4,11 @@
 //! shim may mask it for the verifier without changing it.
 
 mod checksum;
+mod crc32c;
 mod headers;
 
 pub use checksum::{Diff, apply, fold, grow, pseudo_header, same_sum};
+pub use crc32c::{crc_difference, port_difference};
 pub use headers::{
     Headers, IPV4, IPV6, MAX_OFFSET, Transport, addresses_at, load_addresses, parse, parse_quoted, tcp_flags,
 };

@@ -1,6 +1,7 @@
 //! Properties of parser, checksums and rewrites, with etherparse as the second opinion: whatever it builds we read alike, and
 //! whatever we write is what it would have built.
 
+mod crc32c;
 mod packets;
 mod parsing;
 mod rewriting;

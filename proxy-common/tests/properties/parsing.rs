@@ -30,7 +30,7 @@ fn agrees<const N: usize>(bytes: &[u8]) -> Result<(), TestCaseError> {
     prop_assert_eq!((headers.l3, headers.key.hook), (14, Hook::Egress as u8));
     let (slice, ports, transport) = match sliced.transport.as_ref() {
         Some(TransportSlice::Tcp(tcp)) => {
-            (tcp.slice(), (tcp.source_port(), tcp.destination_port()), Transport::Tcp(tcp.slice()[13]))
+            (tcp.slice(), (tcp.source_port(), tcp.destination_port()), Transport::Connection(tcp.slice()[13]))
         }
         Some(TransportSlice::Udp(udp)) => {
             (udp.slice(), (udp.source_port(), udp.destination_port()), Transport::Udp)

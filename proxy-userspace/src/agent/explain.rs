@@ -60,7 +60,14 @@ impl Worker {
             return Ok(Some(Origin::Edge(edge.edge.clone())));
         }
         match self.way(Routed { to: query.from, from: None, mark: 0 })? {
-            Way::Local if self.sockets.mode != OFF && self.sockets.why.is_empty() => Ok(Some(Origin::Socket)),
+            // No hook is called for sockets of SCTP (S-20).
+            Way::Local
+                if self.sockets.mode != OFF
+                    && self.sockets.why.is_empty()
+                    && query.protocol != Protocol::Sctp =>
+            {
+                Ok(Some(Origin::Socket))
+            }
             Way::Local => self.caught(query.to.ip(), told),
             Way::Out { ifindex, ports } => {
                 let edge = self.edge_of(ifindex, &ports);

@@ -71,10 +71,10 @@ pub struct Planned {
 }
 
 /// Every frontend that a port asks for, once per address: what a Service says twice is what comes first here.
-/// Refused addresses are left out, SCTP asks for nothing as long as it is not served.
+/// Refused addresses are left out.
 pub fn frontends<'a>(service: &'a Service, port: &'a ServicePort) -> Vec<Frontend> {
     let mut list: Vec<Frontend> = Vec::new();
-    if !service.is_served() || port.protocol == Protocol::Sctp {
+    if !service.is_served() {
         return list;
     }
     let mut add = |kind, address: IpAddr, number| {
@@ -118,7 +118,7 @@ pub fn plan<'a>(
     planned.problems.extend(slices.clone().flat_map(|(name, slice)| slice_problems(name, slice)));
     planned.health = health(service, slices.clone().map(|(_, slice)| slice));
     let mut taken = BTreeSet::new();
-    for port in service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+    for port in &service.ports {
         let mut asked = frontends(service, port);
         asked.retain(|frontend| {
             taken.insert(frontend.key) || repeated(service, frontend, &mut planned.problems)
@@ -267,13 +267,6 @@ fn service_problems(service: &Service) -> Vec<Problem> {
         service.defects.iter().map(|d| Problem::new(&object, &d.what, &d.next)).collect();
     if !service.is_served() {
         return problems;
-    }
-    for port in service.ports.iter().filter(|port| port.protocol == Protocol::Sctp) {
-        problems.push(Problem::new(
-            &object,
-            format_args!("port {}/SCTP is not served", port.port),
-            "use TCP or UDP",
-        ));
     }
     let lists = [
         ("ClusterIP", &service.cluster_ips),

@@ -153,10 +153,17 @@ fn a_rows_frontends() {
             vec!["ns/a cluster 10.96.0.1 80/TCP", "ns/a lb 203.0.113.1 80/TCP"],
         ),
         (
-            "SCTP is not served",
-            json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80, "protocol": "SCTP"}]}),
+            "B3 A4 SCTP beside TCP on one number",
+            json!({"type": "NodePort", "clusterIP": "10.96.0.1", "externalIPs": ["203.0.113.1"],
+                "ports": [{"name": "s", "port": 80, "nodePort": 30080, "protocol": "SCTP"}, {"name": "t", "port": 80}]}),
             json!(null),
-            vec![],
+            vec![
+                "ns/a:s cluster 10.96.0.1 80/SCTP",
+                "ns/a:s node 0.0.0.0 30080/SCTP",
+                "ns/a:s external 203.0.113.1 80/SCTP",
+                "ns/a:t cluster 10.96.0.1 80/TCP",
+                "ns/a:t external 203.0.113.1 80/TCP",
+            ],
         ),
         (
             "C-28 refused external IPs",

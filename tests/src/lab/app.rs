@@ -6,7 +6,6 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::plan::{Family, Who, cluster_ip, external_ip, load_balancer_ip};
-use crate::wire::Transport;
 
 /// Port of every ClusterIP, external IP and LoadBalancer address.
 pub const SERVICE_PORT: u16 = 80;
@@ -38,6 +37,8 @@ pub struct App {
     /// From 1 to 99; all its addresses and ports follow from it.
     pub number: u8,
     pub backends: Vec<Backend>,
+    /// Also for SCTP.
+    pub sctp: bool,
     /// Fields of the Service's spec in place of the usual ones.
     pub spec: serde_json::Map<String, Value>,
 }
@@ -78,6 +79,7 @@ impl App {
             name: name.into(),
             number,
             backends: backends.into_iter().collect(),
+            sctp: false,
             spec: serde_json::Map::new(),
         }
     }
@@ -89,7 +91,24 @@ impl App {
         self
     }
 
-    /// The NodePort, the same for TCP and UDP.
+    /// With a port of SCTP.
+    #[must_use]
+    pub fn and_sctp(mut self) -> Self {
+        self.sctp = true;
+        self
+    }
+
+    /// Names of its ports, and their protocols.
+    #[must_use]
+    pub fn ports(&self) -> Vec<(&'static str, &'static str)> {
+        let mut ports = vec![("tcp", "TCP"), ("udp", "UDP")];
+        if self.sctp {
+            ports.push(("sctp", "SCTP"));
+        }
+        ports
+    }
+
+    /// The NodePort, the same for all protocols.
     #[must_use]
     pub fn node_port(&self) -> u16 {
         30_000 + u16::from(self.number)
@@ -125,15 +144,13 @@ impl App {
     fn service(&self) -> Value {
         let both =
             |f: fn(Family, u8) -> IpAddr| Family::BOTH.map(|family| f(family, self.number).to_string());
-        let ports: Vec<_> = Transport::BOTH
-            .iter()
-            .map(|transport| {
-                json!({
-                    "name": transport.to_string(), "protocol": transport.name(),
-                    "port": SERVICE_PORT, "nodePort": self.node_port(),
-                })
+        let port = |(name, protocol)| {
+            json!({
+                "name": name, "protocol": protocol,
+                "port": SERVICE_PORT, "nodePort": self.node_port(),
             })
-            .collect();
+        };
+        let ports: Vec<_> = self.ports().into_iter().map(port).collect();
         let ingress: Vec<_> =
             both(load_balancer_ip).iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
         let mut service = json!({
@@ -169,9 +186,8 @@ impl App {
                 })
             })
             .collect();
-        let ports = Transport::BOTH.map(
-            |transport| json!({"name": transport.to_string(), "protocol": transport.name(), "port": port}),
-        );
+        let numbered = |(name, protocol)| json!({"name": name, "protocol": protocol, "port": port});
+        let ports: Vec<_> = self.ports().into_iter().map(numbered).collect();
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {

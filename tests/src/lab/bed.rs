@@ -248,9 +248,9 @@ impl Bed {
         let (v4, v6) = (want(Family::V4), want(Family::V6));
         // A policy may leave endpoints out of the external list.
         let lists = if app.spec.is_empty() { &["external", "internal"][..] } else { &["internal"] };
-        // Two transports, two families.
+        // In two families.
         let complete = |found: &[(bool, Vec<&str>)]| {
-            found.len() == 4 * lists.len()
+            found.len() == 2 * app.ports().len() * lists.len()
                 && found.iter().all(|(is_v6, list)| *list == if *is_v6 { &*v6 } else { &*v4 })
         };
         until(&format!("{} to be installed", app.name), PATIENCE, || {

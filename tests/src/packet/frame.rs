@@ -1,12 +1,15 @@
 //! Building and reading frames. The reader and its checksums are etherparse's, not ours: a second opinion.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use etherparse::{
     IcmpEchoHeader, Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, icmpv4,
     icmpv6,
 };
 use proxy_common::abi::protocol;
+
+use super::sctp;
 
 /// An address and a port.
 pub type End = (IpAddr, u16);
@@ -31,7 +34,7 @@ pub const ACK: Flags = Flags { syn: false, ack: true, fin: false, rst: false };
 pub const FIN: Flags = Flags { syn: false, ack: true, fin: true, rst: false };
 pub const RST: Flags = Flags { syn: false, ack: false, fin: false, rst: true };
 
-/// A TCP segment (`flags` apply) or UDP datagram from `src` to `dst`.
+/// A TCP segment or packet of SCTP (`flags` apply) or a UDP datagram from `src` to `dst`.
 #[must_use]
 pub fn packet(protocol: u8, flags: Flags, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(CLIENT_MAC, NODE_MAC);
@@ -43,6 +46,11 @@ pub fn packet(protocol: u8, flags: Flags, src: End, dst: End, payload: &[u8]) ->
     let mut bytes = Vec::new();
     if protocol == protocol::UDP {
         ip.udp(src.1, dst.1).write(&mut bytes, payload).expect("a vector takes every byte");
+        return bytes;
+    }
+    if protocol == protocol::SCTP {
+        let packet = sctp::spoken(flags, (src.1, dst.1), payload);
+        ip.write(&mut bytes, sctp::NUMBER, &packet).expect("a vector takes every byte");
         return bytes;
     }
     let mut tcp = ip.tcp(src.1, dst.1, 0x0102_0304, 4000);
@@ -144,13 +152,14 @@ fn redirect_options(packet: &[u8]) -> Vec<u8> {
 pub struct Read {
     pub src: End,
     pub dst: End,
-    /// Of a TCP segment.
+    /// Of a TCP segment or a packet of SCTP.
     pub flags: Flags,
     /// Of an ICMP message: type, code and the quoted packet as far as it is there.
     pub icmp: Option<(u8, u8, Vec<u8>)>,
     /// Where the transport header starts in the frame.
     pub l4: usize,
-    pub udp: bool,
+    /// Where the transport checksum stands in it.
+    pub checksum: Range<usize>,
 }
 
 /// Reads a frame and panics, with the reason, when a checksum in it is wrong: this is the wire oracle of failures.md 0.
@@ -166,7 +175,13 @@ pub fn read(frame: &[u8]) -> Read {
         NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
         NetSlice::Arp(_) => unreachable!("stories have no ARP"),
     };
-    let transport = sliced.transport.as_ref().expect("the frame has a transport header");
+    let Some(transport) = sliced.transport.as_ref() else {
+        let payload =
+            sliced.net.as_ref().and_then(NetSlice::ip_payload_ref).expect("the frame has a payload");
+        assert_eq!(payload.ip_number, sctp::NUMBER, "no transport header");
+        let l4 = payload.payload.as_ptr().addr() - frame.as_ptr().addr();
+        return read_sctp((src, dst), l4, payload.payload);
+    };
     let slice = match transport {
         TransportSlice::Tcp(tcp) => tcp.slice(),
         TransportSlice::Udp(udp) => udp.slice(),
@@ -175,8 +190,9 @@ pub fn read(frame: &[u8]) -> Read {
         TransportSlice::Igmp(_) => unreachable!("stories have no IGMP"),
     };
     let l4 = slice.as_ptr().addr() - frame.as_ptr().addr();
-    let udp = matches!(transport, TransportSlice::Udp(_));
-    let mut read = Read { src: (src, 0), dst: (dst, 0), flags: Flags::default(), icmp: None, l4, udp };
+    let checksum = l4 + if matches!(transport, TransportSlice::Udp(_)) { 6 } else { 16 };
+    let checksum = checksum..checksum + 2;
+    let mut read = Read { src: (src, 0), dst: (dst, 0), flags: Flags::default(), icmp: None, l4, checksum };
     match transport {
         TransportSlice::Tcp(tcp) => {
             let expected = match (src, dst) {
@@ -217,6 +233,20 @@ pub fn read(frame: &[u8]) -> Read {
         TransportSlice::Igmp(_) => unreachable!("stories have no IGMP"),
     }
     read
+}
+
+fn read_sctp((src, dst): (IpAddr, IpAddr), l4: usize, packet: &[u8]) -> Read {
+    let written = sctp::written(packet);
+    assert!(written == [0; 4] || written == sctp::checksum(packet), "SCTP checksum");
+    let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    Read {
+        src: (src, port(0)),
+        dst: (dst, port(2)),
+        flags: sctp::flags(packet),
+        icmp: None,
+        l4,
+        checksum: l4 + 8..l4 + 12,
+    }
 }
 
 /// The quoted packet of an ICMP error as a frame that [`read`] understands; it must be quoted whole.

@@ -16,6 +16,7 @@ pub mod host;
 pub mod kernel;
 pub mod maps;
 pub mod pieces;
+pub mod sctp;
 pub mod shape;
 pub mod story;
 pub mod tale;

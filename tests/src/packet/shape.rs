@@ -5,6 +5,7 @@ use etherparse::checksum::Sum16BitWords;
 use proxy_common::abi::protocol;
 
 use super::frame::ETHERNET;
+use super::sctp;
 
 /// One peculiarity. Those between network and transport header come in the order in which they are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,10 +25,12 @@ pub enum Shape {
     Tag(u16),
     /// Bytes behind the packet, as Ethernet pads short frames.
     Trailer(u8),
-    /// No UDP checksum (P-58).
+    /// No checksum of UDP (P-58) or SCTP (RFC 9653).
     NoChecksum,
-    /// A checksum that the device is to finish: the sum over the pseudo header (P-80).
+    /// A checksum that the device is to finish: the sum over the pseudo header (P-80), of SCTP none.
     Unfinished,
+    /// SCTP: the chunk is of this type.
+    Chunk(u8),
     /// Another IP protocol with whatever payload there is (P-91).
     Protocol(u8),
 }
@@ -68,6 +71,15 @@ pub fn shaped(mut frame: Vec<u8>, shapes: &[Shape]) -> Vec<u8> {
             }
             Shape::Protocol(number) => {
                 frame[next] = number;
+                Vec::new()
+            }
+            Shape::Chunk(kind) => {
+                frame[at + sctp::HEADER] = kind;
+                sctp::finish(&mut frame[at..]);
+                Vec::new()
+            }
+            Shape::NoChecksum | Shape::Unfinished if frame[next] == protocol::SCTP => {
+                frame[at + 8..at + 12].fill(0);
                 Vec::new()
             }
             Shape::NoChecksum => {
@@ -142,9 +154,13 @@ fn options(bytes: usize) -> Vec<u8> {
     options
 }
 
-/// What a device makes of a frame that is marked to be finished from the TCP or UDP header at `at` on.
+/// What a device makes of a frame that is marked to be finished from the transport header at `at` on.
 #[must_use]
 pub fn finished(mut frame: Vec<u8>, at: usize, protocol: u8) -> Vec<u8> {
+    if protocol == protocol::SCTP {
+        sctp::finish(&mut frame[at..]);
+        return frame;
+    }
     let sum = Sum16BitWords::new().add_slice(&frame[at..]).ones_complement().to_be();
     let field = checksum_at(at, protocol);
     frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());

@@ -6,8 +6,8 @@
 //!     .leaves(syn_ack(BACKEND, CLIENT)).becomes(VIP, CLIENT)
 //! ```
 //!
-//! It is told in both families, over TCP and UDP where it does not say otherwise, to the path on the host and to the
-//! programs in the kernel. `syn` is a datagram over UDP.
+//! It is told in both families, over TCP, UDP and SCTP where it does not say otherwise, to the path on the host and to
+//! the programs in the kernel. `syn` is a datagram over UDP; over SCTP it is an INIT, and `rst` an ABORT.
 
 use std::net::IpAddr;
 
@@ -200,6 +200,26 @@ impl Tale {
     #[must_use]
     pub fn udp(mut self) -> Self {
         self.protocols = vec![protocol::UDP];
+        self
+    }
+
+    #[must_use]
+    pub fn sctp(mut self) -> Self {
+        self.protocols = vec![protocol::SCTP];
+        self
+    }
+
+    /// What SCTP does otherwise, and is told on its own.
+    #[must_use]
+    pub fn not_sctp(mut self) -> Self {
+        self.protocols.retain(|number| *number != protocol::SCTP);
+        self
+    }
+
+    /// Where packets open connections.
+    #[must_use]
+    pub fn connected(mut self) -> Self {
+        self.protocols.retain(|number| *number != protocol::UDP);
         self
     }
 

@@ -19,7 +19,7 @@ pub fn stories(rows: Vec<Tale>, ethernet: bool) -> Vec<Story<Both>> {
     for row in rows {
         for &v6 in &row.families {
             for &number in &row.protocols {
-                if !ethernet && number == protocol::UDP && refuses(&row) {
+                if !ethernet && number != protocol::TCP && refuses(&row) {
                     continue;
                 }
                 let name = format!("{}::{}::{}", slug(&row.title), family(v6), transport(number));
@@ -69,7 +69,11 @@ pub const fn family(v6: bool) -> &'static str {
 
 #[must_use]
 pub const fn transport(number: u8) -> &'static str {
-    if number == protocol::TCP { "tcp" } else { "udp" }
+    match number {
+        protocol::TCP => "tcp",
+        protocol::UDP => "udp",
+        _ => "sctp",
+    }
 }
 
 /// One telling.
@@ -210,7 +214,9 @@ impl<'a> Teller<'a> {
                 self.is_end("destination", after.dst, to)?;
                 ensure!(bare(sent, &before) == bare(&out.bytes, &after), "more has changed than the ends");
             }
-            Expect::Refused(_) if finished => self.is_refusal(sent, &out.bytes)?,
+            Expect::Refused(_) if finished || self.protocol == protocol::SCTP => {
+                self.is_refusal(sent, &out.bytes)?
+            }
             Expect::Refused(_) if self.protocol == protocol::TCP => {
                 let unfinished = shaped(out.bytes.clone(), &[Shape::Unfinished]) == out.bytes;
                 ensure!(unfinished, "the refusal's checksum is not left for the device to finish");
@@ -249,7 +255,11 @@ impl<'a> Teller<'a> {
         let (kind, code, quoted) = told.icmp.context("no ICMP message")?;
         ensure!((kind, code) == if self.v6 { (1, 4) } else { (3, 3) }, "ICMP {kind}/{code}");
         let packet = &sent[ETHERNET..];
-        ensure!(quoted.len() >= 28 && packet.starts_with(&quoted), "another packet is quoted");
+        // RFC 9260 section 10: an answer to an INIT is believed by the tag that it proposes.
+        let behind = if self.protocol == protocol::SCTP { 20.min(sent.len() - asked.l4) } else { 8 };
+        let least = (asked.l4 - ETHERNET + behind).min(128);
+        ensure!(quoted.len() >= least, "{} bytes are quoted", quoted.len());
+        ensure!(packet.starts_with(&quoted), "another packet is quoted");
         Ok(())
     }
 
@@ -279,10 +289,11 @@ fn difference(before: &[u64], after: &[u64]) -> Vec<Reason> {
 fn bare(frame: &[u8], read: &Read) -> Vec<u8> {
     let mut bare = frame.to_vec();
     let (addresses, sum) = if frame[ETHERNET] >> 4 == 6 { (8..40, 0..0) } else { (12..20, 10..12) };
-    let transport = read.l4 - ETHERNET;
-    let checksum = transport + if read.udp { 6 } else { 16 };
-    for field in [addresses, sum, transport..transport + 4, checksum..checksum + 2] {
+    for field in [addresses, sum] {
         bare[ETHERNET..][field].fill(0);
+    }
+    for field in [read.l4..read.l4 + 4, read.checksum.clone()] {
+        bare[field].fill(0);
     }
     bare
 }

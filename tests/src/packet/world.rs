@@ -79,7 +79,7 @@ pub const OTHER_STICKY_PORT: u16 = 91;
 pub const AFFINITY: u32 = 60;
 
 /// The protocols that stories are told in.
-pub const PROTOCOLS: [u8; 2] = [protocol::TCP, protocol::UDP];
+pub const PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
 
 /// First index of a family in the maps that both share.
 const fn base(v6: bool) -> u32 {
@@ -281,37 +281,37 @@ fn services<const N: usize>(to: &mut impl Writer<N>) {
 fn frontends<const N: usize>(to: &mut impl Writer<N>, p: &Plan) {
     use FrontendKind::{ClusterIp, ExternalIp, LoadBalancer, NodePort};
     let any = Addr::UNSPECIFIED;
-    let both = &PROTOCOLS[..];
+    let all = &PROTOCOLS[..];
     let frontends = [
-        (addr(p.vip), PORT, both, 1, ClusterIp),
-        (addr(p.other_vip), PORT, both, 2, ClusterIp),
-        (addr(p.load_balancer), PORT, both, 1, LoadBalancer),
-        (addr(p.bound), PORT, both, 1, LoadBalancer),
-        (addr(p.external), PORT, both, 1, ExternalIp),
-        (any, NODE_PORT, both, 1, NodePort),
-        (addr(p.vip), EMPTY_PORT, both, 3, ClusterIp),
-        (any, NODE_PORT + 1, both, 3, NodePort),
-        (addr(p.vip), SILENT_PORT, both, 4, ClusterIp),
-        (any, NODE_PORT + 2, both, 4, NodePort),
-        (addr(p.vip), LEAVING_PORT, both, 5, ClusterIp),
-        (addr(p.vip), HOST_PORT, both, 6, ClusterIp),
-        (any, NODE_PORT + 4, both, 6, NodePort),
+        (addr(p.vip), PORT, all, 1, ClusterIp),
+        (addr(p.other_vip), PORT, all, 2, ClusterIp),
+        (addr(p.load_balancer), PORT, all, 1, LoadBalancer),
+        (addr(p.bound), PORT, all, 1, LoadBalancer),
+        (addr(p.external), PORT, all, 1, ExternalIp),
+        (any, NODE_PORT, all, 1, NodePort),
+        (addr(p.vip), EMPTY_PORT, all, 3, ClusterIp),
+        (any, NODE_PORT + 1, all, 3, NodePort),
+        (addr(p.vip), SILENT_PORT, all, 4, ClusterIp),
+        (any, NODE_PORT + 2, all, 4, NodePort),
+        (addr(p.vip), LEAVING_PORT, all, 5, ClusterIp),
+        (addr(p.vip), HOST_PORT, all, 6, ClusterIp),
+        (any, NODE_PORT + 4, all, 6, NodePort),
         (addr(p.vip), TCP_PORT, &[protocol::TCP], 1, ClusterIp),
-        (addr(p.vip), BACKEND_PORT, both, 1, ClusterIp),
+        (addr(p.vip), BACKEND_PORT, all, 1, ClusterIp),
         (addr(p.vip), DNS_PORT, &[protocol::TCP], 7, ClusterIp),
         (addr(p.vip), DNS_PORT, &[protocol::UDP], 8, ClusterIp),
-        (addr(p.vip), MANY_PORT, both, 9, ClusterIp),
-        (any, LOCAL_NODE_PORT, both, 10, NodePort),
-        (any, AWAY_NODE_PORT, both, 11, NodePort),
-        (addr(p.load_balancer), CLOSED_PORT, both, 12, LoadBalancer),
-        (addr(p.bound), CLOSED_PORT, both, 12, LoadBalancer),
-        (addr(p.external), CLOSED_PORT, both, 12, ExternalIp),
-        (addr(p.vip), CLOSED_PORT, both, 12, ClusterIp),
-        (any, CLOSED_NODE_PORT, both, 12, NodePort),
-        (addr(p.bound), FOREIGN_PORT, both, 13, LoadBalancer),
-        (addr(p.vip), STICKY_PORT, both, 14, ClusterIp),
-        (any, STICKY_NODE_PORT, both, 14, NodePort),
-        (addr(p.vip), OTHER_STICKY_PORT, both, 15, ClusterIp),
+        (addr(p.vip), MANY_PORT, all, 9, ClusterIp),
+        (any, LOCAL_NODE_PORT, all, 10, NodePort),
+        (any, AWAY_NODE_PORT, all, 11, NodePort),
+        (addr(p.load_balancer), CLOSED_PORT, all, 12, LoadBalancer),
+        (addr(p.bound), CLOSED_PORT, all, 12, LoadBalancer),
+        (addr(p.external), CLOSED_PORT, all, 12, ExternalIp),
+        (addr(p.vip), CLOSED_PORT, all, 12, ClusterIp),
+        (any, CLOSED_NODE_PORT, all, 12, NodePort),
+        (addr(p.bound), FOREIGN_PORT, all, 13, LoadBalancer),
+        (addr(p.vip), STICKY_PORT, all, 14, ClusterIp),
+        (any, STICKY_NODE_PORT, all, 14, NodePort),
+        (addr(p.vip), OTHER_STICKY_PORT, all, 15, ClusterIp),
     ];
     for (address, port, protocols, service, kind) in frontends {
         for &protocol in protocols {

@@ -108,7 +108,7 @@ impl<const N: usize> Kernel<N> {
         let frame = Frame { bytes, mark, ifindex: IFINDEX };
         let (mut room, hook) = (Headers::EMPTY, if ingress { Hook::Ingress } else { Hook::Egress });
         let _ = parse(&frame, ETHERNET as u32, hook, &mut room);
-        let ends = if matches!(room.transport, Transport::Tcp(flags) if flags & SYN_ACK == SYN_ACK) {
+        let ends = if matches!(room.transport, Transport::Connection(flags) if flags & SYN_ACK == SYN_ACK) {
             state::FIN | state::RST
         } else {
             state::FIN

@@ -6,6 +6,7 @@ use etherparse::IpSlice;
 use etherparse::checksum::Sum16BitWords;
 
 use super::packet;
+use crate::packet::sctp::{HEADER, checksum, written};
 
 /// What the kernel says about work left for hardware (`struct virtio_net_hdr` of packet sockets).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,7 @@ impl Unfinished {
 
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
+const SCTP: u8 = 132;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
@@ -77,6 +79,8 @@ fn transport(ip: &IpSlice<'_>, payload: &[u8], offload: Offload, faults: &mut Ve
     let number = ip.payload_ip_number().0;
     let ends = (ip.source_addr(), ip.destination_addr());
     match number {
+        SCTP if payload.len() < HEADER => faults.push("SCTP header cut".into()),
+        SCTP if written(payload) != checksum(payload) => faults.push("SCTP checksum wrong".into()),
         TCP | UDP => layer4(ends, number, payload, offload.unfinished.is_some(), faults),
         ICMP => {
             if Sum16BitWords::new().add_slice(payload).ones_complement() != 0 {

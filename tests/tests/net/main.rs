@@ -17,6 +17,7 @@ mod operator;
 mod policy;
 mod ports;
 mod restart;
+mod sctp;
 mod start;
 mod trace;
 mod upgrade;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     groups.extend(policy::groups());
     groups.extend(mtu::groups());
     groups.extend(fragments::groups());
+    groups.extend(sctp::groups());
     groups.extend(guard::groups());
     groups.extend(choice::groups());
     groups.extend(change::groups());

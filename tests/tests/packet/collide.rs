@@ -64,12 +64,14 @@ fn ways() -> Vec<Tale> {
             .enters(syn(CLIENT, BACKEND))
             .becomes(RENUMBERED, BACKEND),
         tale("straight to the endpoint first makes no entry P-60")
+            .not_sctp()
             .enters(syn(CLIENT, BACKEND))
             .untouched()
             .entries(0)
             .leaves(syn_ack(BACKEND, CLIENT))
             .untouched(),
         tale("straight to the endpoint first: masqueraded flows leave it the client's port P-60")
+            .not_sctp()
             .enters(syn(STRANGER, BACKEND))
             .untouched()
             .leaves(syn_ack(BACKEND, STRANGER))
@@ -88,10 +90,12 @@ fn ways() -> Vec<Tale> {
             .untouched()
             .entries(4),
         by_service("another port of the endpoint's address is another connection P-60")
+            .not_sctp()
             .enters(syn(CLIENT, (Who::Backend, 22)))
             .untouched()
             .entries(2),
         by_service("another client port straight to the endpoint is not touched P-60")
+            .not_sctp()
             .enters(syn((Who::Pod, 40_002), BACKEND))
             .untouched()
             .entries(2),

@@ -8,7 +8,7 @@ use sluice_tests::packet::pieces::{ORDERS, cut, join};
 use sluice_tests::packet::story::{Action, At, Both, Node, Outcome};
 use sluice_tests::packet::world::{BACKEND_PORT, EMPTY_PORT, MARK, NODE_PORT, PORT, config, plan};
 
-use crate::table::each_way;
+use crate::table::{each_of, each_way};
 
 /// Bits of the mark that are not ours.
 const FOREIGN: u32 = 0x8000_1337;
@@ -17,8 +17,19 @@ const FOREIGN: u32 = 0x8000_1337;
 const CUTS: [usize; 2] = [24, 48];
 
 pub fn stories() -> Vec<Story<Both>> {
-    each_way(&[
-        ("a datagram in three parts goes there and back through all four rewrites P-09", four_rewrites),
+    let mut stories = each_of(
+        &[protocol::TCP, protocol::UDP],
+        &[
+            ("a datagram in three parts goes there and back through all four rewrites P-09", four_rewrites),
+            ("parts of a second flow with the same id do not mix P-11", same_id),
+            ("an id comes back with a datagram that is not translated P-11", id_comes_back),
+        ],
+    );
+    stories.extend(each_of(&[protocol::SCTP], &[(
+        "a first part of SCTP whose port would change is dropped and counted, and the others with it P-90 P-09",
+        other_port,
+    )]));
+    stories.extend(each_way(&[
         (
             "a pod's datagram in three parts reaches a ClusterIP's endpoint, and the answer it P-09",
             cluster_ip,
@@ -30,12 +41,26 @@ pub fn stories() -> Vec<Story<Both>> {
         ),
         ("parts that leave before their first are left alone and counted P-10", early_answers),
         ("parts of what is not translated are counted only where they are early P-10", direct),
-        ("parts of a second flow with the same id do not mix P-11", same_id),
-        ("an id comes back with a datagram that is not translated P-11", id_comes_back),
         ("what is known of a datagram is soon forgotten P-11", forgotten),
         ("a first part that is too small is dropped P-11", too_small),
         ("a first part to a Service without endpoints is refused, the others dropped P-23", refused),
-    ])
+    ]));
+    stories
+}
+
+/// A port of the ClusterIP. Of SCTP one that is the endpoint's too: a part's checksum does not survive another.
+const fn service_port(number: u8) -> u16 {
+    if number == protocol::SCTP { BACKEND_PORT } else { PORT }
+}
+
+fn other_port(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let p = plan(v6);
+    let parts = cut(&datagram(protocol, SYN, (p.pod, 41_000), (p.vip, PORT)), 5, &CUTS);
+    for part in &parts {
+        ensure!(node.run(&At::INGRESS, part, 0).action == Action::Drop);
+    }
+    ensure!(node.count(Reason::Fragment) == 3);
+    Ok(())
 }
 
 fn datagram(protocol: u8, flags: Flags, from: End, to: End) -> Vec<u8> {
@@ -88,7 +113,7 @@ fn four_rewrites(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
 
 fn cluster_ip(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
-    let (client, front) = ((p.pod, 40_001), (p.vip, PORT));
+    let (client, front) = ((p.pod, 40_001), (p.vip, service_port(protocol)));
     let request = cut(&datagram(protocol, SYN, client, front), 9, &CUTS);
     let (there, mark) = through(node, &At::INGRESS, &request, FOREIGN)?;
     let backend = (p.backend, BACKEND_PORT);
@@ -106,7 +131,7 @@ fn any_order(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
     for (id, order) in (100..).zip(ORDERS) {
         let client = (p.pod, 41_000 + id);
-        let parts = cut(&datagram(protocol, SYN, client, (p.vip, PORT)), id, &CUTS);
+        let parts = cut(&datagram(protocol, SYN, client, (p.vip, service_port(protocol))), id, &CUTS);
         let (mut known, mut dropped) = (false, node.count(Reason::Fragment));
         for part in order {
             known |= part == 0;
@@ -163,7 +188,8 @@ fn each_early_is_counted(
 /// Whether they are answers is in their first part.
 fn early_answers(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
-    let (client, front, backend) = ((p.pod, 40_001), (p.vip, PORT), (p.backend, BACKEND_PORT));
+    let (client, front, backend) =
+        ((p.pod, 40_001), (p.vip, service_port(protocol)), (p.backend, BACKEND_PORT));
     pass(node, &At::INGRESS, &packet(protocol, SYN, client, front, b""), 0)?;
     for (id, order) in (100..).zip(ORDERS) {
         let parts = cut(&datagram(protocol, SYN_ACK, backend, client), id, &CUTS);
@@ -222,7 +248,7 @@ fn id_comes_back(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
 
 fn forgotten(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
-    let parts = cut(&datagram(protocol, SYN, (p.pod, 41_000), (p.vip, PORT)), 5, &CUTS);
+    let parts = cut(&datagram(protocol, SYN, (p.pod, 41_000), (p.vip, service_port(protocol))), 5, &CUTS);
     pass(node, &At::INGRESS, &parts[0], 0)?;
     let now = config().test_clock;
     node.set_config(Config { test_clock: now + 30, ..config() });
@@ -254,7 +280,7 @@ fn refused(node: &mut Both, v6: bool, number: u8) -> Result<()> {
     let p = plan(v6);
     let parts = cut(&datagram(number, SYN, (p.pod, 41_000), (p.vip, EMPTY_PORT)), 5, &CUTS);
     // A reset would have the header of a part.
-    let answer = if number == protocol::UDP { Action::Reject } else { Action::Drop };
+    let answer = if number == protocol::TCP { Action::Drop } else { Action::Reject };
     ensure!(node.run(&At::INGRESS, &parts[0], 0).action == answer);
     ensure!(node.count(Reason::NoEndpoint) == 1);
     ensure!(node.run(&At::INGRESS, &parts[1], 0).action == Action::Drop);

@@ -210,6 +210,7 @@ fn unserved() -> Vec<Tale> {
             .untouched()
             .entries(0),
         tale("an address that is not selected and has an endpoint serves no NodePorts E1")
+            .not_sctp()
             .enters(syn(STRANGER, (Who::Plain, NODE_PORT)))
             .untouched()
             .entries(0),
@@ -237,7 +238,7 @@ fn strangers() -> Vec<Tale> {
     vec![
         both("a pod's packet to the outside is not touched P-05", CLIENT, (Who::Outside, PORT)),
         both("a packet from outside to a pod is not touched P-05", STRANGER, (Who::Pod, PORT)),
-        both("a packet straight to an endpoint is not touched", CLIENT, BACKEND),
+        both("a packet straight to an endpoint is not touched", CLIENT, BACKEND).not_sctp(),
         tale("an answer to a direct connection is not touched")
             .leaves(syn_ack(BACKEND, CLIENT).marked(FOREIGN))
             .untouched(),

@@ -138,7 +138,7 @@ fn fragments() -> Vec<Tale> {
 
 /// Protocols that Services do not have.
 fn others() -> Vec<Tale> {
-    let protocols = [(4, "IPIP"), (41, "IPv6 in IP"), (47, "GRE"), (50, "ESP"), (132, "SCTP"), (112, "VRRP")];
+    let protocols = [(4, "IPIP"), (41, "IPv6 in IP"), (47, "GRE"), (50, "ESP"), (112, "VRRP")];
     let mut rows = Vec::new();
     for (number, name) in protocols {
         let other = [Protocol(number)];

@@ -7,7 +7,7 @@
 //! headers.rs    options, extensions, tags, fragments errors.rs      ICMP about flows
 //! malformed.rs  packets that lie or end early        policy.rs      which endpoints serve whom
 //! asking.rs     source ranges, session affinity     fragments.rs   datagrams in parts
-//! guard.rs      packets that pretend
+//! guard.rs      packets that pretend              sctp.rs        associations, and their checksum
 //! ```
 
 mod asking;
@@ -20,6 +20,7 @@ mod headers;
 mod malformed;
 mod masquerade;
 mod policy;
+mod sctp;
 mod table;
 mod tcp;
 mod udp;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ("asking", asking::rows()),
         ("tcp", tcp::rows()),
         ("udp", udp::rows()),
+        ("sctp", sctp::rows()),
         ("collide", collide::rows()),
         ("headers", headers::rows()),
         ("table", table::rows()),
@@ -52,5 +54,6 @@ fn main() -> ExitCode {
     groups.push(group("draws", table::draws()));
     groups.push(group("affinity", asking::affinity()));
     groups.push(group("fragments", fragments::stories()));
+    groups.push(group("sctp_bytes", sctp::stories()));
     harness::main("packet", groups)
 }

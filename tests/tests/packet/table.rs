@@ -151,12 +151,17 @@ pub fn draws() -> Vec<Story<Both>> {
 /// A story that cannot be told as a row; it is told the family and the protocol.
 pub type Draw = fn(&mut Both, bool, u8) -> Result<()>;
 
-/// In both families and protocols.
+/// In both families and all protocols.
 pub fn each_way(stories: &[(&str, Draw)]) -> Vec<Story<Both>> {
+    each_of(&PROTOCOLS, stories)
+}
+
+/// In both families and these protocols.
+pub fn each_of(protocols: &[u8], stories: &[(&str, Draw)]) -> Vec<Story<Both>> {
     let mut all = Vec::new();
     for &(title, draw) in stories {
         for v6 in [false, true] {
-            for protocol in PROTOCOLS {
+            for &protocol in protocols {
                 let name = format!("{}::{}::{}", slug(title), family(v6), transport(protocol));
                 all.push(Story::new(name, move |node: &mut Both| {
                     node.reset();

@@ -10,7 +10,7 @@ use sluice_tests::packet::world::PORT;
 
 pub fn rows() -> Vec<Tale> {
     let rows = [beginnings(), strays(), ends(), resets()].concat();
-    rows.into_iter().map(Tale::tcp).collect()
+    rows.into_iter().map(Tale::connected).collect()
 }
 
 /// A connection by the ClusterIP, established.
@@ -265,6 +265,7 @@ fn ends() -> Vec<Tale> {
             .becomes(CLIENT, BACKEND)
             .counted(FlowCreated, 2),
         closed("a SYN-ACK that comes late leaves a closed flow's port to direct connections P-61")
+            .not_sctp()
             .leaves(syn_ack(BACKEND, CLIENT))
             .becomes(VIP, CLIENT)
             .enters(syn(CLIENT, BACKEND))
