@@ -2,7 +2,7 @@
 
 use super::traits::{Entry, Fields, Packet, Tables, Verdict};
 use super::{pair, rewrite};
-use crate::abi::{Flow, Kind, Reason, device_flags, state};
+use crate::abi::{Flow, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// What was made of a packet that met an entry.
@@ -80,7 +80,7 @@ fn makes_way<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> 
     if tables.flow(&partner).is_some_and(|answer| answer.state() & state::SEEN != 0) {
         return false;
     }
-    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state());
+    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), false);
     true
 }
 
@@ -95,7 +95,10 @@ const SILENCE: u32 = 3;
 #[inline(never)]
 fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
     let Some(entry) = tables.flow(&headers.key) else { return true };
-    if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key) {
+    // At the endpoint's edge the pair at the client's has just translated this SYN, and is asked for the answer: where that one has
+    // not heard of the end, a reset that was lost in between, it goes on for the new connection.
+    let stays = headers.key.hook == Hook::Egress as u8;
+    if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key, stays) {
         return true;
     }
     if !has_left(tables, headers, &entry) {
@@ -109,7 +112,7 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool
     {
         return false;
     }
-    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state());
+    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), false);
     true
 }
 

@@ -10,7 +10,7 @@ const PORT_TRIES: u32 = 8;
 
 /// Removes both halves, and the pair at the other edge if the flow is masqueraded: what one pair alone still translates is
 /// translated half, and names to one end what only the other knows (P-67). `kind` is that of the entry at `key`, `state` what both
-/// halves have shown.
+/// halves have shown. Not that of the client's edge, if it `stays` there.
 #[inline(always)]
 pub(super) fn remove<const N: usize, T: Tables<N>>(
     tables: &T,
@@ -18,6 +18,7 @@ pub(super) fn remove<const N: usize, T: Tables<N>>(
     partner: &FlowKey<N>,
     kind: u8,
     state: u8,
+    stays: bool,
 ) {
     let at_backend = kind >= Kind::Masquerade as u8;
     let egress = if key.hook == Hook::Egress as u8 { key } else { partner };
@@ -27,7 +28,7 @@ pub(super) fn remove<const N: usize, T: Tables<N>>(
     }
     tables.remove_flow(partner);
     tables.remove_flow(key);
-    if at_backend {
+    if at_backend && !stays {
         tables.remove_beyond(egress, Kind::Restore as u32);
     }
 }
@@ -74,10 +75,15 @@ pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, ki
 }
 
 /// Removes the pair when its TCP connection is over: both sides have sent FIN, or one has reset. Whether there is none now.
+/// `stays` as for [`remove`].
 ///
 /// A subprogram of its own: its callers' frames have no room for another key.
 #[inline(never)]
-pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    stays: bool,
+) -> bool {
     let Some(entry) = tables.flow(key) else { return true };
     if entry.tag() != key.tag() {
         return true;
@@ -88,7 +94,7 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &F
     if !closed(state, answered) {
         return false;
     }
-    remove(tables, key, &partner, kind, state | answered);
+    remove(tables, key, &partner, kind, state | answered, stays);
     true
 }
 
@@ -222,7 +228,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.state = 0;
     reply.tag = scratch.reply_key.tag();
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
-    if inserted == Insert::Exists && remove_if_closed(tables, &scratch.reply_key) {
+    if inserted == Insert::Exists && remove_if_closed(tables, &scratch.reply_key, false) {
         inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     }
     if inserted != Insert::Done {

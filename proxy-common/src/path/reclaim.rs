@@ -217,7 +217,7 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
 /// Forgets the pair whose turn [`look`] has looked at.
 #[inline(always)]
 pub fn forget<const N: usize, T: Tables<N>>(tables: &T, room: &Looked<N>) {
-    pair::remove(tables, &room.turn.key, &room.partner, room.kind, room.state);
+    pair::remove(tables, &room.turn.key, &room.partner, room.kind, room.state, false);
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
         let (key, ifindex) = (&headers.key, packet.ifindex());
         scratch.reply_key = key.reply();
         let written_down = is_endpoint && key.protocol == protocol::SCTP;
-        if pair::remove_if_closed(tables, &scratch.reply_key) && !written_down {
+        if pair::remove_if_closed(tables, &scratch.reply_key, false) && !written_down {
             return Ok(Verdict::Pass);
         }
         pair::start(&mut scratch.flow, &key.src, Kind::Translate, ifindex);
@@ -85,7 +85,7 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     let flow = entry.read();
     let key = flow.partner(&headers.key);
     let state = tables.flow(&key).map_or(0, |entry| entry.state());
-    pair::remove(tables, &headers.key, &key, flow.kind, state);
+    pair::remove(tables, &headers.key, &key, flow.kind, state, false);
     // A failure leaves no entry: the next SYN opens the flow afresh.
     let _ = tables.scratch(|scratch| {
         let own = &headers.key;

@@ -34,9 +34,25 @@ pub const ACK: Flags = Flags { syn: false, ack: true, fin: false, rst: false };
 pub const FIN: Flags = Flags { syn: false, ack: true, fin: true, rst: false };
 pub const RST: Flags = Flags { syn: false, ack: false, fin: false, rst: true };
 
+/// Numbers of a TCP segment: its own and, where it has the flag, the acknowledged one.
+pub type Numbers = (u32, u32);
+
 /// A TCP segment or packet of SCTP (`flags` apply) or a UDP datagram from `src` to `dst`.
 #[must_use]
 pub fn packet(protocol: u8, flags: Flags, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
+    numbered(protocol, flags, (0x0102_0304, 0x0a0b_0c0d), src, dst, payload)
+}
+
+/// Like [`packet`], a segment with these numbers.
+#[must_use]
+pub fn numbered(
+    protocol: u8,
+    flags: Flags,
+    (sequence, acknowledged): Numbers,
+    src: End,
+    dst: End,
+    payload: &[u8],
+) -> Vec<u8> {
     let ethernet = PacketBuilder::ethernet2(CLIENT_MAC, NODE_MAC);
     let ip = match (src.0, dst.0) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 61),
@@ -53,12 +69,12 @@ pub fn packet(protocol: u8, flags: Flags, src: End, dst: End, payload: &[u8]) ->
         ip.write(&mut bytes, sctp::NUMBER, &packet).expect("a vector takes every byte");
         return bytes;
     }
-    let mut tcp = ip.tcp(src.1, dst.1, 0x0102_0304, 4000);
+    let mut tcp = ip.tcp(src.1, dst.1, sequence, 4000);
     if flags.syn {
         tcp = tcp.syn();
     }
     if flags.ack {
-        tcp = tcp.ack(0x0a0b_0c0d);
+        tcp = tcp.ack(acknowledged);
     }
     if flags.fin {
         tcp = tcp.fin();
@@ -154,6 +170,8 @@ pub struct Read {
     pub dst: End,
     /// Of a TCP segment or a packet of SCTP.
     pub flags: Flags,
+    /// Of a TCP segment.
+    pub numbers: Numbers,
     /// Of an ICMP message: type, code and the quoted packet as far as it is there.
     pub icmp: Option<(u8, u8, Vec<u8>)>,
     /// Where the transport header starts in the frame.
@@ -192,7 +210,8 @@ pub fn read(frame: &[u8]) -> Read {
     let l4 = slice.as_ptr().addr() - frame.as_ptr().addr();
     let checksum = l4 + if matches!(transport, TransportSlice::Udp(_)) { 6 } else { 16 };
     let checksum = checksum..checksum + 2;
-    let mut read = Read { src: (src, 0), dst: (dst, 0), flags: Flags::default(), icmp: None, l4, checksum };
+    let (flags, numbers) = (Flags::default(), (0, 0));
+    let mut read = Read { src: (src, 0), dst: (dst, 0), flags, numbers, icmp: None, l4, checksum };
     match transport {
         TransportSlice::Tcp(tcp) => {
             let expected = match (src, dst) {
@@ -202,6 +221,7 @@ pub fn read(frame: &[u8]) -> Read {
             };
             assert_eq!(tcp.checksum(), expected.expect("a small segment"), "TCP checksum");
             read.flags = Flags { syn: tcp.syn(), ack: tcp.ack(), fin: tcp.fin(), rst: tcp.rst() };
+            read.numbers = (tcp.sequence_number(), tcp.acknowledgment_number());
             (read.src.1, read.dst.1) = (tcp.source_port(), tcp.destination_port());
         }
         TransportSlice::Udp(udp) => {
@@ -243,6 +263,7 @@ fn read_sctp((src, dst): (IpAddr, IpAddr), l4: usize, packet: &[u8]) -> Read {
         src: (src, port(0)),
         dst: (dst, port(2)),
         flags: sctp::flags(packet),
+        numbers: (0, 0),
         icmp: None,
         l4,
         checksum: l4 + 8..l4 + 12,

@@ -12,6 +12,7 @@ use proxy_userspace::sync::{NodeAddresses, Report, Settings, Step, Store, Syncer
 use serde_json::{Value, json};
 
 use super::dice::Dice;
+use super::events::{self, Events};
 use super::kernel::{Fault, Kernel};
 use super::store::Shadow;
 use crate::packet::frame::End;
@@ -103,6 +104,7 @@ pub struct Cluster<const N: usize> {
     left: HashMap<(List, End), (u64, u32)>,
     /// Tick of the latest write.
     written: u32,
+    pub events: Events,
 }
 
 fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
@@ -133,6 +135,7 @@ impl<const N: usize> Cluster<N> {
             leaving: BTreeSet::new(),
             left: HashMap::new(),
             written: 0,
+            events: Events::default(),
         };
         cluster.set_node(0)?;
         Ok(cluster)
@@ -166,12 +169,19 @@ impl<const N: usize> Cluster<N> {
         let n = dice.below(SERVICES);
         if dice.chance(100) || (!self.present[n] && dice.chance(500)) {
             self.present[n] = !self.present[n];
+            self.events.note(if self.present[n] {
+                events::Event::ServiceCame
+            } else {
+                events::Event::ServiceWent
+            });
             self.tell_service(n)?;
         } else {
             let backend = dice.below(BACKENDS);
-            if !self.members[n].remove(&backend) {
+            let left = self.members[n].remove(&backend);
+            if !left {
                 self.members[n].insert(backend);
             }
+            self.events.note(if left { events::Event::EndpointWent } else { events::Event::EndpointCame });
             self.tell_slice(n)?;
         }
         self.dirty = true;
@@ -251,6 +261,11 @@ impl<const N: usize> Cluster<N> {
 
     /// The agent is killed wherever it is, and another one starts.
     pub fn restart(&mut self, dice: &mut Dice, step: u64, now: u32) -> Result<(), String> {
+        self.events.note(if self.queue.is_empty() {
+            events::Event::AgentRestarted
+        } else {
+            events::Event::AgentKilled
+        });
         self.queue.clear();
         self.kernel.let_go();
         self.shadow = self.kernel.real.clone();

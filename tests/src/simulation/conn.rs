@@ -3,7 +3,7 @@
 use proxy_common::abi::{Reason, protocol};
 
 use super::cluster::List;
-use crate::packet::frame::End;
+use crate::packet::frame::{End, Flags, Numbers, Read};
 
 /// Ticks after which a TCP connection without packets is given up by both ends; well below what the path keeps.
 const ESTABLISHED: u32 = 70_000;
@@ -11,6 +11,10 @@ const ESTABLISHED: u32 = 70_000;
 const UNANSWERED: u32 = 20;
 /// Ticks after which a server that never heard of the end gives up.
 const LINGER: u32 = 30;
+/// Sequence numbers that one direction of a connection may use.
+const SPAN: u32 = 1 << 17;
+/// Bytes of a segment.
+const BYTES: u32 = 8;
 
 #[derive(Clone, Debug)]
 pub struct Conn {
@@ -29,6 +33,15 @@ pub struct Conn {
     pub former: Vec<End>,
     /// The same client has dialled so before and has given up without a word.
     pub haunted: bool,
+    /// Opened straight to an endpoint, and a late SYN-ACK of it was taken for another's, whose five-tuple was the same there: what
+    /// follows goes to that one, as nothing in our entries tells them apart.
+    pub crossed: bool,
+    /// A segment of the handshake has come so late that the FIN before it was forgotten: the flow does not know that it is over.
+    pub begun_again: bool,
+    /// The path has forgotten the flow, as there was little room and it was worth little.
+    pub forgotten: bool,
+    /// Segments sent by client and server.
+    pub sent: [u32; 2],
     /// The server's end and, as it sees it, the client's.
     pub tuple: Option<(End, End)>,
     /// The client has heard from the server.
@@ -77,11 +90,40 @@ impl Conn {
 
     /// Whether the server will let another connection have the tuple.
     pub fn is_over_for_server(&self, now: u32) -> bool {
+        if self.forgotten && !self.is_tcp() {
+            // A late datagram shows nothing of where its flow is now.
+            return true;
+        }
         match self.closed {
             Some(at) => !self.is_tcp() || self.server_done || now > at + LINGER,
             None => self.is_stale(now),
         }
     }
+}
+
+/// The first sequence number of a connection's direction. All that it may use are far from any other's, as with RFC 6528.
+const fn first_number(conn: usize, from_server: bool) -> u32 {
+    let first = (conn as u32).wrapping_mul(2 * SPAN);
+    if from_server { first.wrapping_add(SPAN) } else { first }
+}
+
+/// Whether a number is one that this direction of this connection may use: all that TCP knows of whose a segment is.
+pub const fn is_number_of(number: u32, conn: usize, from_server: bool) -> bool {
+    number.wrapping_sub(first_number(conn, from_server)) < SPAN
+}
+
+/// Whether a segment's numbers are of this connection, as only the numbers tell.
+pub const fn bears_numbers_of(packet: &Read, conn: usize, from_server: bool) -> bool {
+    let (own, acknowledged) = packet.numbers;
+    let answers = !packet.flags.ack || is_number_of(acknowledged, conn, !from_server);
+    is_number_of(own, conn, from_server) && answers
+}
+
+/// Numbers of the direction's next segment, after `sent` others.
+pub const fn numbers(conn: usize, from_server: bool, flags: Flags, sent: u32) -> Numbers {
+    let first = first_number(conn, from_server);
+    let own = if flags.syn { first } else { first.wrapping_add(1 + BYTES * sent % (SPAN - BYTES)) };
+    (own, first_number(conn, !from_server).wrapping_add(1))
 }
 
 /// What a packet carries: whose it is.

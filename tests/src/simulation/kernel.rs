@@ -7,14 +7,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
-    Hook, Port, Reason, Service, Turn, state,
+    Hook, Kind, Port, Reason, Service, Turn, state,
 };
-use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, repeatable_draw};
+use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, Worth, repeatable_draw};
 use proxy_common::wire::{Headers, Transport, parse, tcp_flags};
 use proxy_userspace::sync::Step;
 
 use super::store::Shadow;
-use crate::packet::frame::ETHERNET;
+use crate::packet::frame::{ETHERNET, End};
 use crate::packet::host::Frame;
 use crate::packet::maps::{Held, Maps};
 use crate::packet::world::{self, IFINDEX, Writer, addr};
@@ -43,6 +43,8 @@ pub struct Kernel<const N: usize> {
     before: HashMap<u32, Vec<(Service, u32)>>,
     fault: Fault,
     calls: Cell<u32>,
+    /// Reads that gave what had been there before.
+    pub old_values: Cell<u64>,
 }
 
 impl<const N: usize> Kernel<N> {
@@ -51,7 +53,7 @@ impl<const N: usize> Kernel<N> {
         maps.device(IFINDEX, device);
         maps.journal = Some(RefCell::default());
         let real = Shadow::default();
-        Self { maps, real, before: HashMap::new(), fault, calls: Cell::new(0) }
+        Self { maps, real, before: HashMap::new(), fault, calls: Cell::new(0), old_values: Cell::new(0) }
     }
 
     /// One map write of the agent.
@@ -144,11 +146,6 @@ impl<const N: usize> Kernel<N> {
         (verdict, frame)
     }
 
-    /// Whether so little room is left that flows of little worth are forgotten before their time.
-    pub fn is_full(&self) -> bool {
-        2 * self.maps.ring_used() > self.maps.ring_size()
-    }
-
     /// An agent starts, which takes far longer than a program runs: nobody holds old values any more.
     pub fn let_go(&mut self) {
         self.before.clear();
@@ -184,6 +181,7 @@ impl<const N: usize> Tables<N> for Kernel<N> {
         if before.is_empty() || !self.once_in(4) {
             return self.maps.service(index);
         }
+        self.old_values.set(self.old_values.get() + 1);
         let drawn = repeatable_draw(self.maps.seed() ^ 0x01d, self.calls.get());
         Some(before[drawn as usize % before.len()].0)
     }
@@ -280,6 +278,52 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     }
     fn count(&self, reason: Reason) {
         self.maps.count(reason);
+    }
+}
+
+/// A pair that a hook has removed.
+pub struct Gone {
+    pub protocol: u8,
+    /// The client's end, and what it has dialled.
+    pub ends: (End, End),
+    /// It was one at the client's edge; the other follows it, whatever it has seen.
+    pub at_client: bool,
+    pub worth: Worth,
+}
+
+/// The pairs that a hook has removed, by its journal of the flow table.
+pub fn gone<const N: usize>(maps: &Maps<N>) -> Vec<Gone> {
+    let Some(journal) = &maps.journal else { return Vec::new() };
+    let (journal, now) = (journal.borrow(), maps.now());
+    let removed = |wanted: &FlowKey<N>| journal.iter().find_map(|(key, flow)| flow.filter(|_| key == wanted));
+    let judged = |(key, flow): &(FlowKey<N>, Option<Flow<N>>)| {
+        let flow = flow.filter(|_| maps.flow(key).is_none())?;
+        let kind = flow.kind().filter(|kind| matches!(kind, Kind::Translate | Kind::Masquerade))?;
+        let partner = flow.partner(key);
+        let back = removed(&partner)?;
+        let seen = flow.seen.max(back.seen);
+        let (idle, lasted) = (now.saturating_sub(seen), seen - flow.created);
+        // What has ended it may have been lost between the edges.
+        let beyond = partner.mirrored();
+        let ended = removed(&beyond).is_some_and(|forth| {
+            let back = removed(&forth.partner(&beyond)).map_or(0, |back| back.state);
+            (forth.state | back) & state::RST != 0 || forth.state & back & state::FIN != 0
+        });
+        let worth = match path::worth(key.protocol, flow.state, back.state, idle, lasted) {
+            Worth::Live if ended => Worth::Closed,
+            worth => worth,
+        };
+        let ends = ((ip(&key.src), key.sport.number()), (ip(&key.dst), key.dport.number()));
+        Some(Gone { protocol: key.protocol, ends, at_client: kind == Kind::Translate, worth })
+    };
+    journal.iter().filter_map(judged).collect()
+}
+
+fn ip<const N: usize>(address: &Addr<N>) -> IpAddr {
+    let bytes: Vec<u8> = address.0.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    match <[u8; 16]>::try_from(&bytes[..]) {
+        Ok(v6) => v6.into(),
+        Err(_) => <[u8; 4]>::try_from(&bytes[..]).map_or(IpAddr::V4(0.into()), IpAddr::from),
     }
 }
 

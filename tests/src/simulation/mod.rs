@@ -3,22 +3,25 @@
 //! fall between packets, agents are killed, time passes. After each step the invariants are asked:
 //!
 //! * an answer reaches a client from the address it has dialled, never from an endpoint's;
-//! * no connection sees another's bytes, and no port is given twice;
+//! * no connection sees another's bytes, nor another's sequence numbers, and no port is given twice;
 //! * a flow keeps its endpoint as long as that one may be used, and never gets one that its Service does not have;
 //! * an established connection is never refused or dropped by us; who is served is not refused either;
 //! * nothing goes to a Service address untranslated where the Service is served;
 //! * the two halves of a flow live and die together, and a ring knows every pair;
+//! * a live flow is never forgotten, however little room there is;
 //! * once the writes are done the maps are what the plan says; once everything is deleted they are empty.
 //!
 //! ```text
 //! cluster.rs  objects, agent, what may be reached    traffic.rs  clients, servers, the way between
 //! kernel.rs   maps, clock, dice, planted faults      conn.rs     a connection as its ends know it
 //! store.rs    the maps as the agent sees them        dice.rs     chance that can be repeated
+//! events.rs   what has happened
 //! ```
 
 mod cluster;
 mod conn;
 mod dice;
+mod events;
 mod kernel;
 mod store;
 #[cfg(test)]
@@ -33,6 +36,7 @@ use proxy_common::path::Tables;
 
 use cluster::{Cluster, Plan};
 pub(crate) use dice::Dice;
+pub use events::{Event, Events};
 use kernel::Kernel;
 pub(crate) use kernel::check_table;
 pub(crate) use store::Shadow;
@@ -44,6 +48,8 @@ pub use kernel::Fault;
 
 /// Pairs of flow entries there is room for: so many that nothing is forgotten before its time.
 const PAIRS: u32 = 4096;
+/// So few that there is no room for all: in one history of four, of either family.
+const FEW_PAIRS: u32 = 48;
 /// Steps between looks at the whole flow table.
 const LOOK: u64 = 1000;
 
@@ -56,11 +62,11 @@ pub struct Violation {
     pub what: String,
 }
 
-/// Runs `steps` steps of the history that `seed` stands for. Odd seeds are IPv6.
+/// Runs `steps` steps of the history that `seed` stands for, and tells what has happened. Odd seeds are IPv6.
 ///
 /// # Errors
 /// The first violation.
-pub fn run(seed: u64, steps: u64, fault: Fault) -> Result<(), Violation> {
+pub fn run(seed: u64, steps: u64, fault: Fault) -> Result<Events, Violation> {
     let mut done = 0;
     let history = AssertUnwindSafe(|| {
         if seed % 2 == 1 {
@@ -70,18 +76,19 @@ pub fn run(seed: u64, steps: u64, fault: Fault) -> Result<(), Violation> {
         }
     });
     let what = match catch_unwind(history) {
-        Ok(Ok(())) => return Ok(()),
+        Ok(Ok(events)) => return Ok(events),
         Ok(Err(what)) => what,
         Err(panic) => panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".into()),
     };
     Err(Violation { seed, step: done, what })
 }
 
-fn history<const N: usize>(seed: u64, steps: u64, fault: Fault, done: &mut u64) -> Result<(), String> {
+fn history<const N: usize>(seed: u64, steps: u64, fault: Fault, done: &mut u64) -> Result<Events, String> {
     let mut dice = Dice::new(seed);
     let plan = Plan::new(N == 4);
     let config = config(&plan, dice.next() as u32);
-    let kernel = Kernel::<N>::new(PAIRS, config, kernel::device(plan.node), fault);
+    let pairs = if seed % 8 > 5 { FEW_PAIRS } else { PAIRS };
+    let kernel = Kernel::<N>::new(pairs, config, kernel::device(plan.node), fault);
     let mut traffic = Traffic::new(Cluster::new(plan, kernel, fault)?, dice);
     traffic.wait(0);
     for step in 1..=steps {
@@ -92,7 +99,13 @@ fn history<const N: usize>(seed: u64, steps: u64, fault: Fault, done: &mut u64) 
             check_table(&traffic.cluster.kernel.maps)?;
         }
     }
-    the_end(&mut traffic)
+    the_end(&mut traffic)?;
+    let mut events = traffic.events;
+    events.add(&traffic.cluster.events);
+    if traffic.cluster.kernel.old_values.get() > 0 {
+        events.note(Event::OldValue);
+    }
+    Ok(events)
 }
 
 /// What happens next.

@@ -1,4 +1,4 @@
-use super::{Fault, run};
+use super::{Events, Fault, run};
 
 /// Steps of one history, unless a seed is asked for.
 const STEPS: u64 = 50_000;
@@ -13,17 +13,24 @@ fn asked(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// A million steps; `--seed` repeats one history, `--steps` makes it longer, or asks for more of them.
+/// A million steps, in which everything has happened that the simulation is there for; `--seed` repeats one history, `--steps`
+/// makes it longer, or asks for more of them.
 #[test]
 fn no_history_violates_an_invariant() {
     let (seeds, steps) = match (asked("SLUICE_SEED"), asked("SLUICE_STEPS")) {
         (Some(seed), steps) => (seed..seed + 1, steps.unwrap_or(STEPS)),
         (None, steps) => (0..steps.map_or(HISTORIES, |steps| steps.div_ceil(STEPS)), STEPS),
     };
-    for seed in seeds {
-        if let Err(violation) = run(seed, steps, Fault::None) {
-            panic!("{violation}");
+    let mut events = Events::default();
+    for seed in seeds.clone() {
+        match run(seed, steps, Fault::None) {
+            Ok(happened) => events.add(&happened),
+            Err(violation) => panic!("{violation}"),
         }
+    }
+    println!("{events:?}");
+    if seeds.end - seeds.start >= HISTORIES {
+        assert_eq!(events.missing(), [], "never happened");
     }
 }
 

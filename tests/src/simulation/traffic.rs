@@ -9,10 +9,11 @@ use proxy_common::path::Verdict;
 use proxy_common::path::socket::{self, Dial};
 
 use super::cluster::{BACKENDS, Cluster, Kind, LOCAL_POLICY, SERVICES};
-use super::conn::{Conn, Token};
+use super::conn::{Conn, Token, bears_numbers_of, is_number_of, numbers};
 use super::dice::Dice;
-use super::kernel::check_pairs;
-use crate::packet::frame::{ACK, End, FIN, Flags, RST, Read, SYN, SYN_ACK, packet, read};
+use super::events::{Event, Events};
+use super::kernel::{check_pairs, gone};
+use crate::packet::frame::{ACK, End, FIN, Flags, Numbers, RST, Read, SYN, SYN_ACK, numbered, read};
 use crate::packet::world::addr;
 
 /// Ticks that a packet may be on its way.
@@ -34,6 +35,7 @@ pub struct Traffic<const N: usize> {
     pub dice: Dice,
     pub step: u64,
     pub now: u32,
+    pub events: Events,
     conns: Vec<Conn>,
     live: Vec<usize>,
     /// The clients' sockets: protocol, own end, other end.
@@ -55,6 +57,7 @@ impl<const N: usize> Traffic<N> {
             dice,
             step: 0,
             now: 1000,
+            events: Events::default(),
             conns: Vec::new(),
             live: Vec::new(),
             sockets: HashMap::new(),
@@ -118,6 +121,9 @@ impl<const N: usize> Traffic<N> {
         if from_node && !self.cluster.kernel.maps.sockets.borrow_mut().insert(own) {
             return Ok(());
         }
+        if from_node {
+            self.events.note(Event::SocketDialled);
+        }
         let id = self.conns.len();
         self.sockets.insert((number, client, remote), id);
         self.live.push(id);
@@ -130,6 +136,10 @@ impl<const N: usize> Traffic<N> {
             since: self.step,
             former: Vec::new(),
             haunted: self.haunted.remove(&(number, client, remote)),
+            crossed: false,
+            begun_again: false,
+            forgotten: false,
+            sent: [0; 2],
             tuple: None,
             answered: false,
             fins: [false; 2],
@@ -166,6 +176,9 @@ impl<const N: usize> Traffic<N> {
             return;
         }
         conn.closed = Some(self.now);
+        if conn.begun_again {
+            self.haunted.insert((conn.protocol, conn.client, conn.remote));
+        }
         self.sockets.remove(&(conn.protocol, conn.client, conn.remote));
         self.resting.insert(conn.client, self.now + REST);
         let own = (conn.protocol, addr(conn.client.0), Port::new(conn.client.1));
@@ -187,12 +200,27 @@ impl<const N: usize> Traffic<N> {
         let (number, from, to) = (conn.protocol, conn.client, conn.remote);
         self.emit(number, flags, from, to, token);
         if flags.rst {
+            self.events.note(Event::Reset);
             self.abandon(id);
         }
     }
 
     fn emit(&mut self, number: u8, flags: Flags, from: End, to: End, token: Token) {
-        let frame = packet(number, flags, from, to, &token.bytes());
+        let sent = &mut self.conns[token.conn].sent[usize::from(token.from_server)];
+        let numbers = numbers(token.conn, token.from_server, flags, *sent);
+        *sent += 1;
+        self.emit_numbered(number, flags, numbers, (from, to), token);
+    }
+
+    fn emit_numbered(
+        &mut self,
+        number: u8,
+        flags: Flags,
+        numbers: Numbers,
+        (from, to): (End, End),
+        token: Token,
+    ) {
+        let frame = numbered(number, flags, numbers, from, to, &token.bytes());
         // The node's own packets pass no edge on their way into its stack.
         let ingress = from.0 != self.cluster.plan.node;
         self.flying.push(Flying { frame, mark: 0, ingress, born: self.now });
@@ -253,12 +281,20 @@ impl<const N: usize> Traffic<N> {
             return self.act();
         }
         let place = self.dice.below(self.flying.len().min(16));
+        if self.flying[..place].iter().any(|earlier| earlier.born < self.flying[place].born) {
+            self.events.note(Event::Overtook);
+        }
         let flying = self.flying.swap_remove(place);
         if self.dice.chance(30) {
+            self.events.note(Event::Lost);
             return Ok(());
         }
         if self.dice.chance(10) {
+            self.events.note(Event::Doubled);
             self.flying.push(flying.clone());
+        }
+        if !self.cluster.is_idle() {
+            self.events.note(Event::AmidWrites);
         }
         let before = read(&flying.frame);
         let token = Token::of(&flying.frame).ok_or("a frame without token")?;
@@ -267,7 +303,10 @@ impl<const N: usize> Traffic<N> {
             return self.arrive(&before, token);
         }
         let (verdict, out) = self.cluster.kernel.run_watched(flying.ingress, flying.frame, flying.mark)?;
+        self.forget(self.conns[token.conn].protocol, flying.ingress, &before)?;
         check_pairs(&self.cluster.kernel.maps)?;
+        // The handshake begins anew where the flow is not closed yet, though one side has sent FIN.
+        self.conns[token.conn].begun_again |= before.flags.syn && self.conns[token.conn].fins != [false; 2];
         match verdict {
             Verdict::Drop(reason) => self.dropped(token, &before, reason),
             Verdict::Reject(reason) => {
@@ -306,11 +345,15 @@ impl<const N: usize> Traffic<N> {
         let foreign = token.challenge || packet.flags == SYN_ACK;
         if let Some(other) = socket
             && other != id
-            && foreign
+            && (foreign || self.conns[id].crossed)
             && !self.conns[other].answered
         {
+            // Two opened with one five-tuple at the same moment: the next SYN will know.
+            self.conns[id].crossed |= self.conns[id].list.is_none() && packet.flags == SYN_ACK;
             let token = Token { conn: other, from_server: false, challenge: true };
-            self.emit(protocol::TCP, RST, packet.dst, packet.src, token);
+            let (_, acknowledged) = packet.numbers;
+            let ends = (packet.dst, packet.src);
+            self.emit_numbered(protocol::TCP, RST, (acknowledged, 0), ends, token);
             return Ok(());
         }
         let conn = &mut self.conns[id];
@@ -318,18 +361,30 @@ impl<const N: usize> Traffic<N> {
             return Ok(());
         }
         if socket != Some(id) {
+            // Its endpoint has left meanwhile, even if it has come back: the flow was made anew.
+            let renewed =
+                |list| conn.backend.is_none_or(|end| !self.cluster.has_stayed(list, end, conn.since, now));
             // The old place of a flow of datagrams may be another's by now.
-            let moved = !conn.former.is_empty() && (!conn.is_tcp() || conn.former.contains(&packet.src));
-            // Two opened with one five-tuple at the same moment: the next SYN will know.
-            let crossed = packet.flags == SYN_ACK;
-            if moved || crossed || conn.is_ending() {
+            let moved = match conn.is_tcp() {
+                true => conn.former.contains(&packet.src),
+                false => conn.forgotten || !conn.former.is_empty() || conn.list.is_some_and(renewed),
+            };
+            conn.crossed |= conn.list.is_none() && packet.flags == SYN_ACK;
+            if moved || conn.crossed || packet.flags == SYN_ACK || conn.is_ending() {
                 return Ok(());
             }
             return Err(format!("an answer to {conn:?} comes from {:?} to {:?}", packet.src, packet.dst));
         }
+        if conn.is_tcp() && !bears_numbers_of(packet, id, true) {
+            return Err(format!("an answer to {conn:?} has the numbers {:?}", packet.numbers));
+        }
+        if conn.is_tcp() && !conn.answered {
+            self.events.note(Event::Established);
+        }
         (conn.heard, conn.answered) = (now, true);
         conn.server_fin |= conn.is_tcp() && packet.flags.fin;
         if conn.is_tcp() && (packet.flags.rst || conn.client_fin && conn.server_fin) {
+            self.events.note(if packet.flags.rst { Event::Reset } else { Event::Closed });
             self.close(id);
         } else if packet.flags == SYN_ACK {
             self.send(id, ACK);
@@ -345,6 +400,10 @@ impl<const N: usize> Traffic<N> {
         let holder = self.servers.get(&key).copied();
         let held = holder.filter(|holder| *holder != id && !self.conns[*holder].is_over_for_server(now));
         let conn = &mut self.conns[id];
+        if packet.flags.rst && held.is_none() && !bears_numbers_of(packet, id, false) {
+            // It answers a segment of another connection, which was here.
+            return Ok(());
+        }
         if !conn.is_live() || (conn.is_ending() && holder != Some(id)) {
             conn.server_done |= packet.flags.rst || packet.flags.fin;
             return Ok(());
@@ -362,15 +421,26 @@ impl<const N: usize> Traffic<N> {
                 self.emit(number, ACK, own, other, token);
                 return Ok(());
             }
-            let half_open = self.conns[holder].is_ending() || !self.conns[holder].ready;
-            if packet.flags.rst && half_open {
-                self.conns[holder].server_done = true;
-                self.conns[holder].tuple = None;
+            let conn = &mut self.conns[holder];
+            let here = conn.tuple == Some((own, other));
+            let to_lose = conn.is_ending() || !conn.ready || !here || conn.crossed;
+            if packet.flags.rst && to_lose && is_number_of(packet.numbers.0, holder, false) {
+                if here {
+                    conn.server_done = true;
+                    conn.tuple = None;
+                }
                 self.servers.remove(&key);
                 return Ok(());
             }
             let (conn, holder) = (&self.conns[id], &self.conns[holder]);
-            return Err(format!("{other:?} at {own:?} is {holder:?}, and brings bytes of {conn:?}"));
+            if conn.forgotten && conn.is_tcp() {
+                // Its own port is another's there by now, which sees by the numbers that this is not for it.
+                return Ok(());
+            }
+            let flags = packet.flags;
+            return Err(format!(
+                "{other:?} at {own:?} is {holder:?}, and brings bytes of {conn:?}: {flags:?}"
+            ));
         }
         if holder != Some(id) && packet.flags.rst {
             return Ok(());
@@ -381,12 +451,27 @@ impl<const N: usize> Traffic<N> {
                 self.emit(number, RST, own, other, Token { conn: id, from_server: true, challenge: false });
                 return Ok(());
             }
+            if conn.forgotten {
+                // As it was before the flow had another port.
+                return Ok(());
+            }
             return Err(format!(
                 "a segment of {conn:?} comes to {own:?} as {other:?}, which it has not opened"
             ));
         }
+        if conn.is_tcp() && !bears_numbers_of(packet, id, false) {
+            return Err(format!("{own:?} hears the numbers {:?} of {conn:?}", packet.numbers));
+        }
         conn.heard = now;
-        if let Some((own, other)) = conn.tuple.replace((own, other)) {
+        if conn.list.is_some() && other.0 == self.cluster.plan.node && other.0 != conn.client.0 {
+            self.events.note(Event::Masqueraded);
+        }
+        // A SYN that comes late, by the port that the flow had before, is another half-open connection to the server.
+        let late = conn.ready && packet.flags == SYN;
+        if !late
+            && let Some((own, other)) = conn.tuple.replace((own, other))
+            && !conn.is_tcp()
+        {
             self.servers.remove(&(number, own, other));
         }
         self.servers.insert(key, id);
@@ -402,6 +487,7 @@ impl<const N: usize> Traffic<N> {
             conn.client_fin |= packet.flags.fin;
             conn.server_done |= packet.flags.rst || conn.client_fin && conn.server_fin;
             if conn.client_fin && conn.server_fin {
+                self.events.note(Event::Closed);
                 self.close(id);
             }
         }

@@ -55,6 +55,7 @@ fn dial(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// Either's hooks see the sockets of both (S-01).
 fn one_cgroup(bed: &mut Bed) -> Result<()> {
     let home = neighbour(bed)?;
     dial(bed).context("before")?;

@@ -34,6 +34,7 @@ fn group(wiring: Wiring) -> Group {
                 ("C6_policy_local_keeps_the_client_address", local),
                 ("C7_C8_pods_and_node_are_not_bound_by_policy_local", short_circuits),
                 ("C16_C17_source_ranges", ranges),
+                ("J17_netfilter_sees_clients_and_endpoints", netfilter),
                 ("D1_affinity_for_pods_outside_and_host", affinity),
                 ("E5_NodePort_on_loopback", loopback),
             ],
@@ -117,6 +118,28 @@ fn short_circuits(bed: &mut Bed, family: Family, transport: Transport) -> Result
     Ok(())
 }
 
+/// Between the edges there are a client and an endpoint, to the node's policies as well: rules about these bind whoever dials
+/// the Service, rules about its address nobody, as with kube-proxy (J17, P-73).
+fn netfilter(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let ip = if family == Family::V4 { "ip" } else { "ip6" };
+    let (cluster, node) = (plain().address(Via::ClusterIp, family), plain().address(Via::NodePort, family));
+    let backend = Who::Pb.address(family);
+    let policy = |rules: &str| {
+        let chain = format!("chain forward {{ type filter hook forward priority 0; {rules}; }}");
+        bed.nft(&format!("table inet rules {{}}\ndelete table inet rules\ntable inet rules {{ {chain}; }}\n"))
+    };
+    let (address, port) = (cluster.ip(), node.port());
+    policy(&format!("{ip} daddr {address} drop; tcp dport {port} drop; udp dport {port} drop"))?;
+    answer(bed, Who::Pa, cluster, transport)?;
+    answer(bed, Who::Client, node, transport)?;
+    for (from, to) in [(Who::Pa, cluster), (Who::Client, node)] {
+        policy(&format!("{ip} saddr {} {ip} daddr {backend} drop", from.address(family)))?;
+        silent(bed, from, to, transport)?;
+    }
+    bed.nft("delete table inet rules\n")
+}
+
+/// Parity with kube-proxy, and none of the ways round them that others have had.
 fn ranges(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let balancer = closed().address(Via::LoadBalancer, family);
     answer(bed, Who::Client, balancer, transport)?;

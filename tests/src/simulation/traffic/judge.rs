@@ -1,9 +1,11 @@
 //! What a hook has made of a client's or a server's packet, held against what the client may expect.
 
 use proxy_common::abi::Reason;
+use proxy_common::path::Worth;
 
-use super::super::conn::{Conn, Token, opens_anew};
-use super::{Done, Traffic};
+use super::super::conn::{Token, opens_anew};
+use super::super::events::Event;
+use super::{Done, Traffic, gone};
 use crate::packet::frame::{End, Read, SYN};
 
 impl<const N: usize> Traffic<N> {
@@ -22,7 +24,8 @@ impl<const N: usize> Traffic<N> {
             return Ok(true);
         }
         if after.dst == before.dst {
-            if conn.is_established() || (self.cluster.serves(list, now) && before.flags.syn) {
+            let established = conn.is_established() && !conn.forgotten;
+            if established || (self.cluster.serves(list, now) && before.flags.syn) {
                 return Err(format!("a packet to {:?} of {conn:?} was not translated", before.dst));
             }
             self.close(id);
@@ -40,6 +43,7 @@ impl<const N: usize> Traffic<N> {
                 return Err(format!("{conn:?} has been moved to {backend:?}"));
             }
             conn.haunted = false;
+            self.events.note(Event::Moved);
         }
         if !found && (!same || !conn.is_tcp()) && !self.cluster.may_get(list, backend, now) {
             let lists = self.cluster.describe(list);
@@ -58,9 +62,29 @@ impl<const N: usize> Traffic<N> {
         let conn = &mut self.conns[id];
         let Some(former) = former else { return };
         conn.former.push(former);
-        if let Some((own, other)) = conn.tuple.take() {
-            self.servers.remove(&(conn.protocol, own, other));
+        conn.tuple = None;
+        self.servers.retain(|_, holder| *holder != id);
+    }
+
+    /// What a hook has removed for other flows' sake: nothing that lives, and what is worth little begins anew. A flow's own packet
+    /// may find that it is over.
+    pub(super) fn forget(&mut self, number: u8, ingress: bool, packet: &Read) -> Done {
+        for pair in gone(&self.cluster.kernel.maps) {
+            let id = self.sockets.get(&(pair.protocol, pair.ends.0, pair.ends.1)).copied();
+            if ingress && (pair.protocol, pair.ends) == (number, (packet.src, packet.dst)) {
+                continue;
+            }
+            self.events.note(if pair.worth == Worth::Expired { Event::Expired } else { Event::Pressed });
+            if pair.at_client && pair.worth == Worth::Live {
+                return Err(format!("a live flow of {:?} was forgotten at {packet:?}", pair.ends));
+            }
+            if let Some(id) = id {
+                self.conns[id].forgotten = true;
+                let former = self.conns[id].backend.take();
+                self.leave(id, former);
+            }
         }
+        Ok(())
     }
 
     pub(super) fn refused(&mut self, token: Token, reason: Reason) -> Done {
@@ -69,20 +93,19 @@ impl<const N: usize> Traffic<N> {
             return Ok(());
         }
         let served = conn.list.is_some_and(|list| self.cluster.serves(list, self.now));
-        if conn.is_established() || (served && reason != Reason::NoFlow) {
+        if conn.is_established() && !conn.forgotten || (served && reason != Reason::NoFlow) {
             return Err(format!("refused for {}: {conn:?}", reason.name()));
         }
+        self.events.note(Event::Refused);
         self.close(token.conn);
         Ok(())
     }
 
     pub(super) fn dropped(&mut self, token: Token, packet: &Read, reason: Reason) -> Done {
-        if reason == Reason::ChallengeAck && self.cluster.kernel.is_full() {
-            // The flow was to move to another port, and there was no room: the next SYN begins anew.
-            let moving = |conn: &&mut Conn| {
-                !conn.answered && conn.backend == Some(packet.src) && conn.client.0 == packet.dst.0
-            };
-            self.conns.iter_mut().filter(moving).for_each(|conn| conn.backend = None);
+        match reason {
+            Reason::ChallengeAck => self.events.note(Event::Renumbered),
+            Reason::FlowTableFull => self.events.note(Event::TableFull),
+            _ => {}
         }
         let conn = &self.conns[token.conn];
         if conn.is_ending() {
@@ -91,7 +114,9 @@ impl<const N: usize> Traffic<N> {
         let opens = !conn.is_tcp() || packet.flags == SYN;
         let fine = match reason {
             Reason::ChallengeAck => token.from_server,
-            Reason::FlowTableFull | Reason::PortsExhausted => opens && !conn.is_established(),
+            Reason::FlowTableFull | Reason::PortsExhausted => {
+                conn.forgotten || opens && !conn.is_established()
+            }
             Reason::NoLocalEndpoint => {
                 opens && !conn.list.is_some_and(|list| self.cluster.serves(list, self.now))
             }

@@ -115,6 +115,7 @@ pub const ROWS: &[Row] = &[
         "--manifests {dir}/manifests --run-dir {dir}/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
         "control socket {dir}/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx/control.sock: path must be shorter than SUN_LEN; --run-dir must name a directory that root can write, with a short path",
     ),
+    // S-01.
     fails(
         "no_cgroup_v2",
         "--manifests {dir}/manifests --cgroup /proc",
