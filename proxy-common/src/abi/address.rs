@@ -162,6 +162,9 @@ impl AddressClass {
     pub const NODE_PORT: u32 = 4;
     /// Some Service's endpoint: direct connections to it may collide with translated ones (P-60, P-61).
     pub const ENDPOINT: u32 = 8;
+    /// A Service's that is dialled over SCTP: no hook is called for such sockets, so the agent leads the node's own packets to
+    /// the catch-all device (S-20). Nothing to programs.
+    pub const SCTP: u32 = 16;
 
     /// Whether any of `bits` is set.
     #[must_use]

@@ -1,4 +1,5 @@
-//! The safety net of the node's own processes: while no socket hook translates for them, the catch-all device does.
+//! The safety net of the node's own processes: what no socket hook translates for them, the catch-all device does. That is
+//! everything where there are no hooks, and SCTP where there are: the kernel calls none for its sockets (S-20).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,10 +17,34 @@ use crate::sync::Store;
 /// What the device cannot do, for the status.
 pub const LIMITS: &str = "NodePorts on the node's own addresses are not reachable from the node itself";
 
+/// What the device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Nothing,
+    /// Addresses that are dialled over SCTP.
+    Sctp,
+    /// Every Service's.
+    All,
+}
+
+impl Wanted {
+    /// Whether packets to an address of this class are to be led into the device.
+    const fn leads(self, bits: u32) -> bool {
+        let asked = match self {
+            Self::Nothing => 0,
+            Self::Sctp => AddressClass::SCTP,
+            Self::All => AddressClass::SERVICE,
+        };
+        bits & asked != 0 && bits & AddressClass::LOCAL == 0
+    }
+}
+
 /// The device, and what of it could not be had.
 #[derive(Debug, Default)]
 pub struct CatchAll {
     device: Option<node::CatchAll>,
+    /// What it was wanted for when this was last settled; `None`: that has not been done yet.
+    settled: Option<Wanted>,
     /// Why there is none although there should be one.
     failed: Option<String>,
     /// Addresses whose routes could not be written.
@@ -33,7 +58,7 @@ impl CatchAll {
 
     pub fn troubles(&self) -> Vec<Trouble> {
         let what = "the catch-all device";
-        let next = "it is tried again every minute; with socket hooks (--sockets host) it is not needed";
+        let next = "it is tried again every minute; with socket hooks (--sockets host) only SCTP needs it";
         let failed = self.failed.iter().map(|why| Trouble::new(what, why, next));
         let refused = self.refused.iter().map(|(ip, why)| {
             let next =
@@ -44,20 +69,16 @@ impl CatchAll {
     }
 }
 
-/// Whether packets to an address of this class are to be led into the device.
-const fn is_led(bits: u32) -> bool {
-    bits & AddressClass::SERVICE != 0 && bits & AddressClass::LOCAL == 0
-}
-
 impl Worker {
-    /// Why the node's own processes need the device; `None`: their sockets are translated.
-    fn needs_catch_all(&self) -> Option<String> {
+    /// What the node's own processes need the device for, and why.
+    fn wanted_of_catch_all(&self) -> (Wanted, String) {
         let sockets = &self.sockets;
         match (sockets.mode.as_str(), sockets.why.as_str()) {
-            (OFF, "") => Some("sockets are off".to_owned()),
-            (OFF, why) => Some(format!("sockets are off: {why}")),
-            (_, "") => None,
-            (_, why) => Some(format!("sockets are not translated: {why}")),
+            (OFF, "") => (Wanted::All, "sockets are off".to_owned()),
+            (OFF, why) => (Wanted::All, format!("sockets are off: {why}")),
+            (_, "") if self.syncer.has_sctp() => (Wanted::Sctp, "over SCTP, which passes no hook".to_owned()),
+            (_, "") => (Wanted::Nothing, String::new()),
+            (_, why) => (Wanted::All, format!("sockets are not translated: {why}")),
         }
     }
 
@@ -68,18 +89,20 @@ impl Worker {
 
     /// Why the device is there and what it cannot do.
     pub fn catch_all_note(&self) -> String {
-        let why = self.needs_catch_all().unwrap_or_default();
+        let (_, why) = self.wanted_of_catch_all();
         let note = format!("serves the node's own processes as {SOURCE_V4} and {SOURCE_V6}, {why}; {LIMITS}");
         let limits = self.catch_all.device.as_ref().filter(|device| !device.has_v6()).map(|_| "; no IPv6");
         note + limits.unwrap_or_default()
     }
 
-    /// Makes the device, takes over an earlier agent's, or takes it away, whatever the sockets' state asks for.
+    /// Makes the device, takes over an earlier agent's, or takes it away, whatever the sockets' state and the Services ask for.
     pub fn settle_catch_all(&mut self) {
-        let result = match (self.needs_catch_all(), self.catch_all.is_there()) {
-            (Some(_), false) => self.open_catch_all(),
-            (Some(_), true) => self.lead(),
-            (None, _) => self.close_catch_all(),
+        let (wanted, _) = self.wanted_of_catch_all();
+        self.catch_all.settled = Some(wanted);
+        let result = match (wanted, self.catch_all.is_there()) {
+            (Wanted::Nothing, _) => self.close_catch_all(),
+            (_, false) => self.open_catch_all(),
+            (_, true) => self.lead(),
         };
         self.catch_all.failed = result.err().map(|trouble| {
             error!("{trouble}");
@@ -138,10 +161,15 @@ impl Worker {
 
     /// Routes follow the classes of addresses that have been written. The cost is that of the change.
     pub fn follow_catch_all(&mut self, changes: impl IntoIterator<Item = (IpAddr, u32)>) {
+        let (wanted, _) = self.wanted_of_catch_all();
+        if self.catch_all.settled.is_some_and(|settled| settled != wanted) {
+            // Of all addresses, these among them.
+            return self.settle_catch_all();
+        }
         let Some(device) = &mut self.catch_all.device else { return };
         // The last of several changes counts.
         let latest: HashMap<IpAddr, bool> =
-            changes.into_iter().map(|(ip, bits)| (ip, is_led(bits))).collect();
+            changes.into_iter().map(|(ip, bits)| (ip, wanted.leads(bits))).collect();
         for ip in latest.keys() {
             self.catch_all.refused.remove(ip);
         }
@@ -164,16 +192,25 @@ mod tests {
     #[test]
     fn addresses_that_are_a_services_and_not_the_nodes_are_led() {
         let (service, local) = (AddressClass::SERVICE, AddressClass::LOCAL);
+        let sctp = service | AddressClass::SCTP;
         let cases = [
-            ("ClusterIP", service, true),
-            ("LoadBalancer address bound on the node", service | local, false),
-            ("ClusterIP that is an endpoint of another Service", service | AddressClass::ENDPOINT, true),
-            ("node's address with NodePorts", local | AddressClass::NODE_PORT, false),
-            ("endpoint", AddressClass::ENDPOINT, false),
-            ("gone", 0, false),
+            ("ClusterIP", service, true, false),
+            ("ClusterIP with a port of SCTP", sctp, true, true),
+            ("LoadBalancer address bound on the node", service | local, false, false),
+            ("the same, with a port of SCTP", sctp | local, false, false),
+            (
+                "ClusterIP that is an endpoint of another Service",
+                service | AddressClass::ENDPOINT,
+                true,
+                false,
+            ),
+            ("node's address with NodePorts", local | AddressClass::NODE_PORT, false, false),
+            ("endpoint", AddressClass::ENDPOINT, false, false),
+            ("gone", 0, false, false),
         ];
-        for (what, bits, want) in cases {
-            assert_eq!(is_led(bits), want, "{what}");
+        for (what, bits, all, only_sctp) in cases {
+            let led = [Wanted::All, Wanted::Sctp, Wanted::Nothing].map(|wanted| wanted.leads(bits));
+            assert_eq!(led, [all, only_sctp, false], "{what}");
         }
     }
 }

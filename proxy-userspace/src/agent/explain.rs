@@ -85,18 +85,19 @@ impl Worker {
         }
     }
 
-    /// The node's own packet, where sockets are not translated.
+    /// The node's own packet, where its socket is not translated.
     fn caught(&self, to: IpAddr, told: &mut Explanation) -> Result<Option<Origin>, Trouble> {
         let edge = self.edges.values().find(|served| served.edge.kind == EdgeKind::CatchAll);
         if let (Some(served), Way::Out { .. }) = (edge, self.way(Routed { to, from: None, mark: 0 })?)
             && self.is_caught(to)
         {
-            told.steps
-                .push("the node's own; sockets are not translated; routed into the catch-all device".into());
+            told.steps.push(
+                "the node's own; its socket is not translated; routed into the catch-all device".into(),
+            );
             return Ok(Some(Origin::Edge(served.edge.clone())));
         }
         told.steps
-            .push("the node's own; sockets are not translated, and no catch-all route leads there".into());
+            .push("the node's own; its socket is not translated, and no catch-all route leads there".into());
         Ok(None)
     }
 

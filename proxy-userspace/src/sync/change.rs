@@ -330,7 +330,7 @@ impl Room {
 
     fn set_frontends(&mut self, port: &mut Port, want: Sorted<Dialled, u32>, batch: &mut Batch) {
         for dialled in port.frontends.keys().filter(|dialled| !want.contains_key(dialled)) {
-            self.classes.remove_frontend(dialled.address);
+            self.classes.remove_frontend(dialled);
             // Another port may have taken it over.
             if self.owners.get(dialled) == Some(&port.index) {
                 let family = Family::of(&dialled.address);
@@ -343,7 +343,7 @@ impl Room {
         for (dialled, &kind) in want.iter() {
             let before = port.frontends.get(dialled);
             if before.is_none() {
-                self.classes.add_frontend(dialled.address);
+                self.classes.add_frontend(dialled);
             }
             let owner = self.owners.insert(*dialled, port.index);
             if owner.is_none() {

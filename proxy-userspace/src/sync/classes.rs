@@ -5,12 +5,14 @@ use std::net::IpAddr;
 
 use proxy_common::abi::AddressClass;
 
-use super::PerFamily;
-use crate::model::Family;
+use super::{Dialled, PerFamily};
+use crate::model::{Family, Protocol};
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Uses {
     frontends: u32,
+    /// How many of these are of SCTP.
+    sctp: u32,
     endpoints: u32,
     /// `LOCAL` and `NODE_PORT`.
     node: u32,
@@ -22,7 +24,16 @@ impl Uses {
     const fn bits(self) -> u32 {
         let service = if self.frontends > 0 { AddressClass::SERVICE } else { 0 };
         let endpoint = if self.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
-        service | endpoint | self.node
+        let sctp = if self.sctp > 0 { AddressClass::SCTP } else { 0 };
+        service | sctp | endpoint | self.node
+    }
+
+    /// Another frontend, or one less.
+    fn count(&mut self, dialled: &Dialled, step: impl Fn(u32) -> u32) {
+        self.frontends = step(self.frontends);
+        if dialled.protocol == Protocol::Sctp {
+            self.sctp = step(self.sctp);
+        }
     }
 }
 
@@ -36,6 +47,8 @@ pub struct Classes {
     dirty: HashSet<IpAddr>,
     /// Addresses in `uses` by family.
     counts: PerFamily<usize>,
+    /// Frontends of SCTP.
+    sctp: usize,
 }
 
 /// Writes that bring the map up to date, in the three places where they belong.
@@ -71,16 +84,23 @@ impl Classes {
         self.dirty.insert(ip);
     }
 
-    pub fn add_frontend(&mut self, ip: IpAddr) {
-        if !ip.is_unspecified() {
-            self.change(ip, |uses| uses.frontends += 1);
+    pub fn add_frontend(&mut self, dialled: &Dialled) {
+        if !dialled.address.is_unspecified() {
+            self.sctp += usize::from(dialled.protocol == Protocol::Sctp);
+            self.change(dialled.address, |uses| uses.count(dialled, |count| count + 1));
         }
     }
 
-    pub fn remove_frontend(&mut self, ip: IpAddr) {
-        if !ip.is_unspecified() {
-            self.change(ip, |uses| uses.frontends = uses.frontends.saturating_sub(1));
+    pub fn remove_frontend(&mut self, dialled: &Dialled) {
+        if !dialled.address.is_unspecified() {
+            self.sctp = self.sctp.saturating_sub(usize::from(dialled.protocol == Protocol::Sctp));
+            self.change(dialled.address, |uses| uses.count(dialled, |count| count.saturating_sub(1)));
         }
+    }
+
+    /// Whether any address is dialled over SCTP.
+    pub const fn have_sctp(&self) -> bool {
+        self.sctp > 0
     }
 
     pub fn add_endpoint(&mut self, ip: IpAddr) {
@@ -159,12 +179,21 @@ mod tests {
     #[test]
     fn an_address_keeps_each_class_as_long_as_something_refers_to_it() {
         let (a, lo) = (ip("10.0.0.1"), ip("127.0.0.1"));
+        let dialled = |address, protocol| Dialled { address, port: 80, protocol };
+        let (tcp, sctp) = (dialled(a, Protocol::Tcp), dialled(a, Protocol::Sctp));
         let mut classes = Classes::default();
-        classes.add_frontend(a);
-        classes.add_frontend(a);
-        classes.add_frontend(ip("0.0.0.0"));
+        classes.add_frontend(&tcp);
+        classes.add_frontend(&dialled(a, Protocol::Udp));
+        classes.add_frontend(&dialled(ip("0.0.0.0"), Protocol::Sctp));
+        assert!(!classes.have_sctp());
         assert_eq!(classes.flush().gain, [(a, AddressClass::SERVICE)]);
-        classes.remove_frontend(a);
+        classes.add_frontend(&sctp);
+        assert!(classes.have_sctp());
+        assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE | AddressClass::SCTP)]);
+        classes.remove_frontend(&sctp);
+        assert!(!classes.have_sctp());
+        assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE)]);
+        classes.remove_frontend(&tcp);
         assert_eq!(classes.flush(), ClassWrites::default(), "another port of the Service is left");
         classes.set_node(&HashSet::from([a, lo]), &HashSet::from([a, lo]));
         let mut node = classes.flush().early;
@@ -173,7 +202,7 @@ mod tests {
         assert_eq!(node, [(a, local | AddressClass::SERVICE), (lo, AddressClass::NODE_PORT)]);
         classes.add_endpoint(a);
         assert_eq!(classes.flush().early, [(a, local | AddressClass::SERVICE | AddressClass::ENDPOINT)]);
-        classes.remove_frontend(a);
+        classes.remove_frontend(&dialled(a, Protocol::Udp));
         assert_eq!(classes.flush().lose, [(a, local | AddressClass::ENDPOINT)]);
         classes.set_node(&HashSet::new(), &HashSet::new());
         classes.remove_endpoint(a);

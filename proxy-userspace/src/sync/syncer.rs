@@ -118,7 +118,7 @@ impl Syncer {
             for dialled in port.frontends.keys() {
                 owners.insert(*dialled, port.index);
                 owned[Family::of(&dialled.address)] += 1;
-                classes.add_frontend(dialled.address);
+                classes.add_frontend(dialled);
             }
             port.endpoints.keys().for_each(|address| classes.add_endpoint(address.ip()));
             strays.insert(port.index, port);
@@ -255,6 +255,12 @@ impl Syncer {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty()
+    }
+
+    /// Whether any address is dialled over SCTP.
+    #[must_use]
+    pub const fn has_sctp(&self) -> bool {
+        self.room.classes.have_sctp()
     }
 
     /// Flags of all ports of a family.

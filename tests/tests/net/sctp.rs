@@ -1,17 +1,119 @@
 //! SCTP through the real agent, between raw sockets (B3, P-90).
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use anyhow::{Result, bail, ensure};
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::packet::sctp::chunk;
-use sluice_tests::traffic::{Association, Raw, Server};
+use sluice_tests::traffic::{Association, Dial, Raw, Server};
+use sluice_tests::wait::{PATIENCE, until};
+use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
 
+/// Where the node's own packets of SCTP are led, as it is named on the node.
+const OUTER: &str = "sluice-catch";
+
 pub fn groups() -> Vec<Group> {
-    Wiring::BOTH.into_iter().map(group).collect()
+    let own = Wiring::BOTH.into_iter().map(own_processes);
+    Wiring::BOTH.into_iter().map(group).chain(own).collect()
+}
+
+/// The kernel calls no hook for sockets of SCTP: the node's own packets are served instead.
+fn own_processes(wiring: Wiring) -> Group {
+    let mut stories: Vec<_> = Family::BOTH
+        .map(|family| {
+            Story::new(format!("S20_the_nodes_own_processes::{family}"), move |bed| own(bed, family))
+        })
+        .into();
+    stories.push(Story::new("S20_the_device_is_there_for_sctp_alone", for_sctp_alone));
+    Group {
+        name: format!("sctp::own::{wiring}"),
+        config: BedConfig { invalid_drop: true, ..BedConfig::new(wiring) },
+        setup: Box::new(|bed| {
+            bed.serve(plain().backends[0].who, plain().backends[0].port)?;
+            bed.start()?;
+            [near(), far(), empty(), plain()].iter().try_for_each(|app| bed.apply(app))
+        }),
+        stories,
+    }
+}
+
+/// Not of SCTP.
+fn plain() -> App {
+    App::new("plain", 4, [Backend::new(Who::Pa, 8_082)])
+}
+
+/// The addresses that are led away from the stack's own way are these Services'.
+fn wait_led(bed: &Bed, apps: &[App]) -> Result<()> {
+    let vias = [Via::ClusterIp, Via::ExternalIp, Via::LoadBalancer];
+    let all = apps.iter().flat_map(|app| vias.map(|via| (app, via)));
+    let want: BTreeSet<String> = all
+        .flat_map(|(app, via)| Family::BOTH.map(|family| app.address(via, family).ip().to_string()))
+        .collect();
+    until("the routes of what SCTP dials", PATIENCE, || {
+        let links = bed.ip("n1", "-br link").map_err(|error| format!("{error:#}"))?;
+        if !links.contains(OUTER) {
+            return if want.is_empty() { Ok(()) } else { Err("no device".to_owned()) };
+        }
+        let mut led = BTreeSet::new();
+        for option in ["-4", "-6"] {
+            let shown = bed.ip("n1", &format!("{option} route show dev {OUTER}"));
+            let shown = shown.map_err(|error| format!("{error:#}"))?;
+            led.extend(shown.lines().filter_map(|line| Some(line.split_whitespace().next()?.to_owned())));
+        }
+        if led == want && !want.is_empty() { Ok(()) } else { Err(format!("{led:?}")) }
+    })
+}
+
+fn own(bed: &mut Bed, family: Family) -> Result<()> {
+    wait_led(bed, &[near(), far(), empty()])?;
+    let mut port = 25_000;
+    for (app, backend) in [(near(), NEAR), (far(), FAR)] {
+        let server = server(bed, backend, family)?;
+        for via in [Via::ClusterIp, Via::ExternalIp, Via::LoadBalancer] {
+            port += 1;
+            let to = app.address(via, family);
+            let association = Association::open(raw(bed, Who::Host, family)?, port, to, &server)
+                .map_err(|error| error.context(format!("{} by {via:?}", app.name)))?;
+            let node = bed.route_source(backend.who.address(family))?;
+            ensure!(association.seen.ip() == node, "seen as {}", association.seen);
+            association.ask(b"the node's own")?;
+            association.shut_down()?;
+        }
+    }
+    let to = empty().address(Via::ClusterIp, family);
+    raw(bed, Who::Host, family)?.is_refused(to, 0, chunk::INIT)?;
+    let (from, to) =
+        (Who::Host.address(family).to_string(), near().address(Via::ClusterIp, family).to_string());
+    let home = &bed.agent()?.home;
+    let told = home.json(&["explain", "--from", &from, "--to", &to, "--protocol", "sctp"])?;
+    ensure!(told["path"] == "stack" && told["verdict"] == "translate", "{told:#}");
+    Ok(())
+}
+
+/// Sockets of TCP go on being translated when they connect. Without a Service of SCTP there is no device.
+fn for_sctp_alone(bed: &mut Bed) -> Result<()> {
+    let all = [near(), far(), empty()];
+    let tcp = |bed: &Bed| {
+        let to = plain().address(Via::ClusterIp, Family::V4);
+        Dial::new(bed.place(Who::Host), to, Transport::Tcp).probe().ok().map(drop)
+    };
+    tcp(bed)?;
+    let status = bed.agent()?.home.json(&["status"])?.to_string();
+    ensure!(status.contains("over SCTP, which passes no hook"), "{status}");
+    for gone in 0..all.len() {
+        bed.delete(&all[gone])?;
+        wait_led(bed, &all[gone + 1..])?;
+    }
+    tcp(bed)?;
+    bed.apply(&near())?;
+    wait_led(bed, &[near()])?;
+    tcp(bed)?;
+    all[1..].iter().try_for_each(|app| bed.apply(app))?;
+    wait_led(bed, &all)
 }
 
 /// A behaviour in one family.

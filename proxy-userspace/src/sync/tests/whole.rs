@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proxy_common::abi::{AddressClass, FrontendKind, service_flags};
 
 use super::fake::{Fake, id};
-use crate::model::{Family, PortFrontend, PortId, PortState};
+use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use crate::sync::{InstalledPort, Settings, Syncer};
 
 /// One change: a port by number, and its state made of small numbers, or its removal.
@@ -23,7 +23,8 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn port(number: u8) -> PortId {
     let family = if number.is_multiple_of(2) { Family::V4 } else { Family::V6 };
-    PortId { family, ..id(&format!("port{number}")) }
+    let protocol = if number < 3 { Protocol::Tcp } else { Protocol::Sctp };
+    PortId { family, protocol, ..id(&format!("port{number}")) }
 }
 
 fn address(family: Family, subnet: u8, host: u8) -> IpAddr {
@@ -45,8 +46,9 @@ fn state(
         list.dedup();
         list
     };
-    let mut frontends =
-        vec![PortFrontend { kind: FrontendKind::ClusterIp, address: address(family, 0, number), port: 80 }];
+    // Two ports of one address, of two protocols.
+    let address_of = address(family, 0, if number == 4 { 0 } else { number });
+    let mut frontends = vec![PortFrontend { kind: FrontendKind::ClusterIp, address: address_of, port: 80 }];
     if *node_port {
         let any = address(family, 0, 0);
         let unspecified: IpAddr = if any.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
@@ -94,7 +96,8 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
         all.iter()
             .for_each(|endpoint| *addresses.entry(endpoint.ip()).or_default() |= AddressClass::ENDPOINT);
         for frontend in want.frontends.iter().filter(|frontend| !frontend.address.is_unspecified()) {
-            *addresses.entry(frontend.address).or_default() |= AddressClass::SERVICE;
+            let sctp = if id.protocol == Protocol::Sctp { AddressClass::SCTP } else { 0 };
+            *addresses.entry(frontend.address).or_default() |= AddressClass::SERVICE | sctp;
         }
     }
     assert_eq!(fake.endpoints.len(), endpoints, "no endpoint id is left behind");
