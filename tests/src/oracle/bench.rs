@@ -15,8 +15,8 @@ use crate::api::Uplink;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{CLUSTER_CIDR, Family, Who, Wiring, cluster_ip};
 use crate::lab::wiring::host_device;
-use crate::lab::{Bed, BedConfig};
-use crate::traffic::Dial;
+use crate::lab::{Backend, Bed, BedConfig};
+use crate::traffic::{Answering, Dial, Server};
 use crate::wait::until;
 use crate::wire::Transport;
 
@@ -52,6 +52,7 @@ pub struct Bench {
     pub mode: Mode,
     pub wiring: Wiring,
     pub kube_proxy: KubeProxy,
+    _sctp: Vec<Answering>,
     /// Where Sluice serves.
     pub ours: Bed,
     /// Where kube-proxy does.
@@ -67,20 +68,23 @@ impl Bench {
     pub fn build(plane: &Plane, mode: Mode, wiring: Wiring, variant: Variant) -> Result<Self> {
         let (mut ours, theirs) = (bed(wiring)?, bed(wiring)?);
         let uplinks = [plane.connect(ours.namespace("n1"))?, plane.connect(theirs.namespace("n1"))?];
-        let write = |directory: &Path, config: Value| {
+        let write = |directory: &Path, special: Value| {
+            let mut config = plain(plane, mode);
+            merge(&mut config, &special);
             let path = directory.join("config.json");
             std::fs::write(&path, config.to_string())
                 .with_context(|| format!("cannot write {}", path.display()))?;
             anyhow::Ok(path)
         };
-        let own_config = write(ours.directory(), with(plane, mode, &variant.own_config(mode, wiring)))?;
-        let path = write(theirs.directory(), config(plane, mode, wiring, variant))?;
+        let own_config = write(ours.directory(), variant.own_config(mode, wiring))?;
+        let path = write(theirs.directory(), variant.config(mode, wiring))?;
         let log = theirs.directory().join("kube-proxy.log");
         let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &path, &log)?;
         ours.home().flags = vec!["--config".into(), own_config.display().to_string()];
         ours.start_agent()?;
         kube_proxy.ready()?;
-        Ok(Self { mode, wiring, kube_proxy, ours, theirs, _uplinks: uplinks })
+        let sctp = [sctp_servers(&ours)?, sctp_servers(&theirs)?].into_iter().flatten().collect();
+        Ok(Self { mode, wiring, kube_proxy, _sctp: sctp, ours, theirs, _uplinks: uplinks })
     }
 
     /// Gives both nodes another address.
@@ -113,17 +117,6 @@ impl Bench {
     }
 }
 
-/// kube-proxy's configuration file.
-pub(crate) fn config(plane: &Plane, mode: Mode, wiring: Wiring, variant: Variant) -> Value {
-    with(plane, mode, &variant.config(mode, wiring))
-}
-
-fn with(plane: &Plane, mode: Mode, special: &Value) -> Value {
-    let mut config = plain(plane, mode);
-    merge(&mut config, special);
-    config
-}
-
 /// Nothing of kube-proxy's that the laboratory's namespaces cannot give: table size and priority are the machine's.
 fn plain(plane: &Plane, mode: Mode) -> Value {
     json!({
@@ -135,6 +128,16 @@ fn plain(plane: &Plane, mode: Mode) -> Value {
         "conntrack": {"maxPerCore": 0, "min": 0},
         "oomScoreAdj": 0,
     })
+}
+
+/// Where the others are.
+fn sctp_servers(bed: &Bed) -> Result<Vec<Answering>> {
+    let all = Who::ALL.into_iter().flat_map(|who| Family::BOTH.map(|family| (who, family)));
+    all.map(|(who, family)| {
+        let backend = Backend::new(who, super::case::TARGET_PORT);
+        Server::start(bed.namespace(who.namespace()), backend, family)?.run()
+    })
+    .collect()
 }
 
 fn bed(wiring: Wiring) -> Result<Bed> {

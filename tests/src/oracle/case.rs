@@ -4,11 +4,10 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::cell::Way;
+use super::cell::{Transport, Way};
 use super::change::Change;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{Family, Who, cluster_ip, external_ip, load_balancer_ip};
-use crate::wire::Transport;
 
 /// The namespace of all of them.
 pub const SPACE: &str = "oracle";
@@ -93,6 +92,8 @@ pub struct Case {
     pub labels: Value,
     /// The slices' labels, beside their Service's name.
     pub slice_labels: Value,
+    /// The Service's ports.
+    pub serves: &'static [Transport],
     /// The slices' ports.
     pub transports: &'static [Transport],
     /// `ipMode` of its LoadBalancer addresses.
@@ -117,6 +118,7 @@ impl Case {
             spec: json!({}),
             labels: json!({}),
             slice_labels: json!({}),
+            serves: &Transport::BOTH,
             transports: &Transport::BOTH,
             ip_mode: "VIP",
             balancer: load_balancer_ip,
@@ -137,6 +139,14 @@ impl Case {
     #[must_use]
     pub fn ways(mut self, ways: &[Way]) -> Self {
         self.ways = ways.to_vec();
+        self
+    }
+
+    /// For SCTP too.
+    #[must_use]
+    pub fn and_sctp(mut self) -> Self {
+        self.serves = &[Transport::Tcp, Transport::Udp, Transport::Sctp];
+        self.transports = self.serves;
         self
     }
 
@@ -161,7 +171,7 @@ impl Case {
         ports.as_array().is_some_and(|ports| ports.iter().any(|port| port["protocol"] == transport.name()))
     }
 
-    /// The NodePort, the same for TCP and UDP.
+    /// The NodePort, the same for all protocols.
     #[must_use]
     pub fn node_port(&self) -> u16 {
         30_000 + u16::from(self.number)
@@ -178,7 +188,8 @@ impl Case {
     pub fn service(&self) -> Value {
         let both =
             |f: fn(Family, u8) -> IpAddr| Family::BOTH.map(|family| f(family, self.number).to_string());
-        let ports: Vec<_> = Transport::BOTH
+        let ports: Vec<_> = self
+            .serves
             .iter()
             .map(|transport| {
                 json!({

@@ -6,7 +6,46 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::Case;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{Family, Who, cluster_ip, external_ip, gateway, load_balancer_ip, second_address};
-use crate::wire::Transport;
+use crate::wire;
+
+/// What a client dials by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transport {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Transport {
+    /// Those of most Services.
+    pub const BOTH: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// The laboratory's; SCTP is spoken over raw sockets.
+    #[must_use]
+    pub const fn of_sockets(self) -> Option<wire::Transport> {
+        match self {
+            Self::Tcp => Some(wire::Transport::Tcp),
+            Self::Udp => Some(wire::Transport::Udp),
+            Self::Sctp => None,
+        }
+    }
+
+    /// As manifests spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name().to_lowercase())
+    }
+}
 
 /// What a client can dial of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,11 +3,10 @@
 //!
 //! The same table is the page `deploy/differences.md`.
 
-use super::cell::{Cell, Way};
+use super::cell::{Cell, Transport, Way};
 use super::observe::{Fate, Observation};
 use super::{Mode, Variant};
 use crate::lab::plan::{Family, Who, Wiring};
-use crate::wire::Transport;
 
 /// One difference.
 pub struct Difference {
@@ -57,13 +56,13 @@ pub const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         row: "B17",
-        situation: "UDP from the node itself to an address that is refused",
+        situation: "UDP or SCTP from the node itself to an address that is refused",
         kube_proxy: "the send fails with EPERM",
         sluice: "the send or the receive fails with ECONNREFUSED, as from anywhere else",
         reason: "ECONNREFUSED is what resolvers and QUIC stacks understand as \"try the next\"",
         switch: "none",
         translate: |at, fate| {
-            let own = at.cell.client == Who::Host && at.cell.transport == Transport::Udp;
+            let own = at.cell.client == Who::Host && at.cell.transport != Transport::Tcp;
             at.came(own && *fate == told(NOT_PERMITTED), refused(false))
         },
     },
@@ -120,6 +119,32 @@ pub const DIFFERENCES: &[Difference] = &[
             let own = at.cell.client == Who::Host && at.cell.transport == Transport::Tcp;
             let there = own && at.cell.way != Way::Unassigned;
             at.came(there && *fate == Fate::Silence, refused(false))
+        },
+    },
+    Difference {
+        row: "C4",
+        situation: "SCTP from the node itself to a Service whose policy allows no endpoint",
+        kube_proxy: "the send fails with EPERM",
+        sluice: "silence, as from anywhere else",
+        reason: "no hook is called for sockets of SCTP; their packets are dropped on their way",
+        switch: "none",
+        translate: |at, fate| {
+            let own = at.cell.client == Who::Host && at.cell.transport == Transport::Sctp;
+            at.came(own && *fate == told(NOT_PERMITTED), Fate::Silence)
+        },
+    },
+    Difference {
+        row: "S-20",
+        situation: "SCTP from the node itself to a NodePort on one of its own addresses",
+        kube_proxy: "served like any other",
+        sluice: "the node's own affair: nothing is translated",
+        reason: "no hook is called for sockets of SCTP, and these packets pass no device that has programs",
+        switch: "none",
+        translate: |at, _| {
+            let own = at.cell.client == Who::Host && at.cell.transport == Transport::Sctp;
+            let there = matches!(at.cell.way, Way::NodePort | Way::NodePortSecond);
+            let answered = at.ours.0.iter().any(|fate| fate.backend().is_some());
+            (own && there && !answered).then(|| at.ours.0.iter().cloned().collect())
         },
     },
     Difference {

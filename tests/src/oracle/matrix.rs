@@ -3,15 +3,17 @@
 use serde_json::json;
 
 use super::case::{Case, Endpoint, State, both, ready};
-use super::cell::{Cell, SHARED, Way};
+use super::cell::{Cell, SHARED, Transport, Way};
 use super::{Variant, change};
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{Family, Who, Wiring, external_ip, second_address};
-use crate::wire::Transport;
 
 /// Who dials: a pod of the node, one that often is a backend itself, a pod of another node, the node, another node,
 /// an outside client.
 pub const CLIENTS: [Who; 6] = [Who::Pa, Who::Pb, Who::Pd, Who::Host, Who::OtherHost, Who::Client];
+
+/// Services of SCTP too (B3): what is not the same code for all protocols does not depend on much else.
+const SCTP: [&str; 4] = ["local", "both", "none", "remote-all-local"];
 
 /// Everything that is put into the API server.
 #[must_use]
@@ -56,8 +58,9 @@ fn policies() -> Vec<Case> {
     let case = |(layout, endpoints): (&str, &[(Who, State)]),
                 (suffix, external, internal): (&str, &str, &str)| {
         let endpoints = endpoints.iter().map(|(who, state)| Endpoint::new(*who, *state));
-        Case::new(format!("{layout}{suffix}").replace('_', "-"), endpoints)
-            .spec(json!({"externalTrafficPolicy": external, "internalTrafficPolicy": internal}))
+        let case = Case::new(format!("{layout}{suffix}").replace('_', "-"), endpoints)
+            .spec(json!({"externalTrafficPolicy": external, "internalTrafficPolicy": internal}));
+        if SCTP.contains(&&*case.name) { case.and_sctp() } else { case }
     };
     layouts.into_iter().flat_map(|layout| pairs.map(|pair| case(layout, pair))).collect()
 }
@@ -214,7 +217,7 @@ fn intake() -> Vec<Case> {
 }
 
 /// The cells of a round under a configuration. Each client dials each address once a family, by TCP or by UDP, and by the other in the
-/// other wiring.
+/// other wiring; by SCTP, where that is served, in both.
 #[must_use]
 pub fn cells(cases: &[Case], wiring: Wiring, variant: Variant) -> Vec<Cell<'_>> {
     let mut cells = Vec::new();
@@ -231,7 +234,11 @@ pub fn cells(cases: &[Case], wiring: Wiring, variant: Variant) -> Vec<Cell<'_>> 
                     let turn = row + column + position + side + usize::from(wiring == Wiring::Bridged);
                     let transport = Transport::BOTH[turn % 2];
                     let sticky = case.is_sticky(variant == Variant::Changed);
-                    cells.push(Cell { case, way: *way, client: *client, family, transport, sticky });
+                    let cell = Cell { case, way: *way, client: *client, family, transport, sticky };
+                    if variant == Variant::Plain && case.serves.contains(&Transport::Sctp) {
+                        cells.push(Cell { transport: Transport::Sctp, ..cell.clone() });
+                    }
+                    cells.push(cell);
                 }
             }
         }
@@ -258,10 +265,13 @@ mod tests {
             })
             .collect();
         let unique: BTreeSet<_> = asked.iter().collect();
-        assert_eq!(unique.len(), asked.len(), "nothing is asked twice");
+        let sctp = asked.iter().filter(|name| name.ends_with("::sctp")).count();
+        assert_eq!(unique.len() + sctp / 2, asked.len(), "nothing but SCTP is asked in both");
+        assert_eq!(sctp, 2 * SCTP.len() * Way::USUAL.len() * CLIENTS.len() * Family::BOTH.len());
         assert!(asked.len() >= 1_500, "{} cells", asked.len());
         let each = cases[0].ways.len() * CLIENTS.len() * Family::BOTH.len() * Transport::BOTH.len();
         let first = asked.iter().filter(|name| name.starts_with(&format!("{}::", cases[0].name)));
+        let first = first.filter(|name| !name.ends_with("::sctp"));
         assert_eq!(first.count(), each, "each combination is asked");
         for variant in Variant::SPECIAL {
             assert!(!cells(&cases, Wiring::Routed, variant).is_empty(), "{variant:?}");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::Cell;
 use crate::lab::Bed;
 use crate::lab::plan::{Family, Who, gateway, second_address};
-use crate::traffic::{Dial, Outcome};
+use crate::traffic::{Dial, Outcome, probe};
 
 /// What became of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,12 +117,17 @@ fn settle(mut fates: Vec<Fate>, sticky: bool) -> Observation {
 }
 
 fn dial(bed: &Bed, cell: &Cell<'_>, target: std::net::SocketAddr, patience: Duration) -> Fate {
-    let dial = Dial::new(bed.place(cell.client), target, cell.transport).patience(patience);
     let start = Instant::now();
-    let outcome = match cell.payload() {
-        0 => dial.probe(),
-        bytes => {
-            dial.open().map_or_else(|outcome| outcome, |mut connection| connection.ask(&vec![b'x'; bytes]))
+    let outcome = match cell.transport.of_sockets() {
+        None => probe(bed.namespace(cell.client.namespace()), target, patience),
+        Some(transport) => {
+            let dial = Dial::new(bed.place(cell.client), target, transport).patience(patience);
+            match cell.payload() {
+                0 => dial.probe(),
+                bytes => dial
+                    .open()
+                    .map_or_else(|outcome| outcome, |mut connection| connection.ask(&vec![b'x'; bytes])),
+            }
         }
     };
     let slow = start.elapsed() > SLOW;

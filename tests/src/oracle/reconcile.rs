@@ -38,9 +38,9 @@ mod tests {
     use crate::lab::plan::{Family, Who};
     use crate::oracle::Fate;
     use crate::oracle::case::{Case, Endpoint, State};
+    use crate::oracle::cell::Transport;
     use crate::oracle::cell::Way;
     use crate::oracle::declared::{NOT_PERMITTED, refused, told};
-    use crate::wire::Transport;
 
     /// Name, mode, question, what kube-proxy and Sluice did, and the row by which that is meant.
     type Row<'a> = (&'static str, Mode, Cell<'a>, Vec<Fate>, Vec<Fate>, Option<&'static str>);

@@ -2,17 +2,20 @@
 //! and end it. Every packet's checksum is looked at.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
+use super::{Answer, Outcome};
 use crate::lab::namespace::Namespace;
 use crate::lab::{Backend, Family};
 use crate::packet::sctp::{HEADER, checksum, chunk, packet, written};
 use crate::wait::PATIENCE;
 
-/// What a server's cookie consists of.
-const COOKIE: &[u8] = b"a cookie";
 /// The tag by which a server is spoken to, and a client.
 const SERVERS_TAG: u32 = 0x5e17_ed00;
 const CLIENTS_TAG: u32 = 0xc11e_0700;
@@ -104,6 +107,7 @@ struct Packet {
 pub struct Server {
     raw: Raw,
     port: u16,
+    id: String,
 }
 
 impl Server {
@@ -112,7 +116,31 @@ impl Server {
     /// # Errors
     /// What the kernel refuses.
     pub fn start(space: &Namespace, backend: Backend, family: Family) -> Result<Self> {
-        Ok(Self { raw: Raw::open(space, backend.who.address(family))?, port: backend.port })
+        Ok(Self { raw: Raw::open(space, backend.who.address(family))?, port: backend.port, id: backend.id() })
+    }
+
+    /// Who it is, and whom it sees: what TCP's and UDP's servers tell in their first line.
+    fn cookie(&self, from: SocketAddr) -> String {
+        format!("{} {from}", self.id)
+    }
+
+    /// Answers whatever comes.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn run(self) -> Result<Answering> {
+        /// How long it may take to be stopped.
+        const TURN: Duration = Duration::from_millis(100);
+        self.raw.0.set_read_timeout(Some(TURN))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Silence, or a client that is gone.
+                let _ = self.answer();
+            }
+        })?;
+        Ok(Answering { stop, thread: Some(thread) })
     }
 
     /// Takes one packet and answers it as RFC 9260 has it: by the chunks that belong there. Who has sent it.
@@ -127,10 +155,10 @@ impl Server {
         match asked.kind {
             chunk::INIT => {
                 ensure!(asked.value[..4] == CLIENTS_TAG.to_be_bytes(), "another client's INIT");
-                say(chunk::INIT_ACK, &[&beginning(SERVERS_TAG), COOKIE].concat())?;
+                say(chunk::INIT_ACK, &[&beginning(SERVERS_TAG), self.cookie(from).as_bytes()].concat())?;
             }
             chunk::COOKIE_ECHO => {
-                ensure!(asked.value == COOKIE, "another cookie");
+                ensure!(asked.value == self.cookie(from).as_bytes(), "another cookie");
                 say(chunk::COOKIE_ACK, &[])?;
             }
             chunk::DATA => {
@@ -139,10 +167,27 @@ impl Server {
             }
             chunk::HEARTBEAT => say(chunk::HEARTBEAT_ACK, &asked.value)?,
             chunk::SHUTDOWN => say(chunk::SHUTDOWN_ACK, &[])?,
-            chunk::SACK | chunk::SHUTDOWN_COMPLETE => {}
+            chunk::SACK | chunk::ABORT | chunk::SHUTDOWN_COMPLETE => {}
             other => bail!("chunk {other} is not expected"),
         }
         Ok(from)
+    }
+}
+
+/// A server that answers by itself, until this is dropped.
+#[derive(Debug)]
+pub struct Answering {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -156,11 +201,37 @@ fn beginning(tag: u32) -> [u8; 16] {
 #[derive(Debug)]
 pub struct Association<'a> {
     raw: Raw,
-    server: &'a Server,
+    /// `None`: it answers by itself.
+    server: Option<&'a Server>,
     port: u16,
     to: SocketAddr,
     /// The client as the server sees it.
     pub seen: SocketAddr,
+}
+
+/// From one port after the other: begins an association with a server that answers by itself, and aborts it.
+#[must_use]
+pub fn probe(space: &Namespace, to: SocketAddr, patience: Duration) -> Outcome {
+    static PORT: AtomicU16 = AtomicU16::new(30_000);
+    let port = PORT.fetch_add(1, Ordering::Relaxed) % 30_000 + 30_000;
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+    let opened = Raw::open(space, any).and_then(|raw| {
+        raw.0.set_read_timeout(Some(patience))?;
+        // Only a connected socket is told of errors.
+        raw.0.connect((to.ip(), 0))?;
+        Association::begin(raw, port, to, None)
+    });
+    match opened {
+        Ok((association, answer)) => {
+            // Nobody answers it.
+            let _ = association.raw.send(port, to, SERVERS_TAG, chunk::ABORT, &[]);
+            Outcome::Ok(answer)
+        }
+        Err(error) => match error.downcast_ref() {
+            Some(error) => Outcome::from_io(error),
+            None => Outcome::Failed(format!("{error:#}")),
+        },
+    }
 }
 
 impl<'a> Association<'a> {
@@ -169,14 +240,25 @@ impl<'a> Association<'a> {
     /// # Errors
     /// It is not answered, by somebody else, or otherwise than it should be.
     pub fn open(raw: Raw, port: u16, to: SocketAddr, server: &'a Server) -> Result<Self> {
+        let (association, answer) = Self::begin(raw, port, to, Some(server))?;
+        ensure!(answer.backend == server.id, "answered by {}", answer.backend);
+        Ok(association)
+    }
+
+    fn begin(raw: Raw, port: u16, to: SocketAddr, server: Option<&'a Server>) -> Result<(Self, Answer)> {
         raw.send(port, to, 0, chunk::INIT, &beginning(CLIENTS_TAG))?;
-        let seen = server.answer().context("INIT")?;
-        let association = Self { raw, server, port, to, seen };
+        let mut association = Self { raw, server, port, to, seen: to };
+        if let Some(server) = server {
+            association.seen = server.answer().context("INIT")?;
+        }
         let answer = association.hear(chunk::INIT_ACK)?;
         ensure!(answer[..4] == SERVERS_TAG.to_be_bytes(), "another server's INIT ACK");
+        let told = super::client::parse(&String::from_utf8_lossy(&answer[16..]))
+            .map_err(|outcome| anyhow!("{outcome}"))?;
+        association.seen = told.seen;
         association.say(chunk::COOKIE_ECHO, &answer[16..])?;
         association.hear(chunk::COOKIE_ACK)?;
-        Ok(association)
+        Ok((association, told))
     }
 
     /// Data, which comes back.
@@ -206,8 +288,10 @@ impl<'a> Association<'a> {
     /// Says it, and the server answers.
     fn say(&self, kind: u8, value: &[u8]) -> Result<()> {
         self.raw.send(self.port, self.to, SERVERS_TAG, kind, value)?;
-        let seen = self.server.answer().with_context(|| format!("chunk {kind}"))?;
-        ensure!(seen == self.seen, "chunk {kind} came from {seen}, not {}", self.seen);
+        if let Some(server) = self.server {
+            let seen = server.answer().with_context(|| format!("chunk {kind}"))?;
+            ensure!(seen == self.seen, "chunk {kind} came from {seen}, not {}", self.seen);
+        }
         Ok(())
     }
 

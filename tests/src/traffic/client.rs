@@ -50,7 +50,7 @@ impl Outcome {
         }
     }
 
-    fn from_io(error: &io::Error) -> Self {
+    pub(super) fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
@@ -337,7 +337,7 @@ fn read_line(stream: &mut TcpStream) -> io::Result<String> {
     }
 }
 
-fn parse(line: &str) -> Result<Answer, Outcome> {
+pub(super) fn parse(line: &str) -> Result<Answer, Outcome> {
     let parsed = line
         .split_once(' ')
         .and_then(|(backend, seen)| Some(Answer { backend: backend.to_owned(), seen: seen.parse().ok()? }));

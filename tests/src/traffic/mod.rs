@@ -9,7 +9,7 @@ pub mod server;
 /// Bytes of the largest UDP payload over IPv4.
 pub const LARGEST_DATAGRAM: usize = 65_507;
 
-pub use association::{Association, Raw, Server};
+pub use association::{Answering, Association, Raw, Server, probe};
 pub use client::{Answer, Connection, Dial, Outcome};
 pub use flood::{flood, send, send_by};
 pub use load::{Load, Stream};
