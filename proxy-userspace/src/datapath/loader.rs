@@ -23,7 +23,8 @@ use super::sys::{self, Target};
 /// What to load and where to keep it.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// A mounted bpffs; `None`: maps are found again by the programs that use them, which needs CAP_SYS_ADMIN.
+    /// A mounted bpffs; `None`, or nothing pinned there: maps are found again by the programs that use them, which needs
+    /// CAP_SYS_ADMIN.
     pub bpffs: Option<PathBuf>,
     /// A directory of cgroup v2; `None`: sockets are not translated, packets are.
     pub cgroup: Option<PathBuf>,
@@ -75,7 +76,7 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let cpus = possible_cpus()?;
     let mut wanted = specs::persistent(&options.sizes, cpus);
     let (mut pins, inheritance) = match &options.bpffs {
-        Some(bpffs) => open_pins(bpffs, &wanted)?,
+        Some(bpffs) => open_pins(bpffs, cgroup.as_ref(), &wanted)?,
         None => {
             let pins = Pins::private()?;
             let inheritance = adopt_by_id(&pins, cgroup.as_ref(), &wanted)?;
@@ -104,21 +105,28 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, inheritance, adopted, notices, unsummed })
 }
 
-/// The pins of this layout, or where there are none yet, what another layout's agent has left.
-fn open_pins(bpffs: &Path, wanted: &[Spec]) -> Result<(Pins, Inheritance), DatapathError> {
+/// The pins of this layout; where there are none yet, what another layout's agent has left; where nothing is pinned, what an
+/// agent without a bpffs has left attached. Without CAP_SYS_ADMIN that last cannot be seen, and nothing is found.
+fn open_pins(
+    bpffs: &Path,
+    cgroup: Option<&OwnedFd>,
+    wanted: &[Spec],
+) -> Result<(Pins, Inheritance), DatapathError> {
     let here = netns_cookie().ok();
+    let is_here = |pins: &Pins| owner::is_here(here, owner::of_pins(pins));
     Pins::sweep(bpffs)?;
+    let pinned = Pins::layouts(bpffs)?.iter().any(is_here);
     let mut others = Pins::of_other_layouts(bpffs)?;
-    others.retain(|pins| owner::is_here(here, owner::of_pins(pins)));
-    let pins = if others.is_empty() || Pins::are_at(bpffs) {
-        Pins::shared(bpffs)?
-    } else {
-        Pins::unfinished(bpffs)?
-    };
-    if !owner::is_here(here, owner::of_pins(&pins)) {
+    others.retain(is_here);
+    let pins = if Pins::are_at(bpffs) { Pins::shared(bpffs)? } else { Pins::unfinished(bpffs)? };
+    if !is_here(&pins) {
         return Err(DatapathError::OtherNamespace { path: bpffs.to_owned() });
     }
-    let inheritance = Inheritance::of_pins(&pins, others, wanted)?;
+    let inheritance = if pinned {
+        Inheritance::of_pins(&pins, others, wanted)?
+    } else {
+        adopt_by_id(&pins, cgroup, wanted)?
+    };
     Ok((pins, inheritance))
 }
 
@@ -185,7 +193,7 @@ fn adopt_map(
     let failed = |source| DatapathError::Map { operation: "adopt", map: "of an attached program", source };
     let fd = sys::map_by_id(id).map_err(failed)?;
     let info = sys::map_info(fd.as_fd()).map_err(failed)?;
-    // The private bpffs holds nothing that these programs did not put there, so a taken name is the same map.
+    // The directory holds nothing but what has been found so, and so a taken name is the same map.
     match wanted.iter().find(|spec| spec.name == info.name) {
         Some(spec) if inheritance.take(spec, &fd)? => Ok(()),
         Some(spec) if Pins::open(&pins.map(spec.name))?.is_none() => {
@@ -236,7 +244,11 @@ fn foreign(spec: &Spec, path: &Path, found: &str) -> DatapathError {
 }
 
 fn place(pins: &Pins, path: &Path) -> String {
-    if pins.is_private() { "the attached programs".into() } else { path.display().to_string() }
+    if pins.is_private() || pins.is_unfinished() {
+        "the attached programs".into()
+    } else {
+        path.display().to_string()
+    }
 }
 
 /// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.

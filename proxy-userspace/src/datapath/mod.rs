@@ -90,8 +90,8 @@ pub struct Datapath {
 impl Datapath {
     /// Loads the programs, with the maps of an earlier agent where there are any. Attaches nothing.
     ///
-    /// Maps are found as pins under `<bpffs>/sluice/<LAYOUT>`, or without a bpffs by the programs attached to this
-    /// network namespace's devices and to the cgroup.
+    /// Maps are found as pins under `<bpffs>/sluice/<LAYOUT>`; without a bpffs, or where nothing is pinned, by the programs
+    /// attached to this network namespace's devices and to the cgroup.
     ///
     /// # Errors
     /// One line for an operator. A map that is not what this version expects is never used nor removed; what this call has

@@ -149,6 +149,11 @@ impl Pins {
         self.dir.join(name)
     }
 
+    /// Pins a chunk of slots where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot open it by id.
+    pub fn keep_chunk(&self, fd: BorrowedFd<'_>, family: Family, index: u32) -> Result<(), DatapathError> {
+        if self.is_private() { Ok(()) } else { Self::put(fd, &self.chunk(family, index)) }
+    }
+
     /// The kernel refuses dots in names on a bpffs.
     pub fn chunk(&self, family: Family, index: u32) -> PathBuf {
         let version = match family {

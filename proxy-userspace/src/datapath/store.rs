@@ -67,7 +67,7 @@ impl<const N: usize> FamilyTables<N>
 where
     Net: Wire<N>,
 {
-    /// Opens the chunks that are in the slots map.
+    /// Opens the chunks that are in the slots map, and pins those that an agent without a bpffs has made.
     pub(super) fn open_chunks(&mut self, pins: &Pins, family: Family) -> Result<(), DatapathError> {
         let read = failed("read", "SLOTS");
         for index in 0..CHUNKS {
@@ -75,7 +75,11 @@ where
             // The pin serves an agent without CAP_SYS_ADMIN.
             let fd = match Pins::open(&pins.chunk(family, index))? {
                 Some(fd) if sys::map_info(fd.as_fd()).map_err(&read)?.id == id => fd,
-                _ => sys::map_by_id(id).map_err(&read)?,
+                _ => {
+                    let fd = sys::map_by_id(id).map_err(&read)?;
+                    pins.keep_chunk(fd.as_fd(), family, index)?;
+                    fd
+                }
             };
             self.chunks.push(Table::new(fd).map_err(&read)?);
         }
@@ -88,9 +92,7 @@ where
         for number in numbers {
             let fd = sys::create_inner(spec.kind, spec.key, spec.value, CHUNK)
                 .map_err(failed("create", spec.name))?;
-            if !pins.is_private() {
-                Pins::put(fd.as_fd(), &pins.chunk(family, *number))?;
-            }
+            pins.keep_chunk(fd.as_fd(), family, *number)?;
             fds.push(fd);
         }
         let values: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();

@@ -32,6 +32,8 @@ const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-",
 
 const PATIENCE: TimeVal = TimeVal::new(5, 0);
 const ROOM: usize = 64 << 10;
+/// Operations in one transaction: the longest of them, a thousand times, are well below what a socket may send at once, 208 KiB.
+const AT_ONCE: usize = 1_000;
 
 /// The rules' chains, of the network namespace of the thread that looked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +74,7 @@ impl Rules {
     /// our own table count as emptied before.
     ///
     /// # Errors
-    /// The kernel refuses; then nothing has changed.
+    /// The kernel refuses. Of many chains some may be empty then; the next time goes on with the rest.
     pub fn silence(&self) -> io::Result<bool> {
         let operations = self.silencing();
         transact(&operations)?;
@@ -94,7 +96,7 @@ impl Rules {
     /// Removes our own table, and with `all` what kube-proxy has in nf_tables. Whether there was anything.
     ///
     /// # Errors
-    /// The kernel refuses; then nothing has changed.
+    /// The kernel refuses. Of many chains some may be empty then; the next time goes on with the rest.
     pub fn remove(&self, all: bool) -> io::Result<bool> {
         let operations = self.removal(all);
         transact(&operations)?;
@@ -141,7 +143,7 @@ pub fn is_iptables_chain(name: &str) -> bool {
 fn chains() -> io::Result<Vec<Chain>> {
     let Some(socket) = open()? else { return Ok(Vec::new()) };
     socket.send(&nftables::list(), 0)?;
-    match answer(&socket, None) {
+    match answer(&socket) {
         Err(error) if absent(&error) => Ok(Vec::new()),
         answered => answered,
     }
@@ -165,34 +167,28 @@ fn absent(error: &io::Error) -> bool {
 }
 
 fn transact(operations: &[Operation<'_>]) -> io::Result<()> {
-    if operations.is_empty() {
-        return Ok(());
+    for operations in operations.chunks(AT_ONCE) {
+        let Some(socket) = open()? else { return Ok(()) };
+        socket.send(&nftables::batch(operations), 0)?;
+        answer(&socket)?;
     }
-    let Some(socket) = open()? else { return Ok(()) };
-    let (bytes, answers) = nftables::batch(operations);
-    socket.send(&bytes, 0)?;
-    answer(&socket, Some(answers)).map(drop)
+    Ok(())
 }
 
-/// Reads a dump to its end, or so many answers; the first failure counts.
-fn answer(socket: &Socket, answers: Option<usize>) -> io::Result<Vec<Chain>> {
+/// Reads a dump or a transaction's answers to the end; the first failure counts.
+fn answer(socket: &Socket) -> io::Result<Vec<Chain>> {
     let mut room = vec![0; ROOM];
-    let (mut chains, mut left, mut failed) = (Vec::new(), answers.unwrap_or(1), None);
-    while left > 0 {
+    let mut chains = Vec::new();
+    loop {
         let length = socket.recv(&mut &mut room[..], 0)?;
         for reply in nftables::replies(&room[..length]).map_err(io::Error::other)? {
             match reply {
                 Reply::Chain(chain) => chains.push(chain),
-                Reply::Done => left = left.saturating_sub(1),
-                // A transaction that fails is answered for what has failed, and need not be for the rest.
-                Reply::Failed(error) => {
-                    failed.get_or_insert(error);
-                    left = 0;
-                }
+                Reply::Done => return Ok(chains),
+                Reply::Failed(error) => return Err(error),
             }
         }
     }
-    failed.map_or(Ok(chains), Err)
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub struct Chain {
 #[derive(Debug)]
 pub enum Reply {
     Chain(Chain),
-    /// The end of a dump, or an operation that was done.
+    /// The end of a dump, or a transaction that was done.
     Done,
     Failed(io::Error),
 }
@@ -74,18 +74,18 @@ pub enum Operation<'a> {
     },
 }
 
-/// One transaction, and how many answers it gets.
-pub fn batch(operations: &[Operation<'_>]) -> (Vec<u8>, usize) {
-    let (mut bytes, mut answers) = (Vec::new(), 0);
+/// One transaction. What fails is answered unasked and first; of the rest only the last message is, since the kernel queues all
+/// answers before the sender can read one.
+pub fn batch(operations: &[Operation<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
     message(&mut bytes, BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, &[]);
-    for operation in operations {
-        for (kind, flags, family, body) in messages(operation) {
-            message(&mut bytes, kind, REQUEST | ACK | flags, family, 0, &body);
-            answers += 1;
-        }
+    let messages: Vec<_> = operations.iter().flat_map(messages).collect();
+    for (at, (kind, flags, family, body)) in messages.iter().enumerate() {
+        let ack = if at + 1 == messages.len() { ACK } else { 0 };
+        message(&mut bytes, *kind, REQUEST | ack | flags, *family, 0, body);
     }
     message(&mut bytes, BATCH_END, REQUEST, 0, SUBSYSTEM, &[]);
-    (bytes, answers)
+    bytes
 }
 
 fn messages(operation: &Operation<'_>) -> Vec<(u16, u16, u8, Vec<u8>)> {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_is_framed_and_every_operation_is_answered() {
+    fn a_transaction_is_framed_and_answered_once() {
         let chain = Chain { family: IPV4, table: "nat".into(), name: "KUBE-SVC-X".into() };
         let operations = [
             Operation::Keep { table: "t" },
@@ -212,14 +212,16 @@ mod tests {
             Operation::EmptyChain(&chain),
             Operation::DeleteTable { family: INET, table: "t" },
         ];
-        let (bytes, answers) = batch(&operations);
-        let (mut kinds, mut rest) = (Vec::new(), &bytes[..]);
+        let bytes = batch(&operations);
+        let (mut kinds, mut answered, mut rest) = (Vec::new(), Vec::new(), &bytes[..]);
         while !rest.is_empty() {
             let message = NetlinkBuffer::new_checked(rest).unwrap();
             kinds.push(message.message_type());
+            answered.push(message.flags() & ACK != 0);
             rest = &rest[(message.length() as usize).next_multiple_of(4)..];
         }
-        assert_eq!(answers, kinds.len() - 2);
+        assert_eq!(answered.iter().rposition(|answered| *answered), Some(kinds.len() - 2));
+        assert_eq!(answered.iter().filter(|answered| **answered).count(), 1);
         assert_eq!((kinds[0], kinds[kinds.len() - 1]), (BATCH_BEGIN, BATCH_END));
         assert_eq!(kinds[1..5], [NEW_TABLE, NEW_CHAIN, NEW_CHAIN, NEW_RULE]);
         assert_eq!(kinds[5..8], [DELETE_TABLE, DELETE_RULE, DELETE_TABLE]);

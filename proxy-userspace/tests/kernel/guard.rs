@@ -89,6 +89,30 @@ fn l07_a_node_without_kube_proxy_is_left_as_it_is() {
     });
 }
 
+/// Chains for each port and each endpoint, so thousands in a cluster of some hundred Services: more than a socket takes at once, and
+/// more than fit as answers.
+#[test]
+fn l07_any_number_of_kube_proxys_chains_goes_silent() {
+    in_namespace(|| {
+        let chains: String = (0..5_000).map(|at| format!("chain KUBE-SEP-{at:016} {{ drop; }}\n")).collect();
+        let many = format!("table ip nat {{\n{chains}}}\n");
+        if nft(&["-f", "-"], &many).is_none() {
+            eprintln!("skipped: needs nft");
+            return;
+        }
+        let rules = Rules::look().unwrap();
+        assert!(rules.silence().unwrap());
+        let silent = ruleset();
+        assert!(!silent.contains("drop") && silent.matches("chain KUBE-SEP-").count() == 5_000);
+        assert!(!Rules::look().unwrap().silence().unwrap(), "only our own table is left");
+
+        nft(&["-f", "-"], &many).unwrap();
+        assert!(Rules::look().unwrap().remove(true).unwrap());
+        let clean = ruleset();
+        assert!(!clean.contains("drop") && !clean.contains("sluice"));
+    });
+}
+
 /// Whether the command could be run.
 fn run(command: &str) -> bool {
     let words: Vec<_> = command.split(' ').collect();

@@ -29,21 +29,46 @@ fn pinned() -> Option<Options> {
     Some(Options { bpffs: Some(bpffs.into()), ..options() })
 }
 
+/// An agent that installs something and goes.
+fn founder(options: &Options) {
+    let mut datapath = Datapath::load(options).unwrap();
+    datapath.attach_edge(&edge("edge0")).unwrap();
+    let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+    assert!(syncer.replace_all(&mut datapath, desired(10, 3), Duration::ZERO).is_clean());
+}
+
+fn inherit(options: &Options) {
+    let output = limited("privileges::heir", ",+bpf,+net_admin,+perfmon", options.bpffs.clone());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    cleanup(options, Named::ALL).unwrap();
+}
+
 #[test]
 fn with_a_bpffs_an_heir_needs_no_sys_admin() {
     in_namespace(|| {
         let bpffs = Scratch::bpffs();
         let options = Options { bpffs: Some(bpffs.path().into()), ..options() };
+        founder(&options);
+        inherit(&options);
+    });
+}
+
+/// B6: what one without a bpffs has made is found by its programs, and pinned whole.
+#[test]
+fn an_agent_with_a_bpffs_adopts_what_one_without_has_left() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        founder(&options());
+        let options = Options { bpffs: Some(bpffs.path().into()), ..options() };
         let mut datapath = Datapath::load(&options).unwrap();
-        datapath.attach_edge(&edge("edge0")).unwrap();
-        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
-        assert!(syncer.replace_all(&mut datapath, desired(10, 3), Duration::ZERO).is_clean());
+        assert!(datapath.adopted());
+        let syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        assert_eq!(syncer.installed(&datapath).unwrap().len(), desired(10, 3).len());
+        let attached = datapath.attach_edge(&edge("edge0")).unwrap();
+        assert_eq!((attached.ingress.change, attached.egress.change), (Change::Replaced, Change::Replaced));
         drop((syncer, datapath));
-        let path = Some(bpffs.path().into());
-        let output = limited("privileges::heir", ",+bpf,+net_admin,+perfmon", path);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
-        cleanup(&options, Named::ALL).unwrap();
+        inherit(&options);
     });
 }
 

@@ -8,6 +8,7 @@
 //! control.rs           programming them
 //! agent.rs             starts of the real agent
 //! flood.rs             live flows beside strangers' floods
+//! traffic/             Services beside kube-proxy and beside no proxy
 //! ```
 
 mod agent;
@@ -18,12 +19,14 @@ pub mod place;
 pub mod program;
 pub mod report;
 pub mod stats;
+mod traffic;
 
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use report::{Report, Table};
+use traffic::{Beds, Kind};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,11 +42,45 @@ impl Effort {
     }
 }
 
-type Scenario = fn(Effort) -> Result<Table>;
+/// What scenarios of one run have in common.
+struct Session {
+    effort: Effort,
+    beds: Option<Beds>,
+}
 
-/// Every scenario, by its name.
-const SCENARIOS: [(&str, Scenario); 4] =
-    [("program", program::run), ("control", control::run), ("start", agent::run), ("flood", flood::run)];
+impl Session {
+    /// The beds of all variants, built when they are first asked for.
+    fn beds(&mut self) -> Result<&Beds> {
+        if self.beds.is_none() {
+            self.beds = Some(Beds::build()?);
+        }
+        self.beds.as_ref().context("they have just been built")
+    }
+
+    fn transactions(&mut self, kind: Kind) -> Result<Table> {
+        let effort = self.effort;
+        traffic::transactions(self.beds()?, kind, effort)
+    }
+
+    fn forwarding(&mut self) -> Result<Table> {
+        let effort = self.effort;
+        traffic::forwarding(self.beds()?, effort)
+    }
+}
+
+type Scenario = fn(&mut Session) -> Result<Table>;
+
+/// Every scenario, by its name. Those that share beds come last: the others have the machine to themselves.
+const SCENARIOS: [(&str, Scenario); 8] = [
+    ("program", |session| program::run(session.effort)),
+    ("control", |session| control::run(session.effort)),
+    ("start", |session| agent::run(session.effort)),
+    ("flood", |session| flood::run(session.effort)),
+    ("forwarding", Session::forwarding),
+    ("crr", |session| session.transactions(Kind::Crr)),
+    ("rr", |session| session.transactions(Kind::Rr)),
+    ("udp", |session| session.transactions(Kind::Udp)),
+];
 
 /// Names of all scenarios, in the order in which they run.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -65,11 +102,12 @@ pub fn run(names: &[String], effort: Effort, json: Option<&Path>) -> Result<()> 
         bail!("{unknown}: no such scenario; there are: {}", self::names().collect::<Vec<_>>().join(", "));
     }
     println!("{}\n", report.machine);
+    let mut session = Session { effort, beds: None };
     for (name, scenario) in
         SCENARIOS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name))
     {
         let started = Instant::now();
-        let table = scenario(effort).with_context(|| format!("scenario {name}"))?;
+        let table = scenario(&mut session).with_context(|| format!("scenario {name}"))?;
         println!("{}  took {:.0} s\n", table.text(), started.elapsed().as_secs_f64());
         report.scenarios.push(table);
     }

@@ -68,16 +68,14 @@ impl Bench {
     pub fn build(plane: &Plane, mode: Mode, wiring: Wiring, variant: Variant) -> Result<Self> {
         let (mut ours, theirs) = (bed(wiring)?, bed(wiring)?);
         let uplinks = [plane.connect(ours.namespace("n1"))?, plane.connect(theirs.namespace("n1"))?];
-        let write = |directory: &Path, special: Value| {
-            let mut config = plain(plane, mode);
-            merge(&mut config, &special);
+        let write = |directory: &Path, config: Value| {
             let path = directory.join("config.json");
             std::fs::write(&path, config.to_string())
                 .with_context(|| format!("cannot write {}", path.display()))?;
             anyhow::Ok(path)
         };
-        let own_config = write(ours.directory(), variant.own_config(mode, wiring))?;
-        let path = write(theirs.directory(), variant.config(mode, wiring))?;
+        let own_config = write(ours.directory(), with(plane, mode, &variant.own_config(mode, wiring)))?;
+        let path = write(theirs.directory(), config(plane, mode, wiring, variant))?;
         let log = theirs.directory().join("kube-proxy.log");
         let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &path, &log)?;
         ours.home().flags = vec!["--config".into(), own_config.display().to_string()];
@@ -115,6 +113,17 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// kube-proxy's configuration file.
+pub(crate) fn config(plane: &Plane, mode: Mode, wiring: Wiring, variant: Variant) -> Value {
+    with(plane, mode, &variant.config(mode, wiring))
+}
+
+fn with(plane: &Plane, mode: Mode, special: &Value) -> Value {
+    let mut config = plain(plane, mode);
+    merge(&mut config, special);
+    config
 }
 
 /// Nothing of kube-proxy's that the laboratory's namespaces cannot give: table size and priority are the machine's.

@@ -33,8 +33,9 @@ pub struct Conn {
     pub former: Vec<End>,
     /// The same client has dialled so before and has given up without a word.
     pub haunted: bool,
-    /// Opened straight to an endpoint, and a late SYN-ACK of it was taken for another's, whose five-tuple was the same there: what
-    /// follows goes to that one, as nothing in our entries tells them apart.
+    /// Opened straight to an endpoint, and a late SYN or SYN-ACK of it was taken for the first of another's, whose five-tuple was the
+    /// same there: what follows goes astray, as no entry tells the two apart. A limit of the path's, which knows no numbers; who
+    /// dials both from one port at one moment loses one of them, as the endpoint resets it.
     pub crossed: bool,
     /// A segment of the handshake has come so late that the FIN before it was forgotten: the flow does not know that it is over.
     pub begun_again: bool,

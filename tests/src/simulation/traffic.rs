@@ -446,8 +446,8 @@ impl<const N: usize> Traffic<N> {
             return Ok(());
         }
         if holder != Some(id) && conn.is_tcp() && packet.flags != SYN {
-            if conn.former.contains(&own) {
-                // A reset has ended it here, while the SYN-ACK from before was still on its way.
+            if conn.former.contains(&own) || conn.crossed {
+                // A reset has ended it here, while the SYN-ACK from before was still on its way, or it is elsewhere.
                 self.emit(number, RST, own, other, Token { conn: id, from_server: true, challenge: false });
                 return Ok(());
             }

@@ -67,11 +67,6 @@ fn measure(bpffs: &Bpffs, effort: Effort) -> Result<Table> {
     let empty = Asm::default().exit(-1).load_as(Type::Classifier, "bench_empty")?;
     let mut benches = Vec::new();
     for case in cases::all() {
-        if let Ok(f) = std::env::var("ONLY")
-            && !case.what.contains(&f)
-        {
-            continue;
-        }
         let node = if case.opens { &fresh } else { &steady };
         benches.push(Bench::load(case, node, &empty)?);
     }

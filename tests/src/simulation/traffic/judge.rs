@@ -13,7 +13,12 @@ impl<const N: usize> Traffic<N> {
     pub(super) fn translated(&mut self, id: usize, before: &Read, after: &Read) -> Result<bool, String> {
         let now = self.now;
         let conn = &mut self.conns[id];
-        let Some(list) = conn.list else { return Ok(true) };
+        let Some(list) = conn.list else {
+            // A late SYN, after another's has taken the five-tuple that this one has at the server: what follows goes by another port.
+            let elsewhere = conn.tuple.is_some_and(|(_, client)| client != after.src);
+            conn.crossed |= before.flags == SYN && after.src != before.src && elsewhere;
+            return Ok(true);
+        };
         if conn.is_ending() {
             return Ok(true);
         }

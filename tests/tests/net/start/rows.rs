@@ -150,12 +150,12 @@ pub const ROWS: &[Row] = &[
     lacking(
         "bpf_refused_by_seccomp",
         Lacks::Bpf(libc::EPERM as u16),
-        "bpf(2) is not permitted (open a pin): Operation not permitted (os error 1); the capabilities are there, so a seccomp filter refuses it: let it allow bpf (in a pod: securityContext.seccompProfile)",
+        "bpf(2) is not permitted (look for our programs): Operation not permitted (os error 1); the capabilities are there, so a seccomp filter refuses it: let it allow bpf (in a pod: securityContext.seccompProfile)",
     ),
     lacking(
         "no_bpf",
         Lacks::Bpf(libc::ENOSYS as u16),
-        "this kernel has no bpf(2) or hides it (open a pin): Function not implemented (os error 38); a kernel built with CONFIG_BPF_SYSCALL is needed, and a seccomp filter that allows bpf",
+        "this kernel has no bpf(2) or hides it (look for our programs): Function not implemented (os error 38); a kernel built with CONFIG_BPF_SYSCALL is needed, and a seccomp filter that allows bpf",
     ),
     // --- the API server
     fails(

@@ -1,0 +1,142 @@
+//! Forwarding without sockets: datagrams as if received from the client's device, dropped where the server would receive them.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use proxy_common::abi::protocol;
+
+use super::beds::{CLIENT, SERVER, Site};
+use crate::bench::place::pin;
+use crate::bpf::{Alu, Asm, R1, R2, R3, R4, R6, R7, R8, Type, Width, Words};
+use crate::lab::Family;
+use crate::lab::command::with_input;
+use crate::lab::wiring::host_device;
+use crate::packet::frame;
+use crate::sys::{Run, test_run};
+
+/// Flows that packets belong to by turns, a power of two.
+const FLOWS: u32 = 1_024;
+const FIRST_PORT: u16 = 20_000;
+/// Packets that are received at once, as a driver would.
+const BATCH: u32 = 64;
+/// Of Ethernet, IPv4 and UDP: what the way through the stack changes, and each packet starts with.
+const HEADERS: usize = 42;
+const SOURCE_PORT: i16 = 34;
+const CHECKSUM: std::ops::Range<usize> = 40..42;
+/// `data` and `data_end` in `xdp_md`, and where its `ingress_ifindex` is; its size.
+const DATA: i16 = 0;
+const DATA_END: i16 = 4;
+const INGRESS: std::ops::Range<usize> = 12..16;
+const XDP_MD: usize = 24;
+/// Verdicts of XDP programs.
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+
+/// What injects packets into one bed.
+pub struct Injector<'a> {
+    site: &'a Site,
+    program: OwnedFd,
+    packet: Vec<u8>,
+    context: [u8; XDP_MD],
+    _numbers: Words,
+}
+
+impl<'a> Injector<'a> {
+    /// Prepares it, and has the server's device drop what it receives.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn new(site: &'a Site) -> Result<Self> {
+        let device = host_device(site.bed.config.wiring, CLIENT.name());
+        let (ifindex, gateway) = link(site, "n1", &device)?;
+        let (_, client) = link(site, CLIENT.namespace(), "eth0")?;
+        let from = (CLIENT.address(Family::V4), FIRST_PORT);
+        let to = (site.to.ip(), site.to.port());
+        let mut packet = frame::packet(protocol::UDP, frame::ACK, from, to, &[0x5a; 18]);
+        packet.splice(..12, gateway.into_iter().chain(client));
+        // None: source ports change.
+        packet.get_mut(CHECKSUM).context("a short packet")?.fill(0);
+        let numbers = Words::new(1)?;
+        let program = assemble(&packet, &numbers).load_as(Type::Xdp, "bench_inject")?;
+        let mut context = [0; XDP_MD];
+        context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
+        context[INGRESS].copy_from_slice(&ifindex.to_ne_bytes());
+        Ok(Self { site, program, packet, context, _numbers: numbers })
+    }
+
+    /// Nanoseconds a packet. One that opens its flow is as good as any: these are opened before the first is counted.
+    ///
+    /// # Errors
+    /// As the kernel says, or packets do not arrive.
+    pub fn nanoseconds(&self, packets: u32) -> Result<f64> {
+        self.site.bed.namespace("n1").within(|| {
+            pin(0)?;
+            self.inject(2 * FLOWS)?;
+            self.inject(packets)
+        })
+    }
+
+    fn inject(&self, packets: u32) -> Result<f64> {
+        let run = Run { packet: &self.packet, context: &self.context, repeat: packets, live: BATCH };
+        let (_, nanoseconds) = test_run(self.program.as_fd(), &run, &mut []).context("live packets")?;
+        Ok(f64::from(nanoseconds))
+    }
+
+    /// Packets that the server's device has received so far.
+    ///
+    /// # Errors
+    /// iproute2 fails.
+    pub fn arrived(&self) -> Result<u64> {
+        let told = self.site.bed.ip(SERVER.namespace(), "-s -j link show dev eth0")?;
+        let told: serde_json::Value = serde_json::from_str(&told)?;
+        told[0]["stats64"]["rx"]["packets"].as_u64().context("iproute2 tells of no received packets")
+    }
+
+    /// Has the server's device drop what it receives as long as `work` lasts.
+    ///
+    /// # Errors
+    /// The kernel refuses, or `work` fails.
+    pub fn dropping<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let netns = self.site.bed.namespace(SERVER.namespace()).path();
+        let nft = |rules: &str| {
+            with_input("nsenter", &[&format!("--net={}", netns.display()), "nft", "-f", "-"], rules).map(drop)
+        };
+        nft(
+            "table netdev bench { chain in { type filter hook ingress device eth0 priority 0; policy drop; }; }",
+        )?;
+        let done = work();
+        nft("delete table netdev bench")?;
+        done
+    }
+}
+
+/// Number and hardware address of a device.
+fn link(site: &Site, netns: &str, device: &str) -> Result<(u32, [u8; 6])> {
+    let told = site.bed.ip(netns, &format!("-j link show dev {device}"))?;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    let index = told[0]["ifindex"].as_u64().context("no number")?;
+    let mut bytes = [0; 6];
+    let address = told[0]["address"].as_str().context("no hardware address")?;
+    for (byte, text) in bytes.iter_mut().zip(address.split(':')) {
+        *byte = u8::from_str_radix(text, 16)?;
+    }
+    Ok((u32::try_from(index)?, bytes))
+}
+
+/// Writes all headers anew, as pages come back from the stack as it has left them, then the next flow's source port.
+fn assemble(packet: &[u8], numbers: &Words) -> Asm {
+    let mut asm = Asm::default();
+    asm.reg(Alu::Mov, R6, R1).load(Width::Word, R7, R6, DATA).load(Width::Word, R8, R6, DATA_END);
+    asm.reg(Alu::Mov, R2, R7).imm(Alu::Add, R2, HEADERS as i32);
+    asm.skip_if_at_most(R2, R8, 2).exit(XDP_DROP);
+    for (at, half) in (0..).step_by(2).zip(packet.chunks_exact(2).take(HEADERS / 2)) {
+        let value = u16::from_ne_bytes([half[0], half[1]]);
+        asm.store_imm(Width::Half, R7, at, value.into());
+    }
+    asm.value(R1, numbers.as_fd()).load(Width::Double, R3, R1, 0);
+    asm.reg(Alu::Mov, R4, R3).imm(Alu::Add, R4, 1).store(Width::Double, R1, 0, R4);
+    asm.imm(Alu::And, R3, (FLOWS - 1).cast_signed()).imm(Alu::Add, R3, FIRST_PORT.into());
+    asm.wire(R3, 16).store(Width::Half, R7, SOURCE_PORT, R3);
+    asm.exit(XDP_PASS);
+    asm
+}
