@@ -95,8 +95,12 @@ fn answer(verb: &str, status: &Status, resource: Resource, hints: &Hints) -> Pro
             format_args!("404: the server has no {plural} in {group}"),
             NOT_AN_API_SERVER,
         ),
-        // kube's way to say that a line of a stream could not be read.
-        0 => Problem::new(request, "an event cannot be read, skipped", "nothing, the next list corrects it"),
+        // kube's way to say that a line of a stream could not be read; after the list, a new one is asked for instead.
+        0 => Problem::new(
+            request,
+            "an object cannot be read, left out",
+            "correct the object: it is read when it changes",
+        ),
         code => {
             let what = format_args!("{code} {}: {message}", status.reason);
             Problem::new(request, what, "nothing, the agent tries again")

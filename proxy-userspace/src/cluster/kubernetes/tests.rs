@@ -263,6 +263,36 @@ async fn c07_servers_without_streaming_lists_or_field_selectors() {
     assert!(!requests[2].contains("fieldSelector") && requests[2].contains("labelSelector"), "{requests:?}");
 }
 
+/// Too long for one watch, or from a server that takes `sendInitialEvents` for a plain watch: no error tells.
+#[tokio::test]
+async fn c07_a_streamed_list_that_ends_too_early_is_asked_for_as_a_list() {
+    let script = Script::default();
+    script.answers.lock().unwrap().extend([
+        (SERVICES, watch(false, &[json!({"type": "ADDED", "object": object("a")})])),
+        // kube has begun anew before it tells.
+        (SERVICES, watch(false, &[])),
+        (SERVICES, list("5", &[object("a"), object("b")])),
+    ]);
+    let mut lab = Lab::start(script).await;
+    lab.until("the list", services(&["a", "b"])).await;
+    let requests = lab.script.requests(SERVICES);
+    assert!(requests[1].contains("sendInitialEvents") && !requests[2].contains("watch=true"), "{requests:?}");
+}
+
+/// What it was about is not known, so that everything is listed.
+#[tokio::test]
+async fn c31_an_event_that_cannot_be_read_leads_to_a_new_list() {
+    let script = Script::default();
+    let added = |object: Value| json!({"type": "ADDED", "object": object});
+    script.answers.lock().unwrap().extend([
+        (SERVICES, watch(true, &[added(object("a")), end_of_list(), added(json!(3))])),
+        (SERVICES, watch(true, &[added(object("a")), added(object("b")), end_of_list()])),
+    ]);
+    let mut lab = Lab::start(script).await;
+    lab.until("the first list", services(&["a"])).await;
+    lab.until("the list after it", services(&["a", "b"])).await;
+}
+
 #[tokio::test]
 async fn c06_gone_as_http_status_leads_to_a_new_list() {
     let script = Script::default();

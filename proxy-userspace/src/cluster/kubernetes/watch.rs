@@ -21,7 +21,8 @@ use crate::cluster::{Change, Event};
 /// A watch is renewed this often, so that a server which has gone silent is noticed within a minute (C-05).
 pub const WATCH_SECONDS: u32 = 50;
 
-/// A server that streams lists sends something within this time; one that does not know them may stay silent.
+/// A server that streams lists sends something within this time; one that does not know them may stay silent, or send what
+/// happens until its watch ends.
 const FIRST_LIST: Duration = Duration::from_secs(10);
 
 /// How a kind is asked for; each step down is taken when the server refuses the one before (C-07, A1).
@@ -104,7 +105,7 @@ async fn watch<T: Kind, N>(
 ) -> Option<Next> {
     let api: Api<Watched<T>> = Api::all(session.client.clone());
     let mut stream = pin!(watcher::watcher(api, config(selector, method)));
-    let mut fold = Fold { list: Vec::new(), listed: false, name };
+    let mut fold = Fold { list: Vec::new(), begun: false, listed: false, name };
     let mut begun = Instant::now();
     loop {
         let patience = if method == Method::Stream && !fold.listed { FIRST_LIST } else { Duration::MAX };
@@ -116,6 +117,11 @@ async fn watch<T: Kind, N>(
             () = session.events.closed() => return None,
         };
         match event {
+            // Its stream has ended before its list: what is too long for one, or never ends, is asked for as a list.
+            Ok(WatchEvent::Init) if method == Method::Stream && fold.begun && !fold.listed => {
+                session.pace.wait(backoff.next(Duration::ZERO, draw())).await;
+                return Some(Next::Restart(Method::List));
+            }
             Ok(event) => {
                 if let Some(change) = fold.event(event) {
                     backoff.reset();
@@ -137,6 +143,7 @@ async fn watch<T: Kind, N>(
 /// Collects a list until it is complete.
 struct Fold<T, N> {
     list: Vec<T>,
+    begun: bool,
     listed: bool,
     name: fn(&T) -> N,
 }
@@ -146,6 +153,7 @@ impl<T, N> Fold<T, N> {
         match event {
             WatchEvent::Init => {
                 self.list.clear();
+                self.begun = true;
                 self.listed = false;
                 None
             }
@@ -216,6 +224,8 @@ fn judge(error: &watcher::Error, method: Method, listed: bool, selector: &Select
         (401, _) => Next::Login,
         (404, _) if selector.kind_optional => Next::Rest,
         (410 | 504, _) if listed => Next::Restart(method),
+        // An event that could not be read: only a list tells what it was about.
+        (0, _) if listed => Next::Restart(method),
         (400 | 405 | 406 | 422, Method::Stream) if !listed => Next::Restart(Method::List),
         (400, Method::List) if !listed && selector.fields_optional => Next::Restart(Method::ListAll),
         _ => Next::Continue,
