@@ -1,5 +1,6 @@
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proxy_common::abi::{config_flags, flags};
 use tokio::runtime::Handle;
@@ -15,8 +16,8 @@ use crate::config::{Config, Sockets};
 use crate::datapath::{Datapath, DatapathError, Options, Sizes, netns_cookie};
 use crate::http;
 use crate::metrics::Metrics;
-use crate::node::{Node, NodeError};
-use crate::status::{Mode, Trouble};
+use crate::node::{Node, NodeError, NodeEvent};
+use crate::status::{Mode, Trouble, story};
 
 /// Nobody's sockets are translated.
 pub const OFF: &str = "off";
@@ -89,15 +90,31 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
     Ok(Started { plane, follower, places, notices })
 }
 
+/// Between two attempts to list what the node has.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
+
 async fn follow(mut node: Node, plane: Plane) -> Result<(), Trouble> {
     loop {
-        match node.next().await {
-            Ok(events) => plane.tell(Order::Node(events, std::time::Instant::now())),
-            Err(error) => {
-                return Err(Trouble::new("netlink", error, "the agent has to be restarted"));
-            }
+        if !hand_on(node.next().await, &plane)? {
+            tokio::time::sleep(LIST_AGAIN).await;
         }
     }
+}
+
+/// Whether there was anything to hand on. A listing that failed is tried again, while the data plane serves on; a socket that is
+/// closed is the end.
+fn hand_on(told: Result<Vec<NodeEvent>, NodeError>, plane: &Plane) -> Result<bool, Trouble> {
+    match told {
+        Ok(events) => plane.tell(Order::Node(events, std::time::Instant::now())),
+        Err(error @ NodeError::Closed) => {
+            return Err(Trouble::new("netlink", error, "the agent has to be restarted"));
+        }
+        Err(error) => {
+            warn!("netlink: {}; trying again", story(&error));
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn sizes(config: &Config) -> Sizes {
@@ -136,6 +153,19 @@ fn set_config(config: &Config, datapath: &Datapath) -> Result<(), StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// L-08: one listing that the kernel has broken off is no end of the agent.
+    #[test]
+    fn l08_a_listing_that_fails_is_tried_again() {
+        let (orders, mut received) = mpsc::unbounded_channel();
+        let plane = Plane::new(orders);
+        let failed = NodeError::List { what: "links", source: Box::new(rtnetlink::Error::RequestFailed) };
+        assert_eq!(hand_on(Err(failed), &plane), Ok(false));
+        assert!(received.try_recv().is_err());
+        assert_eq!(hand_on(Ok(Vec::new()), &plane), Ok(true));
+        assert!(matches!(received.try_recv(), Ok(Order::Node(..))));
+        assert!(hand_on(Err(NodeError::Closed), &plane).is_err());
+    }
 
     #[test]
     fn sockets_are_off_for_a_reason() {
