@@ -65,8 +65,9 @@ fn told(cleaned: &Cleaned, device: bool, rules: bool) -> String {
 /// The lock, from a running agent if need be. It is asked by its socket, not signalled by its number, which may be
 /// of another PID namespace or long since somebody else's.
 fn take_over(dir: &RunDir) -> anyhow::Result<Lock> {
-    let held = match dir.lock() {
-        Err(held @ LockError::Held { .. }) => held,
+    let taken = || dir.lock().and_then(Lock::alone);
+    let held = match taken() {
+        Err(held @ (LockError::Held { .. } | LockError::Serving { .. })) => held,
         other => return Ok(other?),
     };
     match ask(dir, &Request::Stop { netns: datapath::netns_cookie().ok() }) {
@@ -79,11 +80,11 @@ fn take_over(dir: &RunDir) -> anyhow::Result<Lock> {
     }
     let patience = Instant::now() + PATIENCE;
     loop {
-        match dir.lock() {
-            Err(LockError::Held { .. }) if Instant::now() < patience => {
+        match taken() {
+            Err(LockError::Held { .. } | LockError::Serving { .. }) if Instant::now() < patience => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(held @ LockError::Held { .. }) => {
+            Err(held @ (LockError::Held { .. } | LockError::Serving { .. })) => {
                 return Err(anyhow!(held).context("the agent was asked to stop and did not end"));
             }
             other => return Ok(other?),

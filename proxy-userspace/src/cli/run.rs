@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -45,6 +46,7 @@ fn init_only(config: &Config) -> Outcome {
 fn start(config: Config) -> Outcome {
     share_heap();
     log(&config.logging);
+    raise_descriptors();
     privileges()?;
     abort_on_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -54,7 +56,7 @@ fn start(config: Config) -> Outcome {
         .context("threads cannot be started; see the limits of processes and memory")?;
     runtime.block_on(cluster::check(&config.source))?;
     let dir = RunDir::new(&config.run_dir);
-    let lock = dir.lock()?;
+    let lock = dir.lock()?.alone()?;
     // Before anything is attached: who cannot be asked is not to begin.
     let control = runtime.block_on(async { Listener::bind(&dir, &lock) })?;
     set_oom_score(config.oom_score_adj);
@@ -95,6 +97,16 @@ fn log(logging: &Logging) {
     } else {
         log.with_ansi(std::io::stderr().is_terminal()).try_init()
     });
+}
+
+/// As Go's runtime does for kube-proxy: the soft limit is 1,024 nearly everywhere, for the sake of select(2), which is not used
+/// here. Maps, chunks of slots and connections may need more.
+fn raise_descriptors() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "the limit of open files cannot be raised");
+    }
 }
 
 /// A panic in any task ends the process: half an agent would look alive (L-18). The release profile aborts by
@@ -159,6 +171,14 @@ fn write_config(config: &Config, path: &Path) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_files_are_limited_by_the_hard_limit_alone() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 256.min(hard), hard).unwrap();
+        raise_descriptors();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
 
     #[test]
     fn missing_capabilities_are_named() {

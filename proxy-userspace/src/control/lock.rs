@@ -1,10 +1,13 @@
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{getsockopt, sockopt};
 
 /// The files of one node's agent.
 #[derive(Clone, Debug)]
@@ -100,8 +103,15 @@ fn holder(mut file: File) -> Option<u32> {
 /// The exclusive right to run an agent in a run directory.
 #[derive(Debug)]
 pub struct Lock {
+    /// See [`Lock::alone`]. Let go of first: who gets the file is not to find this held.
+    alone: Option<UnixListener>,
     _file: Flock<File>,
 }
+
+/// An abstract name, which network namespaces have each for themselves.
+const ALONE: &[u8] = b"sluice-agent";
+/// Binding and listening are two steps: another agent may be between them.
+const ATTEMPTS: usize = 100;
 
 impl Lock {
     /// The process id is for messages to people only: it may be of another PID namespace.
@@ -110,8 +120,40 @@ impl Lock {
         file.set_len(0)?;
         file.rewind()?;
         writeln!(file, "{}", std::process::id())?;
-        Ok(Self { _file: file })
+        Ok(Self { alone: None, _file: file })
     }
+
+    /// Takes the network namespace as well: agents in containers of one node may have run directories of their own, and would
+    /// adopt and write the same maps (L-05).
+    ///
+    /// # Errors
+    /// Another agent serves it.
+    pub fn alone(mut self) -> Result<Self, LockError> {
+        self.alone = alone(ALONE)?;
+        Ok(self)
+    }
+}
+
+/// Anybody may take the name, and only root's processes are agents: whoever else has it keeps none from starting.
+fn alone(name: &[u8]) -> Result<Option<UnixListener>, LockError> {
+    let failed = |source| LockError::Name { source };
+    let address = SocketAddr::from_abstract_name(name).map_err(failed)?;
+    for _ in 0..ATTEMPTS {
+        match UnixListener::bind_addr(&address) {
+            Ok(listener) => return Ok(Some(listener)),
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => return Err(failed(error)),
+            Err(_) => {}
+        }
+        // Refused: it has gone meanwhile, or does not listen yet.
+        let Ok(holder) = UnixStream::connect_addr(&address) else { continue };
+        let holder = getsockopt(&holder, sockopt::PeerCredentials).map_err(|errno| failed(errno.into()))?;
+        if holder.uid() == 0 {
+            return Err(LockError::Serving { pid: holder.pid() });
+        }
+        break;
+    }
+    tracing::warn!("the abstract socket @sluice-agent is held by a process that is no agent: see `ss -xlp`");
+    Ok(None)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +163,10 @@ pub enum LockError {
         path.display(), pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
     )]
     Held { path: PathBuf, pid: Option<u32> },
+    #[error("this network namespace: served by another agent (process {pid}); stop that one")]
+    Serving { pid: i32 },
+    #[error("abstract socket @sluice-agent: {source}; see the limit of open files")]
+    Name { source: io::Error },
     #[error("run directory {}: {source}; --run-dir must name a directory that root can write", path.display())]
     Unusable { path: PathBuf, source: io::Error },
 }
@@ -146,6 +192,19 @@ mod tests {
         let again = dir.lock().unwrap();
         dir.remove(again).unwrap();
         assert!(!dir.path().exists());
+    }
+
+    #[test]
+    fn l05_a_network_namespace_has_one_agent() {
+        let name = format!("sluice-alone-{}", std::process::id());
+        let first = alone(name.as_bytes()).unwrap();
+        let root = nix::unistd::geteuid().is_root();
+        match alone(name.as_bytes()) {
+            Err(LockError::Serving { pid }) => assert!(root && pid == std::process::id().cast_signed()),
+            other => assert!(!root && matches!(other, Ok(None)), "nobody but root keeps one away: {other:?}"),
+        }
+        drop(first);
+        assert!(alone(name.as_bytes()).unwrap().is_some());
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub fn groups() -> Vec<Group> {
     let stories = vec![
         Story::new("on_one_cgroup_each_serves_its_own_sockets", one_cgroup),
         Story::new("on_one_bpffs_the_second_is_refused", one_bpffs),
+        Story::new("L05_a_second_agent_in_one_namespace_is_refused", second),
         Story::new("cleanup_stops_no_agent_of_another_namespace", wrong_place),
     ];
     let config = BedConfig { bpffs: true, ..BedConfig::new(Wiring::Routed) };
@@ -80,6 +81,20 @@ fn one_bpffs(bed: &mut Bed) -> Result<()> {
          take them away with `sluice cleanup --bpffs {shown}` if that agent is gone\n"
     );
     ensure!(status.code() == Some(1) && said == want, "ended with {status}: {said}");
+    dial(bed)
+}
+
+/// As in two pods of one node: nothing of the first's files is seen.
+fn second(bed: &mut Bed) -> Result<()> {
+    let first = bed.agent()?;
+    let (netns, pid) = (first.home.netns.clone(), first.pid());
+    let home = AgentHome { netns, ..neighbour(bed)? };
+    let flags: Vec<&str> = home.flags.iter().map(String::as_str).collect();
+    let want = format!("this network namespace: served by another agent (process {pid}); stop that one");
+    let (status, _, said) = home.ask(&[&["run"], flags.as_slice()].concat())?;
+    ensure!(status.code() == Some(1) && said == format!("sluice: {want}\n"), "ended with {status}: {said}");
+    let (status, _, said) = home.ask(&["cleanup"])?;
+    ensure!(status.code() == Some(1) && said.contains(&want), "cleanup ended with {status}: {said}");
     dial(bed)
 }
 
