@@ -22,6 +22,8 @@ impl Unit {
     #[must_use]
     pub fn show(self, value: f64) -> String {
         let (value, suffix) = match self {
+            // There was nothing to measure or to compare with.
+            _ if value.is_nan() => return "-".into(),
             Self::Nanoseconds if value.abs() >= 1e9 => (value / 1e9, " s"),
             Self::Nanoseconds if value.abs() >= 1e6 => (value / 1e6, " ms"),
             Self::Nanoseconds if value.abs() >= 1e4 => (value / 1e3, " us"),
@@ -49,7 +51,7 @@ pub struct Figure {
 impl Figure {
     fn show(&self) -> String {
         let Spread { low, median, high } = self.spread;
-        if low == high {
+        if low == high || median.is_nan() {
             return self.unit.show(median);
         }
         format!("{} [{} {}]", self.unit.show(median), bare(self.unit, low), bare(self.unit, high))
@@ -197,6 +199,7 @@ mod tests {
             (Unit::PerSecond, 38_123.0, "38.1 k/s"),
             (Unit::Ratio, 1.0449, "1.04"),
             (Unit::Count, 3.0, "3"),
+            (Unit::Ratio, f64::NAN, "-"),
         ];
         for (unit, value, want) in cases {
             assert_eq!(unit.show(value), want);

@@ -14,11 +14,64 @@ use crate::traffic::Dial;
 use crate::wait::until;
 use crate::wire::Transport;
 
-/// Services of one endpoint each; the last one is dialled.
+/// Services of one endpoint each, all but the last one of [`LOCAL`], which is dialled there.
 pub const SERVICES: u8 = 90;
-/// Who dials, and who serves all of them.
-pub const CLIENT: Who = Who::Pa;
-pub const SERVER: Who = Who::Pb;
+/// Who serves on the node itself, and who does on another one.
+const LOCAL: Who = Who::Pb;
+const REMOTE: Who = Who::Pd;
+/// Numbers of the Services that are dialled.
+const LOCAL_SERVICE: u8 = SERVICES - 1;
+const REMOTE_SERVICE: u8 = SERVICES;
+
+/// From where to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    pub name: &'static str,
+    pub client: Who,
+    pub server: Who,
+    via: Via,
+    pub family: Family,
+}
+
+impl Path {
+    pub const LOCAL: Self =
+        Self { name: "local", client: Who::Pa, server: LOCAL, via: Via::ClusterIp, family: Family::V4 };
+    pub const LOCAL_V6: Self = Self { name: "local, IPv6", family: Family::V6, ..Self::LOCAL };
+    pub const REMOTE: Self = Self { name: "remote", server: REMOTE, ..Self::LOCAL };
+    pub const NODE_PORT_LOCAL: Self =
+        Self { name: "NodePort, local", client: Who::Client, via: Via::NodePort, ..Self::LOCAL };
+    pub const NODE_PORT_REMOTE: Self =
+        Self { name: "NodePort, remote", server: REMOTE, ..Self::NODE_PORT_LOCAL };
+
+    /// Where the server listens.
+    #[must_use]
+    pub fn listens(self) -> SocketAddr {
+        (self.server.address(self.family), TARGET_PORT).into()
+    }
+
+    /// What is dialled. `None`: nobody serves it, as the way would not lead through the node.
+    #[must_use]
+    pub fn target(self, proxy: Translator) -> Option<SocketAddr> {
+        let number = if self.server == REMOTE { REMOTE_SERVICE } else { LOCAL_SERVICE };
+        match proxy {
+            Translator::Nobody if self == Self::NODE_PORT_REMOTE => None,
+            Translator::Nobody => Some(self.listens()),
+            _ => Some(app(number).address(self.via, self.family)),
+        }
+    }
+}
+
+/// The rules of a CNI with policies, in its usual order: connections that exist, invalid segments, then each pod's own.
+const POLICY: &str = "table inet house {
+  chain leaving { type nat hook postrouting priority 110;
+    ip saddr 10.244.0.0/16 ip daddr != { 10.244.0.0/16, 192.0.0.0/16, 198.51.100.0/24 } masquerade; }
+  chain passing { type filter hook forward priority 0; policy drop;
+    ct state invalid drop
+    ct state established,related accept
+    ip daddr 10.244.1.6 accept
+    ip6 daddr fd00:10:1::6 accept
+    oifname eth0 accept; }
+}";
 
 /// How long a proxy may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,11 +97,10 @@ impl Translator {
     }
 }
 
-/// A bed, and what is dialled in it.
+/// A bed, and who serves it.
 pub struct Site {
     pub proxy: Translator,
     pub bed: Bed,
-    pub to: SocketAddr,
 }
 
 /// All variants, and why some are missing.
@@ -77,13 +129,22 @@ impl Beds {
         let missing = missing.map(|error| format!("without kube-proxy: {error:#}"));
         Ok(Self { sites, missing })
     }
+
+    /// Runs `work` on nodes with a CNI's rules.
+    ///
+    /// # Errors
+    /// nft refuses them, or `work` fails.
+    pub fn with_policy<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.sites.iter().try_for_each(|site| site.bed.nft(POLICY))?;
+        let done = work();
+        self.sites.iter().try_for_each(|site| site.bed.nft("delete table inet house"))?;
+        done
+    }
 }
 
 impl Site {
     fn nobody() -> Result<Self> {
-        let bed = bed()?;
-        let to = (SERVER.address(Family::V4), TARGET_PORT).into();
-        Self { proxy: Translator::Nobody, bed, to }.served()
+        Self { proxy: Translator::Nobody, bed: bed()? }.served()
     }
 
     fn kube_proxy(plane: &Plane, mode: Mode) -> Result<Self> {
@@ -96,7 +157,7 @@ impl Site {
         let log = bed.directory().join("kube-proxy.log");
         let mut proxy = KubeProxy::start(bed.namespace("n1"), mode, &path, &log)?;
         proxy.ready()?;
-        Self { proxy: Translator::KubeProxy(mode), bed, to: service() }.served()
+        Self { proxy: Translator::KubeProxy(mode), bed }.served()
     }
 
     fn sluice() -> Result<Self> {
@@ -106,16 +167,20 @@ impl Site {
             bed.apply_unawaited(&app(number))?;
         }
         bed.apply(&app(SERVICES))?;
-        Self { proxy: Translator::Sluice, bed, to: service() }.served()
+        Self { proxy: Translator::Sluice, bed }.served()
     }
 
-    /// Itself, once what it dials answers.
+    /// Itself, once all that is dialled answers.
     fn served(mut self) -> Result<Self> {
-        let server = self.bed.serve(SERVER, TARGET_PORT)?;
-        let dial = Dial::new(self.bed.place(CLIENT), self.to, Transport::Tcp).patience(PATIENCE / 10);
-        until(&format!("{} serves", self.proxy.name()), PATIENCE, || dial.probe().ok())?;
-        // The port is the loads' from now on.
-        self.bed.servers.stop(server)?;
+        for path in [Path::LOCAL, Path::LOCAL_V6, Path::REMOTE, Path::NODE_PORT_LOCAL, Path::NODE_PORT_REMOTE]
+        {
+            let Some(to) = path.target(self.proxy) else { continue };
+            let server = self.bed.serve(path.server, TARGET_PORT)?;
+            let dial = Dial::new(self.bed.place(path.client), to, Transport::Tcp).patience(PATIENCE / 10);
+            until(&format!("{} serves {}", self.proxy.name(), path.name), PATIENCE, || dial.probe().ok())?;
+            // The port is the loads' from now on.
+            self.bed.servers.stop(server)?;
+        }
         Ok(self)
     }
 }
@@ -129,17 +194,17 @@ fn name(number: u8) -> String {
 }
 
 fn app(number: u8) -> App {
-    App::new(&name(number), number, [Backend::new(SERVER, TARGET_PORT)])
+    App::new(&name(number), number, [Backend::new(server(number), TARGET_PORT)])
 }
 
-fn service() -> SocketAddr {
-    app(SERVICES).address(Via::ClusterIp, Family::V4)
+const fn server(number: u8) -> Who {
+    if number == REMOTE_SERVICE { REMOTE } else { LOCAL }
 }
 
 /// The same Services as the API has them.
 fn cases() -> Vec<Case> {
     let case = |number| {
-        let mut case = Case::new(name(number), [Endpoint::new(SERVER, State::Ready)]);
+        let mut case = Case::new(name(number), [Endpoint::new(server(number), State::Ready)]);
         case.number = number;
         case
     };

@@ -1,19 +1,21 @@
-//! Forwarding without sockets: datagrams as if received from the client's device, dropped where the server would receive them.
+//! Forwarding without sockets: datagrams as if received by the node, dropped at the other end of the device that they leave by.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use proxy_common::abi::protocol;
 
-use super::beds::{CLIENT, SERVER, Site};
+use super::beds::{Path, Site};
 use crate::bench::place::pin;
 use crate::bpf::{Alu, Asm, R1, R2, R3, R4, R6, R7, R8, Type, Width, Words};
-use crate::lab::Family;
 use crate::lab::command::with_input;
 use crate::lab::wiring::host_device;
+use crate::lab::{Family, Who};
 use crate::packet::frame;
 use crate::sys::{Run, test_run};
 
+/// The router's device towards the node.
+const ROUTER: (&str, &str) = ("rt", "n1");
 /// Flows that packets belong to by turns, a power of two.
 const FLOWS: u32 = 1_024;
 const FIRST_PORT: u16 = 20_000;
@@ -35,6 +37,8 @@ const XDP_PASS: i32 = 2;
 /// What injects packets into one bed.
 pub struct Injector<'a> {
     site: &'a Site,
+    /// The namespace and the device beyond the node's.
+    beyond: (&'static str, &'static str),
     program: OwnedFd,
     packet: Vec<u8>,
     context: [u8; XDP_MD],
@@ -42,18 +46,24 @@ pub struct Injector<'a> {
 }
 
 impl<'a> Injector<'a> {
-    /// Prepares it, and has the server's device drop what it receives.
+    /// Prepares it.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn new(site: &'a Site) -> Result<Self> {
-        let device = host_device(site.bed.config.wiring, CLIENT.name());
-        let (ifindex, gateway) = link(site, "n1", &device)?;
-        let (_, client) = link(site, CLIENT.namespace(), "eth0")?;
-        let from = (CLIENT.address(Family::V4), FIRST_PORT);
-        let to = (site.to.ip(), site.to.port());
-        let mut packet = frame::packet(protocol::UDP, frame::ACK, from, to, &[0x5a; 18]);
-        packet.splice(..12, gateway.into_iter().chain(client));
+    pub fn new(site: &'a Site, path: Path) -> Result<Self> {
+        let (ifindex, gateway, neighbour) = if path.client == Who::Client {
+            let (ifindex, own) = link(site, "n1", "eth0")?;
+            (ifindex, own, link(site, ROUTER.0, ROUTER.1)?.1)
+        } else {
+            let device = host_device(site.bed.config.wiring, path.client.name());
+            let (ifindex, own) = link(site, "n1", &device)?;
+            (ifindex, own, link(site, path.client.namespace(), "eth0")?.1)
+        };
+        let beyond = if path.server == Who::Pd { ROUTER } else { (path.server.namespace(), "eth0") };
+        let from = (path.client.address(Family::V4), FIRST_PORT);
+        let to = path.target(site.proxy).context("nobody serves it")?;
+        let mut packet = frame::packet(protocol::UDP, frame::ACK, from, (to.ip(), to.port()), &[0x5a; 18]);
+        packet.splice(..12, gateway.into_iter().chain(neighbour));
         // None: source ports change.
         packet.get_mut(CHECKSUM).context("a short packet")?.fill(0);
         let numbers = Words::new(1)?;
@@ -61,7 +71,7 @@ impl<'a> Injector<'a> {
         let mut context = [0; XDP_MD];
         context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
         context[INGRESS].copy_from_slice(&ifindex.to_ne_bytes());
-        Ok(Self { site, program, packet, context, _numbers: numbers })
+        Ok(Self { site, beyond, program, packet, context, _numbers: numbers })
     }
 
     /// Nanoseconds a packet. One that opens its flow is as good as any: these are opened before the first is counted.
@@ -82,28 +92,29 @@ impl<'a> Injector<'a> {
         Ok(f64::from(nanoseconds))
     }
 
-    /// Packets that the server's device has received so far.
+    /// Packets that the device beyond has received so far.
     ///
     /// # Errors
     /// iproute2 fails.
     pub fn arrived(&self) -> Result<u64> {
-        let told = self.site.bed.ip(SERVER.namespace(), "-s -j link show dev eth0")?;
+        let told = self.site.bed.ip(self.beyond.0, &format!("-s -j link show dev {}", self.beyond.1))?;
         let told: serde_json::Value = serde_json::from_str(&told)?;
         told[0]["stats64"]["rx"]["packets"].as_u64().context("iproute2 tells of no received packets")
     }
 
-    /// Has the server's device drop what it receives as long as `work` lasts.
+    /// Has the device beyond drop what it receives as long as `work` lasts.
     ///
     /// # Errors
     /// The kernel refuses, or `work` fails.
     pub fn dropping<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let netns = self.site.bed.namespace(SERVER.namespace()).path();
+        let netns = self.site.bed.namespace(self.beyond.0).path();
         let nft = |rules: &str| {
             with_input("nsenter", &[&format!("--net={}", netns.display()), "nft", "-f", "-"], rules).map(drop)
         };
-        nft(
-            "table netdev bench { chain in { type filter hook ingress device eth0 priority 0; policy drop; }; }",
-        )?;
+        // IPv4 only: neighbours must still find each other.
+        let chain =
+            format!("type filter hook ingress device {} priority 0; meta protocol ip drop;", self.beyond.1);
+        nft(&format!("table netdev bench {{ chain in {{ {chain} }}; }}"))?;
         let done = work();
         nft("delete table netdev bench")?;
         done

@@ -1,7 +1,7 @@
 //! Transactions: client and server on one CPU, so that their rate is the inverse of all that one costs.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -11,18 +11,16 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::beds::{CLIENT, SERVER, Site};
+use super::beds::{Path, Site};
 use crate::bench::place::pin;
-use crate::lab::Family;
 use crate::lab::namespace::enter;
-use crate::oracle::case::TARGET_PORT;
 
 /// Both ends stay on this one.
 const CPU: usize = 0;
 /// Connections of [`Kind::Rr`].
 const CONNECTIONS: usize = 32;
 /// A transaction that takes longer has been lost.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a transaction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,27 +37,28 @@ pub enum Kind {
 ///
 /// # Errors
 /// One of them fails.
-pub fn rate(site: &Site, kind: Kind, length: Duration) -> Result<f64> {
+pub fn rate(site: &Site, path: Path, kind: Kind, length: Duration) -> Result<f64> {
+    let to = path.target(site.proxy).context("nobody serves it")?;
     let stop = AtomicBool::new(false);
     let (ready, is_ready) = channel();
     let netns = |who: crate::lab::Who| site.bed.namespace(who.namespace()).path().to_owned();
-    let (server_at, client_at): (PathBuf, PathBuf) = (netns(SERVER), netns(CLIENT));
+    let (server_at, client_at): (PathBuf, PathBuf) = (netns(path.server), netns(path.client));
     std::thread::scope(|scope| {
         let (at, halt) = (&server_at, &stop);
         let server = scope.spawn(move || {
             enter(at)?;
             pin(CPU)?;
-            serve(kind, halt, ready).context("server")
+            serve(kind, path.listens(), halt, ready).context("server")
         });
         let (stop, client_at) = (&stop, &client_at);
         let client = scope.spawn(move || {
             enter(client_at)?;
             pin(CPU)?;
             let told = is_ready.recv().context("the server has not started")?;
-            let counted = client(kind, site.to, length);
+            let counted = client(kind, to, length);
             stop.store(true, Ordering::Relaxed);
-            let woken = wake(kind, told);
-            counted.and_then(|rate| woken.map(|()| rate)).context("client")
+            wake(kind, told);
+            counted.context("client")
         });
         let counted = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
         let served = server.join().map_err(|_| anyhow::anyhow!("the server panicked"))?;
@@ -67,19 +66,19 @@ pub fn rate(site: &Site, kind: Kind, length: Duration) -> Result<f64> {
     })
 }
 
-/// Ends a server's wait, now that it is to stop.
-fn wake(kind: Kind, server: SocketAddr) -> Result<()> {
+/// Ends a server's wait, now that it is to stop. One that has seen so already cannot be reached.
+fn wake(kind: Kind, server: SocketAddr) {
     match kind {
         // It ends when the last connection does.
         Kind::Rr => {}
-        Kind::Crr => drop(TcpStream::connect(server)?),
-        Kind::Udp => drop(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?.send_to(b"!", server)?),
+        Kind::Crr => drop(TcpStream::connect(server)),
+        Kind::Udp => {
+            let _ = UdpSocket::bind(any(server)).and_then(|socket| socket.send_to(b"!", server));
+        }
     }
-    Ok(())
 }
 
-fn serve(kind: Kind, stop: &AtomicBool, ready: Sender<SocketAddr>) -> Result<()> {
-    let own = SocketAddr::new(SERVER.address(Family::V4), TARGET_PORT);
+fn serve(kind: Kind, own: SocketAddr, stop: &AtomicBool, ready: Sender<SocketAddr>) -> Result<()> {
     let mut byte = [0];
     if kind == Kind::Udp {
         let socket = UdpSocket::bind(own)?;
@@ -126,7 +125,7 @@ fn serve(kind: Kind, stop: &AtomicBool, ready: Sender<SocketAddr>) -> Result<()>
 fn client(kind: Kind, to: SocketAddr, length: Duration) -> Result<f64> {
     match kind {
         Kind::Crr => counted(length, 1, || {
-            let mut connection = TcpStream::connect(to)?;
+            let mut connection = TcpStream::connect_timeout(&to, PATIENCE)?;
             connection.set_read_timeout(Some(PATIENCE))?;
             connection.write_all(b"?")?;
             let mut byte = [0];
@@ -138,7 +137,7 @@ fn client(kind: Kind, to: SocketAddr, length: Duration) -> Result<f64> {
         Kind::Rr => {
             let mut connections = Vec::new();
             for _ in 0..CONNECTIONS {
-                let connection = TcpStream::connect(to)?;
+                let connection = TcpStream::connect_timeout(&to, PATIENCE)?;
                 connection.set_nodelay(true)?;
                 connection.set_read_timeout(Some(PATIENCE))?;
                 connections.push(connection);
@@ -150,7 +149,7 @@ fn client(kind: Kind, to: SocketAddr, length: Duration) -> Result<f64> {
             })
         }
         Kind::Udp => counted(length, 1, || {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            let socket = UdpSocket::bind(any(to))?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.connect(to)?;
             socket.send(b"?")?;
@@ -158,6 +157,13 @@ fn client(kind: Kind, to: SocketAddr, length: Duration) -> Result<f64> {
             Ok(())
         }),
     }
+}
+
+/// Any address and port of the other end's family.
+const fn any(other: SocketAddr) -> (IpAddr, u16) {
+    let address =
+        if other.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    (address, 0)
 }
 
 /// How often a second `step` can be done, times `each`.
