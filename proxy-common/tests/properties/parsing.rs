@@ -19,7 +19,9 @@ use crate::tables::{Frame, Node, addr};
 fn agrees<const N: usize>(bytes: &[u8]) -> Result<(), TestCaseError> {
     let mut headers = Headers::<N>::EMPTY;
     let frame = Frame { bytes: bytes.to_vec(), mark: 0 };
+    prop_assert!(!headers.is_parsed());
     prop_assert!(parse(&frame, 14, Hook::Egress, &mut headers).is_some());
+    prop_assert!(headers.is_parsed() && !headers.is_fragment());
     let sliced = SlicedPacket::from_ethernet(bytes).expect("etherparse has built it");
     let (src, dst): (IpAddr, IpAddr) = match sliced.net.as_ref() {
         Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),

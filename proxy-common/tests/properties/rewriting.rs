@@ -4,9 +4,9 @@
 use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, SlicedPacket, TransportSlice, icmpv4};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proxy_common::abi::Hook;
+use proxy_common::abi::{Addr, Hook};
 use proxy_common::path::{Packet, Verdict};
-use proxy_common::wire::{Diff, Headers, apply, fold, parse, pseudo_header};
+use proxy_common::wire::{Diff, Headers, apply, fold, parse, pseudo_header, same_sum};
 
 use crate::packets::{Body, End, body, ends};
 use crate::tables::{Frame, MARK, Node};
@@ -97,6 +97,24 @@ fn error<const N: usize>(
     prop_assert_eq!(verdict, Verdict::Pass);
     prop_assert_eq!(out.bytes, complaint(front, client, &original[..keep]));
     Ok(())
+}
+
+/// A carry that makes another one.
+#[test]
+fn no_carry_is_lost() {
+    const ALL: u32 = u32::MAX;
+    let diff = Diff::address(&Addr([0, 0, ALL, ALL]), &Addr([1, 0, 0, 0]));
+    assert_eq!(fold(diff.0.into()), 1);
+}
+
+/// Ones' complement has two zeros, and no other two numbers for one sum.
+#[test]
+fn two_checksums_stand_for_one_sum() {
+    let cases = [(5, 5, true), (0, 0, true), (0, 0xffff, true), (0xffff, 0, true)];
+    let others = [(5, 6, false), (5, 0xfffa, false), (0, 1, false), (0xffff, 0xfffe, false)];
+    for (a, b, same) in cases.into_iter().chain(others) {
+        assert_eq!(same_sum(a, b), same, "{a:#x} and {b:#x}");
+    }
 }
 
 proptest! {
