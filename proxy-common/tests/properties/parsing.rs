@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proxy_common::abi::{Hook, Port, protocol};
 use proxy_common::path::Verdict;
-use proxy_common::wire::{Headers, MAX_OFFSET, Transport, parse, parse_quoted};
+use proxy_common::wire::{Headers, MAX_OFFSET, Transport, load_addresses, parse, parse_quoted};
 
 use crate::packets::{Body, End, body, ends};
 use crate::tables::{Frame, Node, addr};
@@ -47,6 +47,47 @@ fn agrees<const N: usize>(bytes: &[u8]) -> Result<(), TestCaseError> {
     prop_assert_eq!(headers.key.protocol, if udp { protocol::UDP } else { protocol::TCP });
     prop_assert_eq!(headers.checksum_at() as usize, l4 + if udp { 6 } else { 16 });
     Ok(())
+}
+
+/// A datagram's part at this offset in units of eight bytes, with or without more to follow.
+fn part(v6: bool, offset: u16, more: bool) -> Vec<u8> {
+    let mut bytes = vec![0; 14];
+    if v6 {
+        bytes.extend([0x60, 0, 0, 0, 0, 16, 44, 64]);
+        bytes.extend((1..=32).map(|n| 0xf0 | n));
+        let [a, b] = (offset << 3 | u16::from(more)).to_be_bytes();
+        bytes.extend([17, 0, a, b, 0, 0, 0, 9]);
+    } else {
+        let [a, b] = (offset | u16::from(more) << 13).to_be_bytes();
+        bytes.extend([0x45, 0, 0, 28, 0, 9, a, b, 64, 17, 0, 0, 10, 1, 2, 3, 10, 4, 5, 6]);
+    }
+    bytes.extend([0x9c, 0x41, 0, 53, 0, 8, 0, 0]);
+    bytes
+}
+
+/// Which part it is, and whose.
+fn is_told<const N: usize>(offset: u16, more: bool) {
+    let frame = Frame { bytes: part(N == 4, offset, more), mark: 0 };
+    let mut headers = Headers::<N>::EMPTY;
+    parse(&frame, 14, Hook::Ingress, &mut headers).expect("a packet");
+    let is = (headers.is_fragment(), headers.is_first_fragment(), headers.is_later_fragment());
+    let (whole, first) = (offset == 0 && !more, offset == 0 && more);
+    assert_eq!(is, (!whole, first, offset != 0), "offset {offset}, more to follow: {more}");
+    assert_eq!(headers.id != 0, !whole);
+    assert_eq!(headers.key.dport, Port::new(if offset == 0 { 53 } else { 0 }));
+    let (mut src, mut dst) = (headers.key.dst, headers.key.src);
+    load_addresses(&frame, 14, &mut src, &mut dst).expect("addresses");
+    assert_eq!((src, dst), (headers.key.src, headers.key.dst));
+}
+
+#[test]
+fn parts_of_datagrams_are_told_apart_p09() {
+    for offset in [0, 1, 185, 0x1fff] {
+        for more in [false, true] {
+            is_told::<1>(offset, more);
+            is_told::<4>(offset, more);
+        }
+    }
 }
 
 /// Every hook and parser sees the bytes; offsets stay below the bound that the kernel's shim masks with.
