@@ -105,6 +105,8 @@ pub struct PortState {
     /// Under external policy Local: endpoints for pods and the node itself, that dial what `external` is for (C7, C8).
     /// Empty otherwise.
     pub cluster: Vec<SocketAddr>,
+    /// Of a UDP port: endpoints that serve and are in no list. Nobody is sent there, and flows that lead there go on (G2).
+    pub kept: Vec<SocketAddr>,
     /// With the flag `SOURCE_RANGES`: who may dial LoadBalancer addresses (C16), sorted. Empty otherwise.
     pub ranges: Vec<IpNet>,
     /// Bits of `proxy_common::abi::service_flags`, without `IN_USE` and the epoch.

@@ -9,7 +9,7 @@ use proxy_common::abi::{CHUNK, FrontendKind, service_flags};
 use super::addresses::{endpoint_refusal, frontend_refusal};
 use super::claims::{ClaimKey, Claims};
 use super::desired::{Family, HealthCheck, PortFrontend, PortId, PortState, Protocol};
-use super::select::{Candidate, Policy, Selection, merge, select};
+use super::select::{Candidate, Policy, Selection, merge, select, unlisted};
 use super::store::{StoredEndpoint, StoredSlice};
 use crate::cluster::types::{ObjectName, Problem, Service, ServicePort, ServiceType};
 
@@ -133,16 +133,20 @@ pub fn plan<'a>(
             };
             let own = asked.iter().filter(|f| Family::of(&f.key.address) == family);
             let frontends = granted(service, own, claims, &mut planned.problems);
-            let candidates =
+            let candidates: Vec<_> =
                 slices.clone().flat_map(|(_, slice)| candidates(slice, port, family, place.zone)).collect();
-            let selection = select(&merge(candidates), service.policy());
+            let candidates = merge(candidates);
+            let selection = select(&candidates, service.policy());
             let selection = within_chunk(selection, &id, &mut planned.problems);
+            let is_udp = port.protocol == Protocol::Udp;
+            let kept = if is_udp { unlisted(&candidates, &selection) } else { Vec::new() };
             let (ranges, admission) = admission(service, family, place);
             let state = PortState {
                 frontends,
                 external: selection.external,
                 internal: selection.internal,
                 cluster: selection.cluster,
+                kept,
                 ranges,
                 flags: selection.flags | admission,
                 affinity_timeout: service.affinity_timeout,

@@ -76,6 +76,16 @@ pub fn select(candidates: &[Candidate], policy: Policy) -> Selection {
     Selection { external, internal, cluster: if policy.external_local { cluster } else { Vec::new() }, flags }
 }
 
+/// G2: those that serve and that `selection` passes over, by policy, hints, or since they terminate while others are ready.
+#[must_use]
+pub fn unlisted(candidates: &[Candidate], selection: &Selection) -> Vec<SocketAddr> {
+    let lists = [&selection.external, &selection.internal, &selection.cluster];
+    // All are sorted.
+    let is_listed = |address: &SocketAddr| lists.iter().any(|list| list.binary_search(address).is_ok());
+    let serving = candidates.iter().filter(|c| c.serving).map(|c| c.address);
+    serving.filter(|address| !is_listed(address)).collect()
+}
+
 /// C1, C2: the ready ones as far as `choose` takes them; if none is ready, those that still serve while they terminate.
 fn usable(candidates: &[Candidate], choose: impl Fn(Vec<Candidate>) -> Vec<Candidate>) -> Vec<SocketAddr> {
     let ready: Vec<_> = candidates.iter().filter(|c| c.ready).copied().collect();
@@ -200,6 +210,34 @@ mod tests {
                 .map(|list| list.iter().map(|n| address(*n)).collect::<Vec<_>>());
             assert_eq!([selection.external, selection.internal, selection.cluster], lists, "{name}");
         }
+    }
+
+    #[test]
+    fn g2_endpoints_that_serve_and_are_not_chosen() {
+        let own = Policy { external_local: true, internal_local: true };
+        type Passed<'a> = (&'a str, &'a [(u8, u8)], Policy, &'a [u8]);
+        let cases: [Passed<'_>; 6] = [
+            ("all are chosen", &[(1, R | S), (2, R | S)], Policy::default(), &[]),
+            ("terminating beside a ready one", &[(1, R | S), (2, S | T)], Policy::default(), &[2]),
+            ("not serving", &[(1, R | S), (2, T), (3, 0)], Policy::default(), &[]),
+            ("serving, not ready yet", &[(1, R | S), (2, S)], Policy::default(), &[2]),
+            ("another node's under policy Local, for nobody else", &[(1, R | S | L), (2, R | S)], own, &[]),
+            (
+                "internal Local",
+                &[(1, S | T | L), (2, R | S | L), (3, R | S)],
+                Policy { internal_local: true, ..Policy::default() },
+                &[1],
+            ),
+        ];
+        for (name, list, policy, want) in cases {
+            let merged = merge(candidates(list));
+            let want: Vec<_> = want.iter().map(|n| address(*n)).collect();
+            assert_eq!(unlisted(&merged, &select(&merged, policy)), want, "{name}");
+        }
+        let mut hinted = candidates(&[(1, R | S), (2, R | S)]);
+        (hinted[0].zone, hinted[1].zone) = (Hint::Us, Hint::Others);
+        let selection = select(&hinted, Policy::default());
+        assert_eq!(unlisted(&hinted, &selection), [address(2)], "another zone's");
     }
 
     #[test]

@@ -369,7 +369,7 @@ impl Room {
                 self.runs[port.family].retire(run, until);
             }
         }
-        let unused = port.set_lists(lists.runs, want.lists());
+        let unused = port.set_lists(lists.runs, want);
         batch.departs |= !unused.is_empty() && port.is_udp();
         for (address, member) in unused {
             self.drop_endpoint(address, member.endpoint, until, batch);
@@ -405,7 +405,7 @@ fn empty(index: u32, family: Family) -> Port {
     }
 }
 
-/// Endpoints that have no id yet, each once, sorted.
+/// Endpoints that are to have an id and have none yet, each once, sorted.
 fn fresh_endpoints(port: Option<&Port>, want: &PortState) -> Vec<SocketAddr> {
     let known = |address: &&SocketAddr| !port.is_some_and(|port| port.endpoints.contains_key(address));
     let mut fresh: Vec<_> = want.external.iter().filter(known).copied().collect();

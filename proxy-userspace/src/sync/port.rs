@@ -14,6 +14,9 @@ use crate::sorted::Sorted;
 /// The words of a service's lists, in the order in which everything here has the lists.
 pub const WORDS: [fn(Run) -> Word; 3] = [Word::External, Word::Internal, Word::Cluster];
 
+/// [`PortState::kept`], among a member's lists.
+const KEPT: usize = WORDS.len();
+
 /// Flags that come from the plan.
 pub const SETTINGS: u32 = ((1 << service_flags::EPOCH_SHIFT) - 1) & !service_flags::IN_USE;
 
@@ -29,7 +32,7 @@ pub struct List {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
     pub endpoint: EndpointId,
-    /// The lists that it is in, a bit each.
+    /// The lists that it is in, a bit each; [`KEPT`] is one that has no slots.
     pub lists: u8,
 }
 
@@ -65,11 +68,13 @@ impl Port {
         let mut frontends: Vec<_> = self.frontends.iter().filter_map(frontend).collect();
         frontends.sort();
         let [external, internal, cluster] = [0, 1, 2].map(|list| self.members(list).copied().collect());
+        let kept = self.endpoints.iter().filter(|(_, member)| member.is_in(KEPT));
         PortState {
             frontends,
             external,
             internal,
             cluster,
+            kept: kept.map(|(address, _)| *address).collect(),
             ranges: self.ranges.iter().copied().collect(),
             flags: self.flags & SETTINGS,
             affinity_timeout: self.affinity_timeout,
@@ -89,10 +94,11 @@ impl Port {
     }
 
     /// Takes over lists that lie at `runs`, and gives back the endpoints that are in none any more. Every endpoint in them
-    /// is among the port's.
-    pub fn set_lists(&mut self, runs: [Run; 3], want: [&Vec<SocketAddr>; 3]) -> Vec<(SocketAddr, Member)> {
+    /// is among the port's; of those that are kept, only the ones that flows may lead to.
+    pub fn set_lists(&mut self, runs: [Run; 3], want: &PortState) -> Vec<(SocketAddr, Member)> {
         self.lists = runs.map(|run| List { run, sound: true });
-        let mut want = want.map(|list| list.iter().peekable());
+        let [external, internal, cluster] = want.lists();
+        let mut want = [external, internal, cluster, &want.kept].map(|list| list.iter().peekable());
         for (address, member) in self.endpoints.iter_mut() {
             member.lists = 0;
             for (bit, list) in (0..).zip(&mut want) {

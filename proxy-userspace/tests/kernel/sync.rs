@@ -41,6 +41,7 @@ fn state(number: u32, family: Family, count: u32) -> PortState {
         external: endpoints.clone(),
         internal: endpoints,
         cluster: Vec::new(),
+        kept: Vec::new(),
         ranges: Vec::new(),
         flags: service_flags::MASQUERADE_EXTERNAL,
         affinity_timeout: 0,

@@ -206,6 +206,7 @@ pub fn cluster_ip(number: u8, endpoints: &[&str]) -> PortState {
         external: endpoints.clone(),
         internal: endpoints,
         cluster: Vec::new(),
+        kept: Vec::new(),
         ranges: Vec::new(),
         flags: service_flags::MASQUERADE_EXTERNAL,
         affinity_timeout: 0,

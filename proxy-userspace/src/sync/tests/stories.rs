@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
-use crate::model::{Family, PortId, PortState};
+use crate::model::{Family, PortId, PortState, Protocol};
 use crate::sync::{Capacity, Lack, NodeAddresses, Settings, Step, Syncer, Word};
 
 fn at(seconds: u64) -> Duration {
@@ -249,6 +249,30 @@ fn c7_the_list_for_pods_is_there_for_as_long_as_the_policy_is() {
         }
         assert_eq!((policy, list), (state == &local, state == &local));
     }
+}
+
+/// Flows remember an endpoint's id and its generation, and are balanced anew when these do not fit any more.
+#[test]
+fn g2_an_endpoint_that_serves_keeps_its_id_without_a_slot() {
+    let (mut fake, mut syncer) = start();
+    let with = |listed: &[&str], kept: &[&str]| {
+        let kept = kept.iter().map(|text| text.parse().unwrap()).collect();
+        PortState { kept, ..cluster_ip(1, listed) }
+    };
+    let (one, two) = ("10.1.0.1:80", "10.1.0.2:80");
+    [with(&[one, two], &[]), with(&[one], &[])].iter().for_each(|state| fake.allow(state));
+    let udp = PortId { protocol: Protocol::Udp, ..id("a") };
+    let mut apply = |state: PortState| {
+        let report = syncer.apply(&mut fake, vec![(udp.clone(), Some(state))], at(0));
+        assert!(report.is_clean());
+        (report.departed, fake.endpoints.clone())
+    };
+    let (_, both) = apply(with(&[one, two], &[]));
+    assert_eq!(apply(with(&[one], &[two])), (false, both.clone()), "it terminates, and serves");
+    assert_eq!(apply(with(&[one, two], &[])), (false, both), "it is chosen again");
+    let (departed, left) = apply(with(&[one], &[]));
+    assert!(departed && left.len() == 1, "it serves no more");
+    assert_eq!(apply(with(&[one], &[two])), (false, left), "no flow leads to one that was never chosen");
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn state(
         cluster.dedup();
     }
     let affinity_timeout = if *node_port { 10 } else { 0 };
-    PortState { frontends, external, internal, cluster, ranges, flags, affinity_timeout }
+    PortState { frontends, external, internal, cluster, kept: Vec::new(), ranges, flags, affinity_timeout }
 }
 
 fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {

@@ -248,12 +248,9 @@ fn port(v6: bool, (net, n): (Net, u32), backends: Net, count: u32) -> PortState 
     let endpoints: Vec<_> =
         (0..count).map(|i| SocketAddr::new(ip(v6, backends, n * count + i), BACKEND_PORT)).collect();
     PortState {
-        ranges: Vec::new(),
         frontends: vec![PortFrontend { kind: FrontendKind::ClusterIp, address, port: SERVICE_PORT }],
         external: endpoints.clone(),
         internal: endpoints,
-        cluster: Vec::new(),
-        flags: 0,
-        affinity_timeout: 0,
+        ..PortState::default()
     }
 }
