@@ -2,8 +2,8 @@
 
 use super::{Port, abi};
 
-/// Pairs kept for one socket. An unconnected UDP socket that talks to more frontends than this at once is served
-/// by the packet path from then on.
+/// Pairs kept for one socket. An unconnected UDP socket that talks to more frontends than this sees the backend's address in late
+/// answers of those that it has asked longest ago (S-11).
 pub const SOCKET_PAIRS: usize = 4;
 
 abi! {
@@ -21,7 +21,7 @@ abi! {
         pub endpoint: u32,
         /// Generation of `endpoint` at the time.
         pub generation: u16,
-        /// 1 when in use.
+        /// 0: free. The greatest is that of the pair used last.
         pub used: u16,
     }
 }

@@ -28,6 +28,10 @@ pub fn dial<const N: usize, T: Tables<N>>(
     protocol: u8,
     of_node: bool,
 ) -> Dial<N> {
+    // A pod's loopback is its own, whatever the node serves there.
+    if !of_node && address.is_loopback() {
+        return Dial::Pass;
+    }
     let class = tables.address_class(address);
     if !class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) {
         return Dial::Pass;
@@ -76,49 +80,172 @@ pub fn dial<const N: usize, T: Tables<N>>(
     }
 }
 
-/// The pair under which a socket has dialled this frontend before.
+/// The pair under which a socket has dialled this frontend before; from now on the one used last.
 #[inline(always)]
 #[must_use]
-pub fn recall<'a>(pairs: &'a SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
+pub fn recall<'a>(pairs: &'a mut SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
     let mut i = 0;
     while i < SOCKET_PAIRS {
-        let pair = &pairs.pairs[i];
-        if pair.used != 0 && pair.frontend_port == port && Addr(pair.frontend).same(&Addr(*address)) {
-            return Some(pair);
+        if is_frontend(&pairs.pairs[i], address, port) {
+            let stamp = next_stamp(pairs, i);
+            // A socket that keeps asking one frontend writes nothing.
+            if pairs.pairs[i].used != stamp {
+                pairs.pairs[i].used = stamp;
+            }
+            return Some(&pairs.pairs[i]);
         }
         i += 1;
     }
     None
 }
 
-/// The pair whose backend this is: what recvmsg and getpeername show instead (J14, S-07).
+/// The pair whose backend this is: what recvmsg and getpeername show instead (J14, S-07). Where several frontends led to one
+/// backend, the one that was asked last.
 #[inline(always)]
 #[must_use]
 pub fn dialled<'a>(pairs: &'a SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
+    let mut found: Option<&SocketPair> = None;
     let mut i = 0;
     while i < SOCKET_PAIRS {
         let pair = &pairs.pairs[i];
-        if pair.used != 0 && pair.backend_port == port && Addr(pair.backend).same(&Addr(*address)) {
-            return Some(pair);
+        if pair.used != 0
+            && pair.backend_port == port
+            && Addr(pair.backend).same(&Addr(*address))
+            && found.is_none_or(|found| found.used < pair.used)
+        {
+            found = Some(pair);
         }
         i += 1;
     }
-    None
+    found
 }
 
-/// Remembers a pair: in the place of the same frontend's old one, else in a free place. False: no place is left.
+/// Remembers a pair as the one used last: in the place of the same frontend's old one, else of the one used longest ago. Its late
+/// answers show the backend then.
 #[inline(always)]
-pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair) -> bool {
+pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair) {
+    let mut place = 0;
+    let mut oldest = u32::MAX;
     let mut i = 0;
     while i < SOCKET_PAIRS {
-        let old = &mut pairs.pairs[i];
-        if old.used == 0
-            || (old.frontend_port == pair.frontend_port && Addr(old.frontend).same(&Addr(pair.frontend)))
-        {
-            *old = *pair;
-            return true;
+        let old = &pairs.pairs[i];
+        // Before all stamps: the same frontend's.
+        let rank = if is_frontend(old, &pair.frontend, pair.frontend_port) { 0 } else { old.used as u32 + 1 };
+        if rank < oldest {
+            (place, oldest) = (i, rank);
         }
         i += 1;
     }
-    false
+    let mut i = 0;
+    while i < SOCKET_PAIRS {
+        // Compared and not indexed: the verifier knows no bounds of a place that was searched for.
+        if i == place {
+            let used = next_stamp(pairs, i);
+            pairs.pairs[i] = SocketPair { used, ..*pair };
+        }
+        i += 1;
+    }
+}
+
+#[inline(always)]
+fn is_frontend(pair: &SocketPair, address: &[u32; 4], port: Port) -> bool {
+    pair.used != 0 && pair.frontend_port == port && Addr(pair.frontend).same(&Addr(*address))
+}
+
+/// The stamp that makes the pair at `place` the one used last. Where stamps end, all begin anew as equals.
+#[inline(always)]
+fn next_stamp(pairs: &mut SocketPairs, place: usize) -> u16 {
+    let mut last = 0;
+    let mut i = 0;
+    while i < SOCKET_PAIRS {
+        let used = pairs.pairs[i].used;
+        if i != place && used > last {
+            last = used;
+        }
+        i += 1;
+    }
+    if pairs.pairs[place].used > last {
+        return pairs.pairs[place].used;
+    }
+    if last == u16::MAX {
+        let mut i = 0;
+        while i < SOCKET_PAIRS {
+            if pairs.pairs[i].used != 0 {
+                pairs.pairs[i].used = 1;
+            }
+            i += 1;
+        }
+        last = 1;
+    }
+    last + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORT: Port = Port::new(53);
+
+    fn pair(frontend: u32, backend: u32) -> SocketPair {
+        let mut pair = EMPTY;
+        pair.frontend[3] = frontend;
+        pair.backend[3] = backend;
+        pair
+    }
+
+    const EMPTY: SocketPair = SocketPair {
+        frontend: [0; 4],
+        backend: [0; 4],
+        frontend_port: PORT,
+        backend_port: PORT,
+        endpoint: 0,
+        generation: 0,
+        used: 0,
+    };
+
+    fn shown(pairs: &SocketPairs, backend: u32) -> Option<u32> {
+        dialled(pairs, &[0, 0, 0, backend], PORT).map(|pair| pair.frontend[3])
+    }
+
+    fn recalled(pairs: &mut SocketPairs, frontend: u32) -> Option<u32> {
+        recall(pairs, &[0, 0, 0, frontend], PORT).map(|pair| pair.backend[3])
+    }
+
+    #[test]
+    fn s11_one_frontend_more_takes_the_place_of_the_one_used_longest_ago() {
+        let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
+        for n in 1..=4 {
+            remember(&mut pairs, &pair(n, 10 + n));
+        }
+        assert_eq!(recalled(&mut pairs, 1), Some(11), "used again: no more the oldest");
+        remember(&mut pairs, &pair(5, 15));
+        let left = [1, 2, 3, 4, 5].map(|n| recalled(&mut pairs, n));
+        assert_eq!(left, [Some(11), None, Some(13), Some(14), Some(15)]);
+        remember(&mut pairs, &pair(3, 23));
+        assert_eq!(recalled(&mut pairs, 3), Some(23), "a frontend has one backend");
+        assert_eq!(pairs.pairs.iter().filter(|pair| pair.frontend[3] == 3).count(), 1);
+    }
+
+    #[test]
+    fn s07_of_two_frontends_of_one_backend_the_one_asked_last_is_shown() {
+        let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
+        remember(&mut pairs, &pair(1, 10));
+        remember(&mut pairs, &pair(2, 10));
+        assert_eq!(shown(&pairs, 10), Some(2));
+        assert_eq!(recalled(&mut pairs, 1), Some(10));
+        assert_eq!(shown(&pairs, 10), Some(1));
+        assert_eq!(shown(&pairs, 11), None);
+    }
+
+    /// However often a socket changes its frontend.
+    #[test]
+    fn stamps_that_end_begin_anew() {
+        let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
+        remember(&mut pairs, &pair(1, 10));
+        remember(&mut pairs, &pair(2, 10));
+        for n in 0..140_000_u32 {
+            assert_eq!(recalled(&mut pairs, 1 + n % 2), Some(10));
+            assert_eq!(shown(&pairs, 10), Some(1 + n % 2), "after {n}");
+        }
+    }
 }

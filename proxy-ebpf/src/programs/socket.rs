@@ -179,8 +179,7 @@ fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     if !matches!(answer, Answer::Rewrite) {
         return answer;
     }
-    // A socket with more frontends than it can remember is left to the packet path: the reply must show the address
-    // that was dialled.
+    // Without memory for it the packet path is left with it: the reply must show the address that was dialled.
     if !remember(ctx, &pair) {
         return Answer::Leave;
     }
@@ -220,7 +219,8 @@ fn kept<const N: usize, T: Tables<N>>(
     name: &mut Name,
     transport: u8,
 ) -> bool {
-    if transport != protocol::UDP {
+    // Nobody follows endpoints any more once another proxy has taken over (L-07).
+    if transport != protocol::UDP || tables.handed_over() {
         return false;
     }
     let Some(pairs) = pairs(ctx) else { return false };
@@ -253,7 +253,7 @@ fn remember(ctx: &SockAddrContext, pair: &SocketPair) -> bool {
     // SAFETY: as in `pairs`.
     let storage = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
     // SAFETY: null or what the look-up found.
-    unsafe { storage.as_mut() }.is_some_and(|pairs| socket::remember(pairs, pair))
+    unsafe { storage.as_mut() }.map(|pairs| socket::remember(pairs, pair)).is_some()
 }
 
 /// Whether this socket is the node's own; `None` for one that is not translated. `--sockets all` translates TCP of pods as
