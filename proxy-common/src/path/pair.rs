@@ -185,7 +185,10 @@ fn insert<const N: usize, T: Tables<N>>(
             continue;
         }
         scratch.flow.sport = port;
-        match insert_halves(tables, key, scratch) {
+        // A connection that has just closed lives on at the endpoint, in TIME_WAIT: to another client's SYN from its port it answers
+        // with an ACK, which costs that client a second. Its own client's next one is taken for what it is.
+        let takes_closed = attempt >= PORT_TRIES - 2 || keep_port && attempt == 0;
+        match insert_halves(tables, key, scratch, takes_closed) {
             Insert::Done if reclaim::queue(tables, key, scratch) => {
                 tables.count(Reason::FlowCreated);
                 return Verdict::Pass.into();
@@ -202,12 +205,14 @@ fn insert<const N: usize, T: Tables<N>>(
     Verdict::Drop(Reason::PortsExhausted).into()
 }
 
-/// The reply's half first: without it an answer would reach the client unrestored.
+/// The reply's half first: without it an answer would reach the client unrestored. `takes_closed`: a pair whose connection is over makes
+/// way.
 #[inline(never)]
 fn insert_halves<const N: usize, T: Tables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
+    takes_closed: bool,
 ) -> Insert {
     scratch.reply_key = scratch.flow.partner(key);
     // Field by field: a whole value would be built on the stack first.
@@ -228,7 +233,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.state = 0;
     reply.tag = scratch.reply_key.tag();
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
-    if inserted == Insert::Exists && remove_if_closed(tables, &scratch.reply_key, false) {
+    if inserted == Insert::Exists && takes_closed && remove_if_closed(tables, &scratch.reply_key, false) {
         inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     }
     if inserted != Insert::Done {
