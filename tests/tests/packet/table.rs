@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use proxy_common::abi::Reason::{FlowCreated, FlowTableFull, NoFlow};
+use proxy_common::abi::protocol::{SCTP, TCP};
 use sluice_tests::harness::Story;
-use sluice_tests::packet::frame::{SYN, packet, read};
+use sluice_tests::packet::frame::{RST, SYN, packet, read};
 use sluice_tests::packet::host::PAIRS;
 use sluice_tests::packet::story::{At, Both, Node};
 use sluice_tests::packet::tale::{
@@ -141,11 +142,14 @@ fn after(flood: Tale, lives: u32) -> Tale {
 
 /// Stories about chance and about ports that are chosen.
 pub fn draws() -> Vec<Story<Both>> {
-    each_way(&[
+    let closed = "a port that we choose is not that of a connection that has just closed P-42 P-62";
+    let mut draws = each_of(&[TCP, SCTP], &[(closed, resting)]);
+    draws.extend(each_way(&[
         ("flows are spread over the endpoints and stay where they are", spread),
         ("masquerade ports are exclusive and outside the ephemeral range P-64", exclusive),
         ("a flooded table forgets masqueraded flows at both edges at once P-67", whole),
-    ])
+    ]));
+    draws
 }
 
 /// A story that cannot be told as a row; it is told the family and the protocol.
@@ -199,6 +203,30 @@ fn exclusive(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
         ensure!((1024..30_000).contains(&seen.1), "{seen:?}");
         ensure!(ports.insert(seen.1), "port {} was given twice", seen.1);
     }
+    Ok(())
+}
+
+/// The endpoint holds a closed connection in TIME_WAIT, and would answer another client's SYN from its port with an ACK.
+fn resting(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let p = plan(v6);
+    let open = |node: &mut Both, port| {
+        let frame = packet(protocol, SYN, (p.outside, port), (p.backend, BACKEND.1), b"x");
+        read(&node.run(&At::EGRESS, &frame, MARK).bytes).src.1
+    };
+    // Two clients that get the same port, each with the table to itself.
+    let mut first = std::collections::BTreeMap::new();
+    let twins = (1_024..u16::MAX).find_map(|client| {
+        node.reset();
+        let given = open(node, client);
+        first.insert(given, client).map(|other| (other, client, given))
+    });
+    let (one, other, port) = twins.context("no two clients get the same port")?;
+    node.reset();
+    ensure!(open(node, one) == port, "the choice is another one now");
+    let reset = packet(protocol, RST, (p.backend, BACKEND.1), (p.masquerade, port), b"");
+    node.run(&At::INGRESS, &reset, 0);
+    let given = open(node, other);
+    ensure!(given != port && given != 0, "{given} follows {port}, which rests");
     Ok(())
 }
 
