@@ -1,58 +1,63 @@
 use std::collections::BTreeMap;
-use std::thread::sleep;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::bed::{Bed, Client};
+use super::bed::{Bed, Client, Frontend};
+use super::kubectl::until;
 
-/// Asks twice a second over one connection, and counts; when the connection ends, says so.
-const TCP: &str = r#"hold() {
-  ( (while :; do printf 'GET /hostname HTTP/1.1\r\nHost: h\r\n\r\n'; sleep 0.5; done) | nc $2 $3 > /tmp/held.$1
-    echo ended > /tmp/held.$1.end ) >/dev/null 2>&1 </dev/null &
+/// Where clients write down what they are told.
+const DIRECTORY: &str = "/tmp/sluice-suite";
+/// Nobody asks longer than this, in seconds, whatever becomes of the suite.
+const LONGEST: u32 = 1200;
+
+/// `hold FILE QUESTION NC…`: asks once a second over one connection, or from one port, and keeps the answers; when the
+/// connection ends, says so. `ask FILE ADDRESS PORT`: asks by UDP, each time from another port, and keeps whether there was an answer.
+const FUNCTIONS: &str = r#"
+hold() {
+  file=$1 question=$2; shift 2
+  ( (while :; do printf "$question"; sleep 1; done) | timeout LONGEST nc "$@" > $file; echo > $file.end ) >/dev/null 2>&1 </dev/null &
+}
+ask() {
+  ( i=0; while [ $i -lt LONGEST ]; do i=$((i + 1))
+    if printf hostname | nc -u -w1 $2 $3 | grep -q .; then echo yes; else echo no; fi >> $1; sleep 0.2
+  done ) >/dev/null 2>&1 </dev/null &
 }
 "#;
+const TCP: &str = r"'GET /hostname HTTP/1.1\r\nHost: h\r\n\r\n'";
+const UDP: &str = "hostname";
 
-/// Asks once a second, each time from another port, and counts answers and what was not answered.
-const UDP: &str = r#"( while :; do
-  if echo hostname | nc -u -w1 $VIP 81 | grep -q .; then echo yes; else echo no; fi >> /tmp/asked; sleep 0.2
-done ) >/dev/null 2>&1 </dev/null &
-"#;
-
-/// TCP connections that are open and in use, and somebody who asks by UDP.
+/// Connections and UDP flows that are open and in use, and clients that ask anew by UDP all the time.
 #[derive(Debug)]
 pub struct Held {
     name: &'static str,
-    /// Each client with the number of its connections.
+    /// Each client with the number of its flows.
     clients: Vec<(Client, usize)>,
 }
 
 impl Held {
-    /// Opens `each` connections from each client to the Service's ClusterIP, and to the NodePort of every other node.
-    /// `own`: to its own node's as well.
+    /// Opens flows from each client to all that it [may dial](Bed::frontends): for each frontend so many by TCP and by UDP.
     ///
     /// # Errors
     /// One is not answered.
-    pub fn open(bed: &Bed, name: &'static str, each: usize) -> Result<Self> {
+    pub fn open(bed: &Bed, name: &'static str, (tcp, udp): (usize, usize)) -> Result<Self> {
         let mut clients = Vec::new();
         for client in &bed.clients {
-            let mut line = TCP.to_owned();
-            let others = bed.nodes.iter().filter(|(node, _)| *node != client.node);
-            let node_ports = others.map(|(_, address)| (address.as_str(), bed.node_port));
+            let functions = FUNCTIONS.replace("LONGEST", &LONGEST.to_string());
+            let mut line = format!("mkdir -p {DIRECTORY} && cd {DIRECTORY} && rm -f *.{name}*\n{functions}");
             let mut count = 0;
-            for (address, port) in [(bed.cluster_ip.as_str(), 80)].into_iter().chain(node_ports) {
-                for _ in 0..each {
-                    line += &format!("hold {name}{count} {address} {port}\n");
+            for Frontend { address, tcp: tcp_port, udp: udp_port } in bed.frontends(client) {
+                let by_tcp = (0..tcp).map(|_| format!("{TCP} {address} {tcp_port}"));
+                let by_udp = (0..udp).map(|_| format!("{UDP} -u {address} {udp_port}"));
+                for flow in by_tcp.chain(by_udp) {
+                    line += &format!("hold held.{name}.{count} {flow}\n");
                     count += 1;
                 }
+                line += &format!("ask asked.{name} {address} {udp_port}\n");
             }
-            line +=
-                &UDP.replace("$VIP", &bed.cluster_ip).replace("/tmp/asked", &format!("/tmp/asked.{name}"));
             bed.shell(client, &line)?;
             clients.push((client.clone(), count));
         }
         let held = Self { name, clients };
-        sleep(Duration::from_secs(3));
         held.live(bed)?;
         Ok(held)
     }
@@ -63,52 +68,44 @@ impl Held {
         self.clients.iter().map(|(_, count)| count).sum()
     }
 
-    /// Every one of them is open and goes on being answered, and nothing that was asked by UDP stayed without an answer.
+    /// Every one of them is open and goes on being answered, and nothing that was asked anew by UDP stayed without an answer.
     ///
     /// # Errors
     /// Which does not.
     pub fn live(&self, bed: &Bed) -> Result<()> {
         let before = self.answers(bed)?;
-        sleep(Duration::from_secs(3));
-        let mut silent: BTreeMap<String, u64> = self.answers(bed)?;
-        silent.retain(|connection, answers| before.get(connection).is_none_or(|before| *answers <= *before));
-        ensure!(silent.is_empty(), "of {} connections are answered no more: {silent:?}", self.count());
+        until(30, "the flows that are held are answered again", || {
+            let mut silent = self.answers(bed)?;
+            silent.retain(|flow, told| before.get(flow).is_some_and(|before| *told <= *before));
+            ensure!(silent.is_empty(), "{} of {} are not: {silent:?}", silent.len(), self.count());
+            Ok(true)
+        })?;
         for (client, _) in &self.clients {
-            let file = format!("/tmp/asked.{}", self.name);
-            let lost = bed.shell(client, &format!("grep -c no {file} || true"))?;
-            let asked = bed.shell(client, &format!("grep -c . {file}"))?;
-            ensure!(
-                lost.trim() == "0",
-                "{} of {} datagrams from {} were not answered",
-                lost.trim(),
-                asked.trim(),
-                client.pod
-            );
+            let count = |what: &str| -> Result<usize> {
+                let line = format!("cd {DIRECTORY}; grep -c {what} asked.{} || true", self.name);
+                Ok(bed.shell(client, &line)?.trim().parse()?)
+            };
+            let (lost, asked) = (count("no")?, count(".")?);
+            ensure!(asked > 0, "{} has asked nothing by UDP", client.name);
+            ensure!(lost == 0, "{lost} of {asked} datagrams from {} were not answered", client.name);
         }
         Ok(())
     }
 
+    /// Bytes that each flow was told, and an error where one has ended.
     fn answers(&self, bed: &Bed) -> Result<BTreeMap<String, u64>> {
         let mut all = BTreeMap::new();
         for (client, count) in &self.clients {
-            let name = self.name;
-            let line = format!(
-                "cd /tmp; for f in held.{name}*; do echo $f $(grep -c '200 OK' $f); done; ls | grep '^held.{name}.*end' || true"
-            );
+            let who = &client.name;
+            let line = format!("cd {DIRECTORY}; wc -c held.{}.* | grep -v total", self.name);
             let told = bed.shell(client, &line)?;
-            let ended: Vec<&str> = told.lines().filter(|line| line.ends_with(".end")).collect();
-            ensure!(
-                ended.is_empty(),
-                "{} of {count} connections from {} have ended: {ended:?}",
-                ended.len(),
-                client.pod
-            );
-            let mut counts = 0;
-            for (file, answers) in told.lines().filter_map(|line| line.split_once(' ')) {
-                all.insert(format!("{} {file}", client.pod), answers.trim().parse()?);
-                counts += 1;
+            let files = told.lines().filter_map(|line| line.trim().split_once(' '));
+            let (ended, open): (Vec<_>, Vec<_>) = files.partition(|(_, file)| file.ends_with(".end"));
+            ensure!(ended.is_empty(), "{} of {count} flows from {who} have ended: {ended:?}", ended.len());
+            ensure!(open.len() == *count, "{} of {count} flows from {who} are there", open.len());
+            for (bytes, file) in open {
+                all.insert(format!("{who} {file}"), bytes.parse()?);
             }
-            ensure!(counts == *count, "{counts} of {count} connections from {} are there", client.pod);
         }
         Ok(all)
     }

@@ -3,10 +3,12 @@
 mod bed;
 mod held;
 mod kubectl;
+mod own;
 
-pub use bed::{Bed, Where};
+pub use bed::{Bed, Client, Frontend, Where};
 pub use held::Held;
-pub use kubectl::Kubectl;
+pub use kubectl::{Kubectl, until};
+pub use own::Own;
 
 use std::env;
 
@@ -25,6 +27,9 @@ pub struct Settings {
     pub archive: String,
     /// `SLUICE_IMAGE_NAME`.
     pub image: String,
+    /// `SLUICE_OUTSIDE`: words before `sh -c LINE` that run the line on a machine that is no node and reaches the nodes (`env`:
+    /// this one); none: nobody asks from outside.
+    pub outside: Option<String>,
     /// `SLUICE_CLIENT_IMAGE`: agnhost, or another image with `agnhost`, a shell, nc and curl.
     pub client: String,
 }
@@ -43,6 +48,7 @@ impl Settings {
             load: required("SLUICE_LOAD_IMAGE")?,
             archive: required("SLUICE_IMAGE")?,
             image: required("SLUICE_IMAGE_NAME")?,
+            outside: required("SLUICE_OUTSIDE").ok(),
             kubectl: or("SLUICE_KUBECTL", "kubectl"),
             client: or("SLUICE_CLIENT_IMAGE", "registry.k8s.io/e2e-test-images/agnhost:2.53"),
         })

@@ -2,14 +2,18 @@
 //! The environment names the cluster; see [`Settings`].
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use sluice_tests::cluster::{Bed, Held, Settings, Where};
+use sluice_tests::cluster::{Bed, Client, Frontend, Held, Own, Settings, Where, until};
 use sluice_tests::harness::{Group, Skip, Story, main as run};
 
-/// Connections of each kind from each client.
-const EACH: usize = 8;
+/// Flows that each client holds to each frontend, by TCP and by UDP: on three nodes of two families, with a client outside,
+/// 336 in all.
+const EACH: (usize, usize) = (6, 2);
+/// Requests that show who answers.
+const TIMES: usize = 40;
 
 /// The bed, once there is one, and what is held open in it.
 struct Suite {
@@ -34,14 +38,18 @@ impl Suite {
 
 fn main() -> ExitCode {
     let stories = vec![
-        Story::new("L-07 connections through kube-proxy live through the swap", swap_in),
-        Story::new("pods and nodes reach ClusterIP and NodePorts, at every endpoint", serves),
+        Story::new("L-07 flows through kube-proxy live through the swap", swap_in),
+        Story::new("pods, nodes and others reach ClusterIPs and NodePorts, at every endpoint", serves),
         Story::new("pods reach a Service by its name", names),
         Story::new("H3 H11 every node is healthy and says who serves", healthy),
         Story::new("I15 endpoints that are replaced are followed", follows),
-        Story::new("L-07 connections through Sluice live through the swap back", swap_back),
+        Story::new("L-07 flows through Sluice live through the swap back", swap_back),
         Story::new("L-07 after the swap back kube-proxy serves what changes", hands_over),
         Story::new("L-06 cleanup takes away what is left", cleans),
+        Story::new(
+            "the overlay `own` serves with single capabilities, and leaves kube-proxy the node again",
+            own,
+        ),
     ];
     let group = Group { name: "swap".into(), bed: Box::new(Suite::make), oracle: |_| Ok(()), stories };
     run("cluster", vec![group])
@@ -50,44 +58,38 @@ fn main() -> ExitCode {
 fn swap_in(suite: &mut Suite) -> Result<()> {
     let bed = suite.bed()?;
     let held = Held::open(bed, "before", EACH)?;
-    println!("{} TCP connections are held through kube-proxy", held.count());
+    println!("{} flows are held through kube-proxy", held.count());
     bed.swap_in()?;
     held.live(bed)?;
     suite.of_kube_proxy = Some(held);
     Ok(())
 }
 
-/// Every client gets an answer every time, and all endpoints answer.
-fn ask(bed: &Bed, address: &str, clients: Option<Where>) -> Result<()> {
-    const TIMES: usize = 24;
-    let endpoints: BTreeSet<String> = bed.endpoints()?.into_iter().collect();
-    let line = format!("for i in $(seq {TIMES}); do curl -s -m 2 http://{address}/hostname; echo; done");
-    for client in bed.clients.iter().filter(|client| clients.is_none_or(|place| place == client.place)) {
-        let told = bed.shell(client, &line)?;
-        let answers: Vec<&str> = told.lines().filter(|line| !line.is_empty()).collect();
-        let who: BTreeSet<String> = answers.iter().map(|name| (*name).to_owned()).collect();
-        ensure!(
-            answers.len() == TIMES,
-            "{} of {TIMES} answers from {address} to {}",
-            answers.len(),
-            client.pod
-        );
-        ensure!(
-            who == endpoints,
-            "{address} to {}: {who:?} answered, the endpoints are {endpoints:?}",
-            client.pod
-        );
-    }
+/// The client gets an answer from a Service every time, and all endpoints answer.
+fn ask(bed: &Bed, client: &Client, service: &str, host: &str) -> Result<()> {
+    let endpoints: BTreeSet<String> = bed.endpoints(service)?.into_iter().collect();
+    let line = format!("for i in $(seq {TIMES}); do curl -s -m 2 http://{host}/hostname; echo; done");
+    let told = bed.shell(client, &line)?;
+    let answers: Vec<&str> = told.lines().filter(|line| !line.is_empty()).collect();
+    let who: BTreeSet<String> = answers.iter().map(|name| (*name).to_owned()).collect();
+    let count = answers.len();
+    ensure!(count == TIMES, "{count} of {TIMES} answers from {host} to {}", client.name);
+    ensure!(who == endpoints, "{host} to {}: {who:?} answered, the endpoints are {endpoints:?}", client.name);
     Ok(())
 }
 
+fn host(Frontend { address, tcp, .. }: Frontend) -> String {
+    SocketAddr::new(address, tcp).to_string()
+}
+
+fn ask_everywhere(bed: &Bed) -> Result<()> {
+    bed.clients.iter().try_for_each(|client| {
+        bed.frontends(client).try_for_each(|frontend| ask(bed, client, "web", &host(frontend)))
+    })
+}
+
 fn serves(suite: &mut Suite) -> Result<()> {
-    let bed = suite.bed()?;
-    ask(bed, &bed.cluster_ip, None)?;
-    for (_, address) in &bed.nodes {
-        ask(bed, &format!("{address}:{}", bed.node_port), Some(Where::Pod))?;
-    }
-    Ok(())
+    ask_everywhere(suite.bed()?)
 }
 
 fn names(suite: &mut Suite) -> Result<()> {
@@ -95,7 +97,8 @@ fn names(suite: &mut Suite) -> Result<()> {
     if !bed.has_dns() {
         return Err(Skip("the cluster has no Service kube-dns".to_owned()).into());
     }
-    ask(bed, "web.sluice-suite.svc", Some(Where::Pod))
+    let mut pods = bed.clients.iter().filter(|client| client.place == Where::Pod);
+    pods.try_for_each(|client| ask(bed, client, "web", "web.sluice-suite.svc"))
 }
 
 fn healthy(suite: &mut Suite) -> Result<()> {
@@ -111,8 +114,8 @@ fn healthy(suite: &mut Suite) -> Result<()> {
 
 fn follows(suite: &mut Suite) -> Result<()> {
     let bed = suite.bed()?;
-    bed.replace_endpoints()?;
-    ask(bed, &bed.cluster_ip, None)
+    bed.replace_endpoints("daemonset/web")?;
+    ask_everywhere(bed)
 }
 
 fn swap_back(suite: &mut Suite) -> Result<()> {
@@ -120,38 +123,57 @@ fn swap_back(suite: &mut Suite) -> Result<()> {
     suite.of_kube_proxy = None;
     let bed = suite.bed()?;
     let held = Held::open(bed, "after", EACH)?;
-    println!("{} TCP connections are held through Sluice", held.count());
+    println!("{} flows are held through Sluice", held.count());
     bed.swap_back()?;
     held.live(bed)?;
     suite.of_sluice = Some(held);
     Ok(())
 }
 
+/// Sluice's maps stay as they were, so a new endpoint is found only where new connections are kube-proxy's.
 fn hands_over(suite: &mut Suite) -> Result<()> {
-    const SECONDS: u64 = 45;
     let bed = suite.bed()?;
-    // Ten until the agent counts as gone, twenty for the other's rules.
-    std::thread::sleep(std::time::Duration::from_secs(SECONDS));
+    bed.replace_endpoints("deployment/moved")?;
+    for frontend in bed.cluster_ips("moved")? {
+        for client in bed.clients.iter().filter(|client| client.place != Where::Outside) {
+            until(90, "kube-proxy serves what has changed", || {
+                ask(bed, client, "moved", &host(frontend)).map(|()| true)
+            })?;
+        }
+    }
     if let Some(held) = &suite.of_sluice {
         held.live(bed)?;
     }
-    bed.replace_endpoints()?;
-    // kube-proxy programs a second after the change.
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    ask(bed, &bed.cluster_ip, None)?;
-    for (_, address) in &bed.nodes {
-        ask(bed, &format!("{address}:{}", bed.node_port), Some(Where::Pod))?;
-    }
-    Ok(())
+    ask_everywhere(bed)
 }
 
 fn cleans(suite: &mut Suite) -> Result<()> {
     let bed = suite.bed()?;
-    for (node, _) in &bed.nodes {
+    clean_everywhere(bed)?;
+    ask_everywhere(bed)
+}
+
+fn clean_everywhere(bed: &Bed) -> Result<()> {
+    bed.nodes.iter().map(|node| &node.name).try_for_each(|node| {
         let told = bed.clean(node)?;
         ensure!(told.starts_with("removed: programs from "), "{node}: {told}");
         let told = bed.clean(node)?;
         ensure!(told.trim() == "nothing of sluice was here", "{node}: {told}");
-    }
-    ask(bed, &bed.cluster_ip, None)
+        Ok(())
+    })
+}
+
+fn own(suite: &mut Suite) -> Result<()> {
+    suite.of_sluice = None;
+    let bed = suite.bed()?;
+    let held = Held::open(bed, "own", EACH)?;
+    let own = Own::apply(&bed.kubectl, bed.image())?;
+    bed.synced("k8s-app=sluice")?;
+    held.live(bed)?;
+    bed.replace_endpoints("deployment/moved")?;
+    ask_everywhere(bed)?;
+    drop(own);
+    held.live(bed)?;
+    clean_everywhere(bed)?;
+    ask_everywhere(bed)
 }
