@@ -110,6 +110,10 @@ impl Chart {
             while let Some((before, after)) = rest.split_once("{{") {
                 let (expression, after) =
                     after.split_once("}}").context("an expression that does not end")?;
+                let (before, expression) = match expression.strip_prefix('-') {
+                    Some(expression) => (before.trim_end(), expression),
+                    None => (before, expression),
+                };
                 text += before;
                 text += &self.evaluate(expression.trim())?;
                 rest = after;
@@ -136,6 +140,10 @@ impl Chart {
             value = match part.split_once(' ') {
                 None if part == "quote" => format!("{value:?}"),
                 None if part == "sha256sum" => value,
+                Some(("nindent", spaces)) => {
+                    let indent = " ".repeat(spaces.parse()?);
+                    value.lines().map(|line| format!("\n{indent}{line}")).collect()
+                }
                 Some(("default", path)) if value.is_empty() => self.fact(path)?,
                 Some(("default", _)) => value,
                 _ => bail!("{part} is not known here"),
@@ -191,6 +199,11 @@ fn the_chart_and_the_overlay_describe_the_same_objects() {
         Some(objects) => assert_eq!(told(objects.unwrap()).unwrap(), overlay),
         None => println!("not with helm itself, which is not in PATH"),
     }
+    let more = "mode: nftables\nnftables:\n  masqueradeAll: true\n";
+    let chart = Chart::read(&dir, &[("apiServer", ADDRESS), ("config", more)]).unwrap();
+    let config = &told(chart.objects().unwrap()).unwrap()["\"ConfigMap\" \"sluice\""]["data"]["config.conf"];
+    assert_eq!(config["mode"], "nftables");
+    assert_eq!(config["nftables"]["masqueradeAll"], true, "{config}");
     let error = Chart::read(&dir, &[]).unwrap().objects().unwrap_err();
     assert!(error.to_string().contains("address of the API server"), "{error}");
 }

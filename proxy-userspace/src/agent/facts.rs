@@ -58,7 +58,7 @@ pub fn assemble(identity: &Identity, agent: LoopReport, plane: PlaneReport, now:
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         layout: LAYOUT,
-        synced: agent.synced,
+        synced: agent.synced && !plane.unwritten,
         source: status::Source {
             kind: identity.source.to_owned(),
             connected: agent.connected,
@@ -100,6 +100,15 @@ mod tests {
             let agent = LoopReport { connected, heard, ..LoopReport::default() };
             let status = assemble(&identity(), agent, PlaneReport::default(), at(100));
             assert_eq!(status.source.age_seconds, want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_not_in_step() {
+        for (agent, unwritten, want) in [(true, false, true), (true, true, false), (false, false, false)] {
+            let agent = LoopReport { synced: agent, ..LoopReport::default() };
+            let plane = PlaneReport { unwritten, ..PlaneReport::default() };
+            assert_eq!(assemble(&identity(), agent, plane, Duration::ZERO).synced, want, "{unwritten}");
         }
     }
 

@@ -255,7 +255,6 @@ impl Agent {
         self.pace.end(now, installed.failed.is_some());
         if let Some(error) = installed.failed {
             error!(%error, "not everything could be installed; trying again");
-            self.parts.metrics.write_failed();
             self.latest.note(&error);
             return;
         }

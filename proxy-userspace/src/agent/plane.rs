@@ -61,6 +61,8 @@ pub struct Installed {
 /// The data plane's part of the status.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlaneReport {
+    /// A write has failed and has not been made good.
+    pub unwritten: bool,
     pub addresses: Vec<IpAddr>,
     pub edges: Vec<Edge>,
     pub sockets: Mode,

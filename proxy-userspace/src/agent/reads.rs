@@ -68,6 +68,7 @@ impl Worker {
             degraded.push(Trouble::new("sockets of the node's own processes", &self.sockets.why, next));
         }
         degraded.extend(self.misnamed());
+        degraded.extend(self.unwritten.clone());
         degraded.extend(self.sweep_trouble.clone());
         degraded.extend(self.guard_troubles.iter().cloned());
         degraded.extend(self.catch_all.troubles());
@@ -90,6 +91,7 @@ impl Worker {
         addresses.sort_unstable();
         addresses.dedup();
         PlaneReport {
+            unwritten: self.unwritten.is_some(),
             addresses,
             edges: self.edges.values().map(|served| self.edge_view(served)).collect(),
             sockets: self.sockets.clone(),

@@ -24,7 +24,7 @@ use crate::config::{self, Config, DetectLocal, NodePortAddresses, NodePorts, set
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::{Clock, Places};
 use crate::metrics::Metrics;
-use crate::model::{PortChange, PortId, node_port_addresses};
+use crate::model::{PortChange, PortId, health_check_addresses, node_port_addresses};
 use crate::node::{Address, Edge, EdgeKind, Facts, NodeEvent};
 use crate::status::{Latest, Mode, Trouble, Usage, story};
 use crate::sync::{Lack, NodeAddresses, Report, Settings, Syncer};
@@ -71,6 +71,8 @@ pub struct Worker {
     pub(super) sockets_probed: bool,
     /// Why sockets cannot be ended that should be.
     pub(super) sweep_trouble: Option<Trouble>,
+    /// The write that failed first, until all that should be in the maps is there.
+    pub(super) unwritten: Option<Trouble>,
 }
 
 impl Worker {
@@ -109,6 +111,7 @@ impl Worker {
             sweeps: Sweeps::default(),
             sockets_probed: false,
             sweep_trouble: None,
+            unwritten: None,
         })
     }
 
@@ -238,12 +241,25 @@ impl Worker {
         self.sweep_sockets(now);
     }
 
-    /// Remembers and returns the last failure.
+    /// Counts failures, and remembers and returns the last one. As long as the maps are not as they should be, so does the
+    /// status: [`Self::unwritten`].
     fn note(&mut self, report: &Report) -> Option<String> {
         self.follow_catch_all(report.addresses.iter().copied());
-        let failed = report.failed.last()?;
+        let Some(failed) = report.failed.last() else {
+            if !self.syncer.is_stale() {
+                self.unwritten = None;
+            }
+            return None;
+        };
+        self.metrics.write_failed();
         let told = format!("writing {}: {}", failed.what, story(&*failed.error));
+        if self.unwritten.is_none() {
+            error!("{told}");
+        }
         self.latest.note(&told);
+        let next = "the maps are read back and written again, without a restart; see the log for the cause";
+        let trouble = Trouble::new(format!("writing {}", failed.what), story(&*failed.error), next);
+        self.unwritten.get_or_insert(trouble);
         Some(told)
     }
 
@@ -361,13 +377,8 @@ impl Worker {
         let local: Vec<_> = self.addresses.iter().map(|address| address.ip).collect();
         let node_port = self.node_port_addresses(&local);
         debug!(?local, ?node_port, "node addresses");
-        self.places.send_if_modified(|places| {
-            let now = match self.node_ports.addresses {
-                NodePortAddresses::All => Places::Everywhere,
-                _ => Places::Addresses(node_port.clone()),
-            };
-            std::mem::replace(places, now.clone()) != now
-        });
+        let listening = health_check_addresses(&self.node_ports, &local, &self.own_node.ips);
+        self.places.send_if_modified(|places| std::mem::replace(places, listening.clone()) != listening);
         let node =
             NodeAddresses { local: local.into_iter().collect(), node_port: node_port.into_iter().collect() };
         let report = self.syncer.set_node(&mut self.datapath, node, self.clock.now());

@@ -41,7 +41,7 @@ pub struct SluiceArgs {
     /// How much of the stack translated packets may skip: off, established, always (none in this version)
     #[arg(long, value_name = "MODE")]
     pub shortcuts: Option<String>,
-    /// Entries of the flow table [default: from memory]
+    /// Entries of the flow table of each family [default: 32768 a core, at least 131072]
     #[arg(long, value_name = "N")]
     pub flows: Option<String>,
 }

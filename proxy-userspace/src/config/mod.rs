@@ -60,7 +60,7 @@ pub struct Config {
     pub edges: Edges,
     pub sockets: Sockets,
     pub shortcuts: Shortcuts,
-    /// Entries of the flow table; `None`: chosen from memory.
+    /// Entries of the flow table; `None`: as kube-proxy sizes conntrack, by cores (J9).
     pub flows: Option<u32>,
     /// One line each, to be logged once at start.
     pub warnings: Vec<String>,
@@ -144,7 +144,7 @@ pub enum NodePortAddresses {
 pub struct SyncPeriods {
     /// Retry after a failed write, and the health server's idea of "recently" (twice this).
     pub period: Duration,
-    /// Least gap between two rounds of writes.
+    /// `minSyncPeriod` as given, for `/configz`. Rounds keep a gap of their own: one costs what has changed, not what there is.
     pub min: Duration,
 }
 

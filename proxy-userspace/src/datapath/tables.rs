@@ -34,7 +34,7 @@ pub struct Tables {
     pub config: Table<u32, Config>,
     pub guard: Table<u32, Guard>,
     pub counters: Table<u32, u64>,
-    /// Storage of sockets: read through sock_diag, not by key.
+    /// Storage of sockets: read by the iterator over sockets, not by key.
     pub sockets: OwnedFd,
     pub services: Shared,
     /// See [`Generations`].

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,26 +32,8 @@ const PART: &str = "health check node ports";
 /// Of the Event about a port that cannot be opened (H8).
 const REASON: &str = "FailedToStartServiceHealthcheck";
 
-/// Where health check node ports are open: where NodePorts are served.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Places {
-    #[default]
-    Everywhere,
-    Addresses(BTreeSet<IpAddr>),
-}
-
-impl Places {
-    fn of(&self, family: Family) -> Vec<IpAddr> {
-        match (self, family) {
-            (Self::Everywhere, Family::V4) => vec![Ipv4Addr::UNSPECIFIED.into()],
-            (Self::Everywhere, Family::V6) => vec![Ipv6Addr::UNSPECIFIED.into()],
-            (Self::Addresses(list), _) => {
-                let fit = |ip: &&IpAddr| Family::of(ip) == family && !ip.is_loopback();
-                list.iter().filter(fit).copied().collect()
-            }
-        }
-    }
-}
+/// Where health check node ports are open; the unspecified address stands for all of its family.
+pub type Places = BTreeSet<IpAddr>;
 
 /// The checks of all Services.
 pub type Checks = BTreeMap<ObjectName, HealthCheck>;
@@ -62,8 +44,8 @@ fn wanted(checks: &Checks, places: &Places) -> BTreeMap<SocketAddr, (ObjectName,
     let mut wanted = BTreeMap::new();
     for (service, check) in checks {
         for (family, ready) in &check.ready {
-            for ip in places.of(*family) {
-                let socket = SocketAddr::new(ip, check.port);
+            for ip in places.iter().filter(|ip| Family::of(ip) == *family) {
+                let socket = SocketAddr::new(*ip, check.port);
                 wanted.entry(socket).or_insert_with(|| (service.clone(), *ready));
             }
         }
@@ -207,7 +189,7 @@ fn body(service: &ObjectName, ready: usize, healthy: bool) -> String {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::TcpStream;
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
     use std::time::Duration;
 
     use serde_json::{Value, json};
@@ -227,13 +209,13 @@ mod tests {
     #[test]
     fn h7_h9_listeners_by_family_and_place() {
         let checks = Checks::from([(name("a"), check(31_000, 2, 0)), (name("b"), check(31_000, 5, 5))]);
-        let some = ["192.0.2.11", "127.0.0.1", "fd00:2::11"].map(|ip| ip.parse().unwrap());
-        let cases = [
-            (Places::Everywhere, vec!["0.0.0.0:31000 ns/a 2", "[::]:31000 ns/a 0"]),
-            (Places::Addresses(some.into()), vec!["192.0.2.11:31000 ns/a 2", "[fd00:2::11]:31000 ns/a 0"]),
-            (Places::Addresses(BTreeSet::new()), vec![]),
+        let cases: [(&[&str], _); 3] = [
+            (&["0.0.0.0", "::"], vec!["0.0.0.0:31000 ns/a 2", "[::]:31000 ns/a 0"]),
+            (&["192.0.2.11", "fd00:2::11"], vec!["192.0.2.11:31000 ns/a 2", "[fd00:2::11]:31000 ns/a 0"]),
+            (&[], vec![]),
         ];
         for (places, want) in cases {
+            let places: Places = places.iter().map(|ip| ip.parse().unwrap()).collect();
             let got: Vec<_> = wanted(&checks, &places)
                 .into_iter()
                 .map(|(socket, (service, ready))| format!("{socket} {service} {ready}"))
@@ -286,7 +268,8 @@ mod tests {
             SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port),
         );
         let (checks, checked) = watch::channel(Checks::new());
-        let (_places, placed) = watch::channel(Places::Everywhere);
+        let (_places, placed) =
+            watch::channel(Places::from([Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]));
         let health = Health::new(Clock::start(), Duration::from_secs(30), Arc::new(Metrics::new()));
         let board = Board::default();
         let (notices, mut told) = Notices::channel();

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use proxy_common::abi::FrontendKind;
 
+use super::addresses::frontend_refusal;
 use super::desired::Protocol;
 use super::plan::{Frontend, frontends};
 use crate::cluster::types::{ObjectName, Service};
@@ -120,5 +121,6 @@ fn claims_of(service: Option<&Service>) -> BTreeMap<ClaimKey, Claimant> {
 }
 
 fn cluster_ips_of(service: Option<&Service>) -> BTreeSet<IpAddr> {
-    service.filter(|s| s.is_served()).map(|s| s.cluster_ips.iter().copied().collect()).unwrap_or_default()
+    let addresses = service.filter(|s| s.is_served()).map(|s| s.cluster_ips.as_slice()).unwrap_or_default();
+    addresses.iter().filter(|address| frontend_refusal(address).is_none()).copied().collect()
 }

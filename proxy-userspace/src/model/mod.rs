@@ -22,7 +22,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use desired::{Family, HealthCheck, PortChange, PortFrontend, PortId, PortState, Protocol};
-pub use node_ports::{node_ips, node_port_addresses};
+pub use node_ports::{health_check_addresses, node_ips, node_port_addresses};
 
 use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 use crate::cluster::{Change, Event};

@@ -1,7 +1,7 @@
 //! Which addresses of the node serve NodePorts (E1 … E6, I5).
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -39,11 +39,44 @@ pub fn node_port_addresses(selection: &NodePorts, local: &[IpAddr], node_ips: &[
     addresses
 }
 
+/// Where health check node ports listen (H7): where NodePorts are served, but for loopback. A family that is served everywhere
+/// has one listener, at its unspecified address. The others' can be bound only where they are on a device, and link-local ones
+/// of IPv6 not without naming it.
+#[must_use]
+pub fn health_check_addresses(
+    selection: &NodePorts,
+    local: &[IpAddr],
+    node_ips: &[IpAddr],
+) -> BTreeSet<IpAddr> {
+    let mut addresses = node_port_addresses(selection, local, node_ips);
+    let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    addresses.retain(|ip| local.contains(ip) && !ip.is_loopback() && !link_local(ip));
+    for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let family = Family::of(&any);
+        let everywhere = match &selection.addresses {
+            NodePortAddresses::All => true,
+            NodePortAddresses::Primary => false,
+            NodePortAddresses::Cidrs(cidrs) => {
+                let mut same = of_family(cidrs, family).peekable();
+                same.peek().is_none() || same.any(|cidr| cidr.prefix_len() == 0)
+            }
+        };
+        if everywhere {
+            addresses.retain(|ip| Family::of(ip) != family);
+            addresses.insert(any);
+        }
+    }
+    addresses
+}
+
 /// E3: a family that no CIDR names is served everywhere.
 fn inside(address: &IpAddr, cidrs: &[IpNet]) -> bool {
-    let family = Family::of(address);
-    let mut same = cidrs.iter().filter(|cidr| Family::of(&cidr.addr()) == family).peekable();
+    let mut same = of_family(cidrs, Family::of(address)).peekable();
     same.peek().is_none() || same.any(|cidr| cidr.contains(address))
+}
+
+fn of_family(cidrs: &[IpNet], family: Family) -> impl Iterator<Item = &IpNet> {
+    cidrs.iter().filter(move |cidr| Family::of(&cidr.addr()) == family)
 }
 
 #[cfg(test)]
@@ -86,6 +119,25 @@ mod tests {
             let selection = NodePorts { addresses, localhost };
             let got = node_port_addresses(&selection, &ips(&all), &ips(&["192.0.2.11", "fd00:2::11"]));
             assert_eq!(got, ips(&want).into_iter().collect(), "{name}");
+        }
+    }
+
+    #[test]
+    fn h7_where_health_checks_listen() {
+        let local = ["127.0.0.1", "192.0.2.11", "192.0.2.111", "::1", "fd00:2::11", "fe80::1"];
+        let cases: [(&str, NodePortAddresses, &[&str]); 6] = [
+            ("all", NodePortAddresses::All, &["0.0.0.0", "::"]),
+            ("one family's CIDR", cidrs(&["192.0.2.96/27"]), &["192.0.2.111", "::"]),
+            ("zero CIDR", cidrs(&["0.0.0.0/0", "fd00::/8"]), &["0.0.0.0", "fd00:2::11"]),
+            ("loopback", cidrs(&["127.0.0.0/8", "::1/128"]), &[]),
+            ("link-local", cidrs(&["192.0.2.11/32", "fe80::/10"]), &["192.0.2.11"]),
+            ("primary, one on no device", NodePortAddresses::Primary, &["192.0.2.11"]),
+        ];
+        for (name, addresses, want) in cases {
+            let selection = NodePorts { addresses, localhost: true };
+            let node_ips = ips(&["192.0.2.11", "fd00:2::99"]);
+            let got = health_check_addresses(&selection, &ips(&local), &node_ips);
+            assert_eq!(got, ips(want).into_iter().collect(), "{name}");
         }
     }
 
