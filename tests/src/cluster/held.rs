@@ -15,7 +15,8 @@ const LONGEST: u32 = 1200;
 const FUNCTIONS: &str = r#"
 hold() {
   file=$1 question=$2; shift 2
-  ( (while :; do printf "$question"; sleep 1; done) | timeout LONGEST nc "$@" > $file; echo > $file.end ) >/dev/null 2>&1 </dev/null &
+  ( (i=0; while [ $i -lt LONGEST ]; do i=$((i + 1)); printf "$question"; sleep 1; done) | nc -w 30 "$@" > $file
+    echo > $file.end ) >/dev/null 2>&1 </dev/null &
 }
 ask() {
   ( i=0; while [ $i -lt LONGEST ]; do i=$((i + 1))
