@@ -245,22 +245,24 @@ impl Worker {
     /// status: [`Self::unwritten`].
     fn note(&mut self, report: &Report) -> Option<String> {
         self.follow_catch_all(report.addresses.iter().copied());
-        let Some(failed) = report.failed.last() else {
-            if !self.syncer.is_stale() {
-                self.unwritten = None;
-            }
-            return None;
-        };
-        self.metrics.write_failed();
-        let told = format!("writing {}: {}", failed.what, story(&*failed.error));
-        if self.unwritten.is_none() {
-            error!("{told}");
+        let before = self.unwritten.clone();
+        let told = report.failed.last().map(|failed| {
+            let (what, why) = (format!("writing {}", failed.what), story(&*failed.error));
+            let told = format!("{what}: {why}");
+            let next =
+                "the maps are read back and written again, without a restart; see the log for the cause";
+            self.unwritten.get_or_insert_with(|| Trouble::new(what, why, next));
+            self.metrics.write_failed();
+            told
+        });
+        if told.is_none() && !self.syncer.is_stale() {
+            self.unwritten = None;
         }
-        self.latest.note(&told);
-        let next = "the maps are read back and written again, without a restart; see the log for the cause";
-        let trouble = Trouble::new(format!("writing {}", failed.what), story(&*failed.error), next);
-        self.unwritten.get_or_insert(trouble);
-        Some(told)
+        self.tell_changes(before.as_slice(), self.unwritten.clone().as_slice());
+        if let Some(told) = &told {
+            self.latest.note(told);
+        }
+        told
     }
 
     fn node(&mut self, event: NodeEvent, heard: Instant) {
@@ -377,7 +379,7 @@ impl Worker {
         let local: Vec<_> = self.addresses.iter().map(|address| address.ip).collect();
         let node_port = self.node_port_addresses(&local);
         debug!(?local, ?node_port, "node addresses");
-        let listening = health_check_addresses(&self.node_ports, &local, &self.own_node.ips);
+        let listening = health_check_addresses(&self.node_ports, &local, &node_port);
         self.places.send_if_modified(|places| std::mem::replace(places, listening.clone()) != listening);
         let node =
             NodeAddresses { local: local.into_iter().collect(), node_port: node_port.into_iter().collect() };

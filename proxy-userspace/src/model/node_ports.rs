@@ -41,14 +41,14 @@ pub fn node_port_addresses(selection: &NodePorts, local: &[IpAddr], node_ips: &[
 
 /// Where health check node ports listen (H7): where NodePorts are served, but for loopback. A family that is served everywhere
 /// has one listener, at its unspecified address. The others' can be bound only where they are on a device, and link-local ones
-/// of IPv6 not without naming it.
+/// of IPv6 not without naming it. `node_port`: the addresses that serve NodePorts.
 #[must_use]
 pub fn health_check_addresses(
     selection: &NodePorts,
     local: &[IpAddr],
-    node_ips: &[IpAddr],
+    node_port: &BTreeSet<IpAddr>,
 ) -> BTreeSet<IpAddr> {
-    let mut addresses = node_port_addresses(selection, local, node_ips);
+    let mut addresses = node_port.clone();
     let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     addresses.retain(|ip| local.contains(ip) && !ip.is_loopback() && !link_local(ip));
     for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
@@ -135,8 +135,9 @@ mod tests {
         ];
         for (name, addresses, want) in cases {
             let selection = NodePorts { addresses, localhost: true };
-            let node_ips = ips(&["192.0.2.11", "fd00:2::99"]);
-            let got = health_check_addresses(&selection, &ips(&local), &node_ips);
+            let (local, node_ips) = (ips(&local), ips(&["192.0.2.11", "fd00:2::99"]));
+            let node_port = node_port_addresses(&selection, &local, &node_ips);
+            let got = health_check_addresses(&selection, &local, &node_port);
             assert_eq!(got, ips(want).into_iter().collect(), "{name}");
         }
     }
