@@ -4,13 +4,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::kubectl::until;
-use super::{Kubectl, Settings};
+use super::{KUBE_PROXY, Kubectl, SYSTEM, Settings};
 use crate::lab::command;
 
 /// Namespace of everything that the suite makes, but for what it changes in kube-proxy's DaemonSet.
 const NAMESPACE: &str = "sluice-suite";
-const SYSTEM: &str = "kube-system";
-const DAEMON_SET: &str = "kube-proxy";
 
 /// Where a client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +64,7 @@ impl Bed {
     /// The cluster does not answer, has no kube-proxy DaemonSet, or does not start the pods.
     pub fn make(settings: Settings) -> Result<Self> {
         let kubectl = Kubectl::new(&settings)?;
-        let set = kubectl.json(&["-n", SYSTEM, "get", "daemonset", DAEMON_SET])?;
+        let set = kubectl.json(&["-n", SYSTEM, "get", "daemonset", KUBE_PROXY])?;
         let upstream =
             text(&set, "/spec/template/spec/containers/0/image").context("no image in the DaemonSet")?;
         let load: Vec<&str> = settings.load.split_whitespace().chain([settings.archive.as_str()]).collect();
@@ -89,7 +87,7 @@ impl Bed {
 
     fn settle(&mut self) -> Result<()> {
         for set in ["daemonset/web", "daemonset/pod", "daemonset/node", "deployment/moved"] {
-            self.rolled_out(NAMESPACE, set)?;
+            self.kubectl.rolled_out(NAMESPACE, set)?;
         }
         self.cluster_ips = self.cluster_ips("web")?;
         let service = self.kubectl.json(&["-n", NAMESPACE, "get", "service", "web"])?;
@@ -142,10 +140,6 @@ impl Bed {
         let node_ports = others
             .flat_map(move |node| node.addresses.iter().map(move |&address| Frontend { address, tcp, udp }));
         cluster_ips.chain(node_ports)
-    }
-
-    fn rolled_out(&self, namespace: &str, what: &str) -> Result<()> {
-        self.kubectl.run(&["-n", namespace, "rollout", "status", what, "--timeout=180s"]).map(drop)
     }
 
     /// Runs a shell's line where a client is.
@@ -207,9 +201,9 @@ impl Bed {
     }
 
     fn set_image(&self, image: &str) -> Result<()> {
-        let set = format!("daemonset/{DAEMON_SET}");
-        self.kubectl.run(&["-n", SYSTEM, "set", "image", &set, &format!("{DAEMON_SET}={image}")])?;
-        self.rolled_out(SYSTEM, &set)?;
+        let set = format!("daemonset/{KUBE_PROXY}");
+        self.kubectl.run(&["-n", SYSTEM, "set", "image", &set, &format!("{KUBE_PROXY}={image}")])?;
+        self.kubectl.rolled_out(SYSTEM, &set)?;
         // "Rolled out" counts pods that end as well.
         until(60, "no other pod is left", || {
             let pods = self.kubectl.json(&["-n", SYSTEM, "get", "pods", "-l", "k8s-app=kube-proxy"])?;
@@ -224,7 +218,7 @@ impl Bed {
     /// They do not start.
     pub fn replace_endpoints(&self, workload: &str) -> Result<()> {
         self.kubectl.run(&["-n", NAMESPACE, "rollout", "restart", workload])?;
-        self.rolled_out(NAMESPACE, workload)
+        self.kubectl.rolled_out(NAMESPACE, workload)
     }
 
     /// Names of a Service's endpoints, which are pods.

@@ -46,6 +46,14 @@ impl Kubectl {
         serde_json::from_str(&text).with_context(|| format!("kubectl {}", arguments.join(" ")))
     }
 
+    /// Waits until a workload's pods are those that it asks for.
+    ///
+    /// # Errors
+    /// They are not in time.
+    pub fn rolled_out(&self, namespace: &str, workload: &str) -> Result<()> {
+        self.run(&["-n", namespace, "rollout", "status", workload, "--timeout=180s"]).map(drop)
+    }
+
     /// Runs a shell's line in a pod.
     ///
     /// # Errors

@@ -14,6 +14,11 @@ use std::env;
 
 use crate::harness::Skip;
 
+/// Where kubeadm's DaemonSet is.
+const SYSTEM: &str = "kube-system";
+/// Its name.
+const KUBE_PROXY: &str = "kube-proxy";
+
 /// What the suite is told about the cluster, by the environment.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -5,12 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::Kubectl;
 use super::kubectl::until;
+use super::{KUBE_PROXY, Kubectl, SYSTEM};
 use crate::api::Scratch;
 use crate::lab::command;
-
-const SYSTEM: &str = "kube-system";
 
 /// Installed while this lives. kube-proxy's DaemonSet runs nowhere meanwhile.
 pub struct Own<'a> {
@@ -40,7 +38,7 @@ impl<'a> Own<'a> {
             Ok(pods.trim().is_empty())
         })?;
         kubectl.run(&["apply", "-k", &own.overlay().display().to_string()])?;
-        kubectl.run(&["-n", SYSTEM, "rollout", "status", "daemonset/sluice", "--timeout=120s"])?;
+        kubectl.rolled_out(SYSTEM, "daemonset/sluice")?;
         Ok(own)
     }
 
@@ -51,15 +49,14 @@ impl<'a> Own<'a> {
     /// Adds to kube-proxy's node selector; `null` takes away.
     fn run_kube_proxy_on(&self, selector: &str) -> Result<()> {
         let patch = format!(r#"{{"spec":{{"template":{{"spec":{{"nodeSelector":{selector}}}}}}}}}"#);
-        self.kubectl.run(&["-n", SYSTEM, "patch", "daemonset", "kube-proxy", "-p", &patch]).map(drop)
+        self.kubectl.run(&["-n", SYSTEM, "patch", "daemonset", KUBE_PROXY, "-p", &patch]).map(drop)
     }
 
     fn remove(&self) -> Result<()> {
         let overlay = self.overlay().display().to_string();
         self.kubectl.run(&["delete", "-k", &overlay, "--ignore-not-found", "--wait"])?;
         self.run_kube_proxy_on(r#"{"sluice-suite/kube-proxy":null}"#)?;
-        let status = ["-n", SYSTEM, "rollout", "status", "daemonset/kube-proxy", "--timeout=120s"];
-        self.kubectl.run(&status).map(drop)
+        self.kubectl.rolled_out(SYSTEM, &format!("daemonset/{KUBE_PROXY}"))
     }
 }
 
@@ -73,7 +70,7 @@ impl Drop for Own<'_> {
 
 /// The API server as kubeadm tells kube-proxy where it is.
 fn server(kubectl: &Kubectl) -> Result<String> {
-    let map = kubectl.json(&["-n", SYSTEM, "get", "configmap", "kube-proxy"])?;
+    let map = kubectl.json(&["-n", SYSTEM, "get", "configmap", KUBE_PROXY])?;
     let file =
         map["data"]["kubeconfig.conf"].as_str().context("kube-proxy's ConfigMap has no kubeconfig.conf")?;
     let server = file.lines().find_map(|line| line.trim().strip_prefix("server: "));
