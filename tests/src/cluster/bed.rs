@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::held::END;
 use super::kubectl::until;
 use super::{KUBE_PROXY, Kubectl, SYSTEM, Settings};
 use crate::lab::command;
@@ -258,9 +259,11 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        let outside = self.clients.iter().filter(|client| client.place == Where::Outside);
+        let ended = outside.map(|client| self.shell(client, END)).collect::<Result<Vec<_>>>();
         let back = self.swap_back();
         let gone = self.kubectl.run(&["delete", "namespace", NAMESPACE, "--wait=false"]);
-        for trouble in [back.err(), gone.err()].into_iter().flatten() {
+        for trouble in [ended.err(), back.err(), gone.err()].into_iter().flatten() {
             eprintln!("the cluster is not as it was: {trouble:#}");
         }
     }

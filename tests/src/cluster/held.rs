@@ -11,16 +11,20 @@ const DIRECTORY: &str = "/tmp/sluice-suite";
 const LONGEST: u32 = 1200;
 
 /// `hold FILE QUESTION NC…`: asks once a second over one connection, or from one port, and keeps the answers; when the
-/// connection ends, says so. `ask FILE ADDRESS PORT`: asks by UDP, each time from another port, and keeps whether there was an answer.
+/// connection ends, says so. `ask FILE ADDRESS PORT`: asks by UDP, each time from another port, and keeps whether there was an
+/// answer; where there was none, of whom and when it was asked. Both go on while the shell's own mark is there.
 const FUNCTIONS: &str = r#"
+mark=mark.NAME.$$; touch $mark
+going() { i=$((i + 1)); [ -e $mark ] && [ $i -lt LONGEST ]; }
 hold() {
   file=$1 question=$2; shift 2
-  ( (i=0; while [ $i -lt LONGEST ]; do i=$((i + 1)); printf "$question"; sleep 1; done) | nc -w 30 "$@" > $file
+  ( (i=0; while going; do printf "$question"; sleep 1; done) | nc -w 30 "$@" > $file
     echo > $file.end ) >/dev/null 2>&1 </dev/null &
 }
 ask() {
-  ( i=0; while [ $i -lt LONGEST ]; do i=$((i + 1))
-    if printf hostname | nc -u -w1 $2 $3 | grep -q .; then echo yes; else echo no; fi >> $1; sleep 0.2
+  ( i=0; while going; do
+    when=$(date +%T)
+    if printf hostname | nc -u -w2 $2 $3 | grep -q .; then echo yes; else echo "no $2 $3 at $when"; fi >> $1; sleep 0.2
   done ) >/dev/null 2>&1 </dev/null &
 }
 "#;
@@ -35,6 +39,9 @@ pub struct Held {
     clients: Vec<(Client, usize)>,
 }
 
+/// Ends what clients [hold](Held), where it does not end with the pod that it runs in.
+pub(super) const END: &str = "rm -f /tmp/sluice-suite/mark.*";
+
 impl Held {
     /// Opens flows from each client to all that it [may dial](Bed::frontends): for each frontend so many by TCP and by UDP.
     ///
@@ -43,7 +50,7 @@ impl Held {
     pub fn open(bed: &Bed, name: &'static str, (tcp, udp): (usize, usize)) -> Result<Self> {
         let mut clients = Vec::new();
         for client in &bed.clients {
-            let functions = FUNCTIONS.replace("LONGEST", &LONGEST.to_string());
+            let functions = FUNCTIONS.replace("LONGEST", &LONGEST.to_string()).replace("NAME", name);
             let mut line = format!("mkdir -p {DIRECTORY} && cd {DIRECTORY} && rm -f *.{name}*\n{functions}");
             let mut count = 0;
             for Frontend { address, tcp: tcp_port, udp: udp_port } in bed.frontends(client) {
@@ -82,13 +89,12 @@ impl Held {
             Ok(true)
         })?;
         for (client, _) in &self.clients {
-            let count = |what: &str| -> Result<usize> {
-                let line = format!("cd {DIRECTORY}; grep -c {what} asked.{} || true", self.name);
-                Ok(bed.shell(client, &line)?.trim().parse()?)
-            };
-            let (lost, asked) = (count("no")?, count(".")?);
-            ensure!(asked > 0, "{} has asked nothing by UDP", client.name);
-            ensure!(lost == 0, "{lost} of {asked} datagrams from {} were not answered", client.name);
+            let who = &client.name;
+            let told = bed.shell(client, &format!("cd {DIRECTORY}; cat asked.{}", self.name))?;
+            let (lost, answered): (Vec<_>, Vec<_>) = told.lines().partition(|line| line.starts_with("no"));
+            ensure!(!answered.is_empty(), "{who} has had no answer by UDP");
+            let (count, asked) = (lost.len(), lost.len() + answered.len());
+            ensure!(lost.is_empty(), "{count} of {asked} datagrams from {who} were not answered: {lost:?}");
         }
         Ok(())
     }
