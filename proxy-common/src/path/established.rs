@@ -41,8 +41,9 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         };
     }
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
-    let doubtful = headers.is_bare_syn() || headers.opens() && has_left(tables, headers, entry);
-    if !reply && doubtful && ended(tables, headers) {
+    let caught = packet.is_caught();
+    let doubtful = headers.is_bare_syn() || headers.opens() && has_left(tables, headers, entry, caught);
+    if !reply && doubtful && ended(tables, headers, caught) {
         return Known::Ended;
     }
     if reply && is_challenge(headers, entry.state(), kind) {
@@ -93,7 +94,7 @@ const SILENCE: u32 = 3;
 ///
 /// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
 #[inline(never)]
-fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
+fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught: bool) -> bool {
     let Some(entry) = tables.flow(&headers.key) else { return true };
     // At the endpoint's edge the pair at the client's has just translated this SYN, and is asked for the answer: where that one has
     // not heard of the end, a reset that was lost in between, it goes on for the new connection.
@@ -101,7 +102,7 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool
     if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key, stays) {
         return true;
     }
-    if !has_left(tables, headers, &entry) {
+    if !has_left(tables, headers, &entry, caught) {
         return false;
     }
     let partner = entry.partner(&headers.key);
@@ -118,12 +119,18 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool
 
 /// Whether the backend of a flow is not there any more.
 #[inline(always)]
-fn has_left<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) -> bool {
-    // Nobody follows endpoints any more once another proxy has taken over (L-07): datagrams go to that one.
+fn has_left<const N: usize, T: Tables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    entry: &T::Entry,
+    caught: bool,
+) -> bool {
+    // Nobody follows endpoints any more once another proxy has taken over (L-07): datagrams go to that one. What comes by the
+    // catch-all device has passed that one's rules, and none but this flow is left to it.
     entry.get(|flow| flow.service) != Flow::<N>::NO_SERVICE
         && (tables.endpoint_generation(entry.get(|flow| flow.endpoint))
             != u32::from(entry.get(|flow| flow.generation))
-            || tables.handed_over() && !headers.is_bare_syn())
+            || !caught && tables.handed_over() && !headers.is_bare_syn())
 }
 
 /// A segment without SYN as the first answer to a SYN: the endpoint has another connection with this five-tuple, opened

@@ -12,7 +12,8 @@ const LONGEST: u32 = 1200;
 
 /// `hold FILE QUESTION NC…`: asks once a second over one connection, or from one port, and keeps the answers; when the
 /// connection ends, says so. `ask FILE ADDRESS PORT`: asks by UDP, each time from another port, and keeps whether there was an
-/// answer; where there was none, of whom and when it was asked. Both go on while the shell's own mark is there.
+/// answer; where there was none, of whom and when it was asked. Ten seconds are for a server that a busy machine does not let run. Both go on
+/// while the shell's own mark is there.
 const FUNCTIONS: &str = r#"
 mark=mark.NAME.$$; touch $mark
 going() { i=$((i + 1)); [ -e $mark ] && [ $i -lt LONGEST ]; }
@@ -24,7 +25,7 @@ hold() {
 ask() {
   ( i=0; while going; do
     when=$(date +%T)
-    if printf hostname | nc -u -w2 $2 $3 | grep -q .; then echo yes; else echo "no $2 $3 at $when"; fi >> $1; sleep 0.2
+    if printf hostname | nc -u -W 1 -w 10 $2 $3 | grep -q .; then echo yes; else echo "no $2 $3 at $when"; fi >> $1; sleep 1
   done ) >/dev/null 2>&1 </dev/null &
 }
 "#;

@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 
-use proxy_common::abi::{Config, Device, Flow, FlowKey, Reason};
+use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Reason};
 use proxy_common::path::{self, Packet, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
 use super::story::{At, Flows, Node, Outcome};
-use super::world::{self, Writer};
+use super::world::{self, CATCH_ALL_IFINDEX, Writer};
 use crate::simulation::check_table;
 
 /// Pairs the flow table has room for.
@@ -75,6 +75,10 @@ impl Packet for Frame {
     fn is_own(&self) -> bool {
         true
     }
+
+    fn is_caught(&self) -> bool {
+        self.ifindex == CATCH_ALL_IFINDEX
+    }
 }
 
 /// A node on the host.
@@ -126,6 +130,11 @@ impl Node for Host {
     fn set_config(&mut self, config: Config) {
         self.v4.config.set(config);
         self.v6.config.set(config);
+    }
+
+    fn set_guard(&mut self, guard: Guard) {
+        self.v4.guard.set(guard);
+        self.v6.guard.set(guard);
     }
 
     fn set_device(&mut self, ifindex: u32, device: Option<Device>) {

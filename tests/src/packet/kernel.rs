@@ -11,14 +11,14 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, Reason, Service, SourceRange, Turn,
+    Frontend, FrontendKey, Generations, Guard, Reason, Service, SourceRange, Turn,
 };
 use proxy_userspace::OBJECT;
 use proxy_userspace::datapath::Summed;
 
 use super::host::PAIRS;
 use super::story::{Action, At, Flows, Node, Outcome};
-use super::world::{self, IFINDEX, PODS_IFINDEX, Writer};
+use super::world::{self, CATCH_ALL_IFINDEX, IFINDEX, PODS_IFINDEX, Writer};
 use crate::sys::{Wire, create_map};
 
 /// Offset and size of `__sk_buff` (include/uapi/linux/bpf.h); `mark` is its third word.
@@ -35,11 +35,23 @@ const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
 
-/// By hook and link: see [`program`].
-const PROGRAMS: [&str; 4] = ["sluice_egress", "sluice_ingress", "sluice_egr_l3", "sluice_ingr_l3"];
+/// By hook and device: see [`program`].
+const PROGRAMS: [&str; 6] = [
+    "sluice_egress",
+    "sluice_ingress",
+    "sluice_egr_l3",
+    "sluice_ingr_l3",
+    "sluice_eg_catch",
+    "sluice_in_catch",
+];
 
 const fn program(at: &At) -> &'static str {
-    PROGRAMS[at.ingress as usize + if at.ethernet { 0 } else { 2 }]
+    let device = match (at.ifindex, at.ethernet) {
+        (CATCH_ALL_IFINDEX, _) => 4,
+        (_, false) => 2,
+        (_, true) => 0,
+    };
+    PROGRAMS[at.ingress as usize + device]
 }
 
 /// A node in the kernel: programs and maps that are attached to nothing.
@@ -148,6 +160,7 @@ impl Kernel {
         }
         self.set_device(IFINDEX, Some(world::device()));
         self.set_device(PODS_IFINDEX, Some(world::pods_device()));
+        self.set_guard(world::alive());
         self.write_config(world::config())
     }
 
@@ -321,6 +334,11 @@ impl Node for Kernel {
 
     fn set_config(&mut self, config: Config) {
         self.write_config(config).expect("write the configuration");
+    }
+
+    fn set_guard(&mut self, guard: Guard) {
+        let mut map: Array<_, Wire<Guard>> = self.writable("GUARD").expect("an array");
+        map.set(0, Wire(guard), 0).expect("write the guard");
     }
 
     fn set_device(&mut self, ifindex: u32, device: Option<Device>) {

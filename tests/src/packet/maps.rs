@@ -6,11 +6,11 @@ use std::rc::Rc;
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Port, Reason, Service, Turn, config_flags, device_flags,
+    Frontend, FrontendKey, Guard, Port, Reason, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Fields, Insert, Looked, Scratch, Tables, repeatable_draw};
 
-use super::world::Writer;
+use super::world::{self, Writer};
 
 /// A flow entry that lives on while somebody holds it, as the kernel's elements do.
 pub struct Held<const N: usize>(Rc<Cell<Flow<N>>>);
@@ -53,6 +53,7 @@ pub struct Maps<const N: usize> {
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
     pub(crate) config: Cell<Config>,
+    pub(crate) guard: Cell<Guard>,
     pub(crate) draws: Cell<u32>,
     pub(crate) counters: RefCell<HashMap<Reason, u64>>,
     /// Pairs the flow table has room for.
@@ -83,6 +84,7 @@ impl<const N: usize> Maps<N> {
             flows: RefCell::default(),
             ring: RefCell::default(),
             config: Cell::new(config),
+            guard: Cell::new(world::alive()),
             draws: Cell::new(0),
             counters: RefCell::default(),
             pairs,
@@ -266,6 +268,9 @@ impl<const N: usize> Tables<N> for Maps<N> {
     }
     fn seed(&self) -> u32 {
         self.config.get().seed
+    }
+    fn handed_over(&self) -> bool {
+        self.guard.get().handed_over(self.now())
     }
     fn now(&self) -> u32 {
         self.config.get().test_clock

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::net::IpAddr;
 
-use proxy_common::abi::{Config, Device, Flow, FlowKey, Kind, Reason, state};
+use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Kind, Reason, state};
 use proxy_common::path::Verdict;
 use proxy_userspace::datapath::Summed;
 
@@ -11,7 +11,7 @@ use crate::lab::command;
 
 use super::host::Host;
 use super::kernel::Kernel;
-use super::world::{IFINDEX, PODS_IFINDEX};
+use super::world::{CATCH_ALL_IFINDEX, IFINDEX, PODS_IFINDEX};
 
 /// What a hook did, in the kernel's terms: the reason of a drop is seen by its counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,7 @@ pub trait Node {
     /// Makes it as it was in the beginning.
     fn reset(&mut self);
     fn set_config(&mut self, config: Config);
+    fn set_guard(&mut self, guard: Guard);
     /// Writes a device's entry; `None`: it is gone.
     fn set_device(&mut self, ifindex: u32, device: Option<Device>);
     /// Writes the generation of the world's first endpoint; 0: it has left.
@@ -201,6 +202,10 @@ impl Node for Both {
         self.tell(|node| node.set_config(config));
     }
 
+    fn set_guard(&mut self, guard: Guard) {
+        self.tell(|node| node.set_guard(guard));
+    }
+
     fn set_device(&mut self, ifindex: u32, device: Option<Device>) {
         self.tell(|node| node.set_device(ifindex, device));
     }
@@ -226,8 +231,9 @@ impl Node for Both {
 fn own_devices() -> anyhow::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
     assert_eq!(IFINDEX, 1, "the loopback device");
-    let index = PODS_IFINDEX.to_string();
-    command::run("ip", &["link", "add", "pod", "index", &index, "type", "veth"])?;
+    for (name, index) in [("pod", PODS_IFINDEX), ("catch", CATCH_ALL_IFINDEX)] {
+        command::run("ip", &["link", "add", name, "index", &index.to_string(), "type", "veth"])?;
+    }
     Ok(())
 }
 

@@ -15,7 +15,9 @@ use proxy_common::abi::{Config, Device, Reason, protocol};
 
 use super::frame::{ACK, FIN, Flags, RST, SYN, SYN_ACK};
 use super::shape::Shape;
-use super::world::{BACKEND_PORT, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, Plan};
+use super::world::{
+    BACKEND_PORT, CATCH_ALL_IFINDEX, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, Plan,
+};
 
 /// A party of the world, see [`Plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +165,8 @@ pub enum Step {
     Removed(Who),
     Config(fn(&mut Config)),
     Device(fn(&mut Device)),
+    /// Another proxy has taken over (L-07).
+    HandOver,
     /// The device that packets are seen on has been removed.
     DeviceGone,
     Count(Reason, u64),
@@ -258,9 +262,19 @@ impl Tale {
 
     /// That edge is a pod's device.
     #[must_use]
-    pub fn by_a_pods_device(mut self) -> Self {
+    pub fn by_a_pods_device(self) -> Self {
+        self.by(PODS_IFINDEX)
+    }
+
+    /// That edge is the catch-all device.
+    #[must_use]
+    pub fn by_the_catch_all(self) -> Self {
+        self.by(CATCH_ALL_IFINDEX)
+    }
+
+    fn by(mut self, device: u32) -> Self {
         if let Some(Step::Hook { ifindex, .. }) = self.steps.last_mut() {
-            *ifindex = PODS_IFINDEX;
+            *ifindex = device;
         }
         self
     }
@@ -335,6 +349,12 @@ impl Tale {
     #[must_use]
     pub fn on_device(self, change: fn(&mut Device)) -> Self {
         self.step(Step::Device(change))
+    }
+
+    /// From now on what is begun is another proxy's.
+    #[must_use]
+    pub fn handed_over(self) -> Self {
+        self.step(Step::HandOver)
     }
 
     #[must_use]

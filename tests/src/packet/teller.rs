@@ -130,6 +130,7 @@ impl<'a> Teller<'a> {
                 change(&mut device);
                 self.node.set_device(IFINDEX, Some(device));
             }
+            Step::HandOver => self.node.set_guard(world::handed_over(&self.config)),
             Step::DeviceGone => self.node.set_device(IFINDEX, None),
             Step::Count(reason, times) => {
                 let is = self.node.count(*reason);

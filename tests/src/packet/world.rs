@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proxy_common::abi::{
-    Addr, AddressClass, Backend, Cidr, Config, Device, Frontend, FrontendKey, FrontendKind, Port, Run,
+    Addr, AddressClass, Backend, Cidr, Config, Device, Frontend, FrontendKey, FrontendKind, Guard, Port, Run,
     SERVICE_CIDRS, Service, config_flags, device_flags, protocol, service_flags,
 };
 
@@ -11,6 +11,8 @@ use proxy_common::abi::{
 pub const IFINDEX: u32 = 1;
 /// Another one, of a pod.
 pub const PODS_IFINDEX: u32 = 77;
+/// The catch-all device.
+pub const CATCH_ALL_IFINDEX: u32 = 78;
 /// kube-proxy's masquerade mark (F3).
 pub const MARK: u32 = 0x4000;
 
@@ -168,6 +170,19 @@ pub fn config() -> Config {
     }
 }
 
+/// The guard's element while the agent lives.
+#[must_use]
+pub fn alive() -> Guard {
+    Guard { beat: config().test_clock, since: 0, looked: 0, port: Port(0), pad: 0 }
+}
+
+/// The guard's element once another proxy has taken over (L-07).
+#[must_use]
+pub fn handed_over(config: &Config) -> Guard {
+    let now = config.test_clock;
+    Guard { beat: now - Guard::AWAY, since: now - Guard::SETTLE, looked: now, port: Port(0), pad: 0 }
+}
+
 /// The device's entry.
 #[must_use]
 pub fn device() -> Device {
@@ -213,6 +228,7 @@ pub fn fill<const N: usize>(to: &mut impl Writer<N>) {
     frontends(to, &p);
     to.device(IFINDEX, device());
     to.device(PODS_IFINDEX, pods_device());
+    to.device(CATCH_ALL_IFINDEX, device());
 }
 
 /// Endpoints and the Services that lead to them.

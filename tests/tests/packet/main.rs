@@ -8,6 +8,7 @@
 //! malformed.rs  packets that lie or end early        policy.rs      which endpoints serve whom
 //! asking.rs     source ranges, session affinity     fragments.rs   datagrams in parts
 //! guard.rs      packets that pretend              sctp.rs        associations, and their checksum
+//! hand_over.rs  another proxy has taken over
 //! ```
 
 mod asking;
@@ -16,6 +17,7 @@ mod errors;
 mod fragments;
 mod frontends;
 mod guard;
+mod hand_over;
 mod headers;
 mod malformed;
 mod masquerade;
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         ("headers", headers::rows()),
         ("table", table::rows()),
         ("guard", guard::rows()),
+        ("hand_over", hand_over::rows()),
     ];
     let mut groups: Vec<_> = rows.into_iter().map(|(name, rows)| group(name, stories(rows, true))).collect();
     let mut bare = stories(frontends::rows(), false);
