@@ -29,6 +29,12 @@ impl<const N: usize> Entry<N> for Element<N> {
         // SAFETY: as above; one byte is written at once.
         unsafe { (*self.0).state = state };
     }
+
+    #[inline(always)]
+    fn set_proof(&self, proof: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).proof = proof };
+    }
 }
 
 /// Copies a value of 32-bit words. As a whole it would be a call to memmove, of which the verifier follows every byte.

@@ -120,8 +120,11 @@ abi! {
         /// Bits of [`state`].
         pub state: u8,
         /// [`FlowKey::tag`] of the key this value was written for. Elements of a preallocated hash are reused at
-        /// once: a reader copies, compares the tag, and looks up again on mismatch. Last, so written last.
+        /// once: a reader compares the tag after what it has read.
         pub tag: u32,
+        /// On the reply's entry of a connection: what a client has to show that has had the answer, see [`crate::wire::Headers::asks_for`].
+        /// 0: not known.
+        pub proof: u32,
         /// Nothing; see [`super::GROWS`].
         pub more: [u32; MORE],
     }
@@ -155,8 +158,8 @@ pub mod state {
     pub const RST: u8 = 4;
     /// Packets of this flow are to be masqueraded at the far edge: set the mark.
     pub const MARK: u8 = 8;
-    /// This direction has gone on after its SYN or SYN-ACK. A client that does so after an answer has completed the
-    /// handshake: whoever only pretends to be there cannot.
+    /// On the forward entry: the client has completed the handshake, with what only the answer has told. Whoever only pretends to be
+    /// there cannot.
     pub const ESTABLISHED: u8 = 16;
     /// This direction's latest segment was a SYN that opens a connection: only then does a SYN-ACK begin anything.
     pub const BEGUN: u8 = 32;

@@ -50,7 +50,7 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         return Known::Challenge;
     }
     let before = entry.state();
-    note(tables, headers, entry);
+    note(packet, tables, headers, entry, reply);
     let mark = tables.masquerade_mark();
     match kind {
         Kind::Translate if before & state::MARK != 0 => packet.set_mark(packet.mark() | mark),
@@ -146,11 +146,23 @@ const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kin
 
 /// Writes down what this packet shows of its direction. Values are written only when they change.
 #[inline(always)]
-fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) {
+fn note<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+    entry: &T::Entry,
+    reply: bool,
+) {
     let before = entry.state();
     let mut seen = before | state::SEEN;
     if let Transport::Connection(mut flags) = headers.transport {
-        use tcp_flags::{FIN, RST, SYN};
+        use tcp_flags::{ACK, FIN, RST, SYN};
+        if reply
+            && flags & (SYN | ACK) == SYN | ACK
+            && let Some(proof) = headers.asks_for(packet)
+        {
+            entry.set_proof(proof);
+        }
         flags &= FIN | SYN | RST;
         seen &= !state::BEGUN;
         if headers.is_bare_syn() {
@@ -164,7 +176,10 @@ fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &
         }
         // Data after a reset shows that the reset was not believed (P-43).
         if flags & (SYN | RST) == 0 {
-            seen = seen & !state::RST | state::ESTABLISHED;
+            seen &= !state::RST;
+            if !reply && before & state::ESTABLISHED == 0 && has_heard(packet, tables, headers) {
+                seen |= state::ESTABLISHED;
+            }
         }
         if flags & RST != 0 {
             seen |= state::RST;
@@ -177,6 +192,15 @@ fn note<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &
     if now != entry.seen() {
         entry.set_seen(now);
     }
+}
+
+/// Whether a client shows by this segment that it has had the answer. Who has forged its SYN has not, and a pair of a forger's would
+/// count as live for a day (P-65).
+#[inline(never)]
+fn has_heard<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers: &Headers<N>) -> bool {
+    let Some(entry) = tables.flow(&headers.key) else { return false };
+    let Some(answer) = tables.flow(&entry.partner(&headers.key)) else { return false };
+    answer.state() & state::SEEN != 0 && headers.shows(packet, answer.get(|flow| flow.proof))
 }
 
 /// Whether a SYN-ACK answers a SYN of just now. Another one has come late, and must not open again what is closed (P-42).

@@ -108,6 +108,7 @@ pub(super) fn start<const N: usize>(flow: &mut Flow<N>, src: &Addr<N>, kind: Kin
     flow.service = Flow::<N>::NO_SERVICE;
     flow.endpoint = 0;
     flow.generation = 0;
+    flow.proof = 0;
 }
 
 /// The verdict of a hook that has tried to open a flow.
@@ -231,6 +232,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.generation = flow.generation;
     reply.kind = flow.kind + 1;
     reply.state = 0;
+    reply.proof = 0;
     reply.tag = scratch.reply_key.tag();
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     if inserted == Insert::Exists && takes_closed && remove_if_closed(tables, &scratch.reply_key, false) {

@@ -221,6 +221,8 @@ pub trait Entry<const N: usize>: Fields<N> {
     fn set_seen(&self, tick: u32);
     /// Overwrites [`Flow::state`].
     fn set_state(&self, state: u8);
+    /// Overwrites [`Flow::proof`].
+    fn set_proof(&self, proof: u32);
 }
 
 /// Room for a flow in the making. The kernel's stack has 512 bytes for all frames together; an IPv6 pair alone takes
@@ -299,6 +301,7 @@ impl<const N: usize> Scratch<N> {
             kind: 0,
             state: 0,
             tag: 0,
+            proof: 0,
             more: [0; MORE],
         };
         let turn = Turn { key, serial: 0 };

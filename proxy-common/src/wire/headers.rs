@@ -26,6 +26,9 @@ pub mod tcp_flags {
     pub const ACK: u8 = 16;
 }
 
+/// Bytes that a TCP server may send before its SYN-ACK is acknowledged (RFC 7413): no window of before is larger.
+const FIRST_WINDOW: u32 = 0xffff;
+
 /// Types of SCTP's chunks (RFC 9260 section 3.2).
 mod chunk {
     pub const INIT: u8 = 1;
@@ -126,6 +129,30 @@ impl<const N: usize> Headers<N> {
     #[inline(always)]
     pub const fn opens(&self) -> bool {
         matches!(self.transport, Transport::Udp) || self.is_bare_syn()
+    }
+
+    /// What a SYN-ACK or INIT-ACK asks a client for: TCP's next acknowledgement, the tag of SCTP's packets.
+    #[must_use]
+    #[inline(always)]
+    pub fn asks_for<P: Packet>(&self, packet: &P) -> Option<u32> {
+        let at = self.l4 + if self.key.protocol == protocol::SCTP { 16 } else { 4 };
+        let told = u32::from_be_bytes(packet.load(at)?);
+        Some(if self.key.protocol == protocol::SCTP { told } else { told.wrapping_add(1) })
+    }
+
+    /// Whether a client's segment has what was asked for; 0: nothing is known to have been.
+    ///
+    /// TCP: the first segments may have been lost on their way here, and others acknowledge data as well, of which there is a first
+    /// window at most.
+    #[must_use]
+    #[inline(always)]
+    pub fn shows<P: Packet>(&self, packet: &P, proof: u32) -> bool {
+        let Transport::Connection(flags) = self.transport else { return false };
+        let sctp = self.key.protocol == protocol::SCTP;
+        let Some(field) = packet.load(self.l4 + if sctp { 4 } else { 8 }) else { return false };
+        let shown = u32::from_be_bytes(field);
+        let within = if sctp { 0 } else { FIRST_WINDOW };
+        flags & tcp_flags::ACK != 0 && (proof == 0 || shown.wrapping_sub(proof) <= within)
     }
 
     /// Offset of the transport checksum.

@@ -78,6 +78,9 @@ impl<const N: usize> Entry<N> for Element<N> {
     fn set_state(&self, state: u8) {
         self.0.set(Flow { state, ..self.read() });
     }
+    fn set_proof(&self, proof: u32) {
+        self.0.set(Flow { proof, ..self.read() });
+    }
 }
 
 /// A node on which `front` leads to `backend`, and that masquerades with `own`.

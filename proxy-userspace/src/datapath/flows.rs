@@ -205,6 +205,7 @@ mod tests {
             kind: kind as u8,
             state: state::SEEN,
             tag: key.tag(),
+            proof: 0,
             more: [0; MORE],
         };
         (key, flow)

@@ -37,10 +37,15 @@ pub const RST: Flags = Flags { syn: false, ack: false, fin: false, rst: true };
 /// Numbers of a TCP segment: its own and, where it has the flag, the acknowledged one.
 pub type Numbers = (u32, u32);
 
+/// What segments of stories acknowledge. Likewise the tag of packets of SCTP.
+pub const ACKNOWLEDGED: u32 = 0x0a0b_0c0d;
+
 /// A TCP segment or packet of SCTP (`flags` apply) or a UDP datagram from `src` to `dst`.
 #[must_use]
 pub fn packet(protocol: u8, flags: Flags, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
-    numbered(protocol, flags, (0x0102_0304, 0x0a0b_0c0d), src, dst, payload)
+    // A SYN-ACK stands right before what all others acknowledge.
+    let sequence = if flags == SYN_ACK { ACKNOWLEDGED - 1 } else { 0x0102_0304 };
+    numbered(protocol, flags, (sequence, ACKNOWLEDGED), src, dst, payload)
 }
 
 /// Like [`packet`], a segment with these numbers.

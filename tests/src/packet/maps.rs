@@ -36,6 +36,9 @@ impl<const N: usize> Entry<N> for Held<N> {
     fn set_state(&self, state: u8) {
         self.change(|flow| flow.state = state);
     }
+    fn set_proof(&self, proof: u32) {
+        self.change(|flow| flow.proof = proof);
+    }
 }
 
 /// The maps of one family, and what both families share.

@@ -2,7 +2,7 @@
 
 use etherparse::IpNumber;
 
-use super::frame::Flags;
+use super::frame::{ACKNOWLEDGED, Flags};
 
 /// Bytes of the common header, and where its checksum is.
 pub const HEADER: usize = 12;
@@ -85,10 +85,10 @@ pub fn spoken(flags: Flags, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
         Flags { fin: true, .. } => chunk::SHUTDOWN,
         _ => chunk::DATA,
     };
-    let tag = if kind == chunk::INIT { 0 } else { 0x0a0b_0c0d };
+    let tag = if kind == chunk::INIT { 0 } else { ACKNOWLEDGED };
     let fixed: &[u8] = match kind {
         // The tag that it proposes, a window, streams out and in, the first number.
-        chunk::INIT | chunk::INIT_ACK => &[1, 2, 3, 4, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 7],
+        chunk::INIT | chunk::INIT_ACK => &[0x0a, 0x0b, 0x0c, 0x0d, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 7],
         // A number, a stream, a number in it, a protocol.
         chunk::DATA => &[0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0],
         chunk::SHUTDOWN => &[0, 0, 0, 7],

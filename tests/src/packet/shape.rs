@@ -31,6 +31,8 @@ pub enum Shape {
     Unfinished,
     /// SCTP: the chunk is of this type.
     Chunk(u8),
+    /// A client's segment that acknowledges, or a packet that is tagged with, what nobody has told.
+    Guessed,
     /// Another IP protocol with whatever payload there is (P-91).
     Protocol(u8),
 }
@@ -76,6 +78,16 @@ pub fn shaped(mut frame: Vec<u8>, shapes: &[Shape]) -> Vec<u8> {
             Shape::Chunk(kind) => {
                 frame[at + sctp::HEADER] = kind;
                 sctp::finish(&mut frame[at..]);
+                Vec::new()
+            }
+            Shape::Guessed if frame[next] == protocol::SCTP => {
+                frame[at + 4] ^= 0x80;
+                sctp::finish(&mut frame[at..]);
+                Vec::new()
+            }
+            // Halves of a word that change places leave the checksum as it is.
+            Shape::Guessed => {
+                frame[at + 8..at + 12].rotate_left(2);
                 Vec::new()
             }
             Shape::NoChecksum | Shape::Unfinished if frame[next] == protocol::SCTP => {

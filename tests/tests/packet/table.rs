@@ -9,6 +9,7 @@ use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{RST, SYN, packet, read};
 use sluice_tests::packet::host::PAIRS;
 use sluice_tests::packet::story::{At, Both, Node};
+use sluice_tests::packet::shape::Shape;
 use sluice_tests::packet::tale::{
     BACKEND, CLIENT, Party, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
 };
@@ -120,6 +121,15 @@ fn floods() -> Vec<Tale> {
         let flood = (100..300).map(unanswered).fold(beside("a flood that is answered"), |tale, who| {
             answers(each(tale, who.clone(), syn), who, syn_ack)
         });
+        rows.push(after(flood, lives));
+        let guesses = |from, to| ack(from, to).with(&[Shape::Guessed]);
+        let flood = (100..300).map(unanswered).fold(
+            beside("a flood that is answered and guesses on").connected(),
+            |tale, who| {
+                let answered = answers(each(tale, who.clone(), syn), who.clone(), syn_ack);
+                each(answered, who, guesses)
+            },
+        );
         rows.push(after(flood, lives));
         let short = (100..300).map(unanswered).fold(beside("short connections").tcp(), |tale, who| {
             let open = each(answers(each(tale, who.clone(), syn), who.clone(), syn_ack), who.clone(), ack);
