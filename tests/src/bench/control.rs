@@ -227,7 +227,7 @@ mod tests {
         let cases = [
             ("frontends", 8, 8, false),
             ("addresses v6", 16, 4, false),
-            ("flows v4", 16, 48, true),
+            ("flows v4", 16, u32::try_from(size_of::<Flow<1>>()).unwrap(), true),
             ("rings v6", 0, 44, true),
         ];
         for (name, key, value, flows) in cases {

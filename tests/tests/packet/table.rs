@@ -8,8 +8,8 @@ use proxy_common::abi::protocol::{SCTP, TCP};
 use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{RST, SYN, packet, read};
 use sluice_tests::packet::host::PAIRS;
-use sluice_tests::packet::story::{At, Both, Node};
 use sluice_tests::packet::shape::Shape;
+use sluice_tests::packet::story::{At, Both, Node};
 use sluice_tests::packet::tale::{
     BACKEND, CLIENT, Party, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
 };
