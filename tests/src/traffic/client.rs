@@ -50,7 +50,9 @@ impl Outcome {
         }
     }
 
-    pub(super) fn from_io(error: &io::Error) -> Self {
+    /// What an error of a socket says.
+    #[must_use]
+    pub fn from_io(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
@@ -308,11 +310,19 @@ fn exchange(socket: &UdpSocket, token: &[u8]) -> io::Result<String> {
 /// As the socket says; silence is `WouldBlock`.
 pub fn exchange_unconnected(socket: &UdpSocket, to: SocketAddr) -> io::Result<(Answer, SocketAddr)> {
     socket.send_to(b"hello", to)?;
+    take(socket).map(|(answer, from, _)| (answer, from))
+}
+
+/// The next answer on a socket, who it came from, and what was sent.
+///
+/// # Errors
+/// As the socket says; silence is `WouldBlock`.
+pub fn take(socket: &UdpSocket) -> io::Result<(Answer, SocketAddr, Vec<u8>)> {
     let mut buffer = vec![0; 2_048];
     let (length, from) = socket.recv_from(&mut buffer)?;
-    let (line, _) = split(&buffer[..length])?;
+    let (line, echoed) = split(&buffer[..length])?;
     let answer = parse(&line).map_err(|outcome| io::Error::other(outcome.to_string()))?;
-    Ok((answer, from))
+    Ok((answer, from, echoed.to_vec()))
 }
 
 fn split(datagram: &[u8]) -> io::Result<(String, &[u8])> {

@@ -18,6 +18,7 @@ mod policy;
 mod ports;
 mod restart;
 mod sctp;
+mod sender;
 mod start;
 mod trace;
 mod upgrade;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     groups.extend(choice::groups());
     groups.extend(change::groups());
     groups.extend(departure::groups());
+    groups.extend(sender::groups());
     groups.extend(restart::groups());
     groups.extend(upgrade::groups());
     groups.extend(input::groups());
