@@ -44,7 +44,8 @@ pub struct Held {
 pub(super) const END: &str = "rm -f /tmp/sluice-suite/mark.*";
 
 impl Held {
-    /// Opens flows from each client to all that it [may dial](Bed::frontends): for each frontend so many by TCP and by UDP.
+    /// Opens flows from each client to all that it [may dial](Bed::frontends): for each frontend so many by TCP and by UDP. What was held before
+    /// ends: a machine that bears it all answers late.
     ///
     /// # Errors
     /// One is not answered.
@@ -52,7 +53,8 @@ impl Held {
         let mut clients = Vec::new();
         for client in &bed.clients {
             let functions = FUNCTIONS.replace("LONGEST", &LONGEST.to_string()).replace("NAME", name);
-            let mut line = format!("mkdir -p {DIRECTORY} && cd {DIRECTORY} && rm -f *.{name}*\n{functions}");
+            let mut line =
+                format!("{END}; mkdir -p {DIRECTORY} && cd {DIRECTORY} && rm -f *.{name}*\n{functions}");
             let mut count = 0;
             for Frontend { address, tcp: tcp_port, udp: udp_port } in bed.frontends(client) {
                 let by_tcp = (0..tcp).map(|_| format!("{TCP} {address} {tcp_port}"));
