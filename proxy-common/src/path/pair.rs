@@ -1,7 +1,7 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
 use super::reclaim;
-use super::traits::{Entry, Insert, Returned, Scratch, Tables, Verdict};
+use super::traits::{Entry, Fields, Insert, Returned, Scratch, Tables, Verdict};
 use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
 use crate::wire::{Diff, Headers};
 
@@ -199,11 +199,44 @@ fn insert<const N: usize, T: Tables<N>>(
                 tables.remove_flow(key);
                 return full;
             }
+            Insert::Exists if adopt(tables, key, scratch) => return Verdict::Pass.into(),
             Insert::Exists => {}
             Insert::Full => return full,
         }
     }
     Verdict::Drop(Reason::PortsExhausted).into()
+}
+
+/// Whether another CPU has opened the same flow meanwhile, for a packet that came at the same time: its pair is this one's as well, whatever
+/// backend was drawn here.
+///
+/// A subprogram of its own: it is rare.
+#[inline(never)]
+fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &mut Scratch<N>) -> bool {
+    let Some(entry) = tables.flow(key) else { return false };
+    if !is_of(&entry, key, scratch.flow.kind.into()) {
+        return false;
+    }
+    let flow = &mut scratch.flow;
+    entry.get(|made| {
+        flow.src = made.src;
+        flow.dst = made.dst;
+        flow.sport = made.sport;
+        flow.dport = made.dport;
+        flow.address_diff = made.address_diff;
+        flow.state = made.state;
+    });
+    true
+}
+
+/// Whether another CPU is about to insert the other half of the pair whose reply's half is there.
+///
+/// A subprogram of its own: it is rare.
+#[inline(never)]
+fn is_half_made<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
+    let Some(entry) = tables.flow(&scratch.reply_key) else { return false };
+    scratch.turn.key = entry.partner(&scratch.reply_key);
+    tables.now().wrapping_sub(entry.created()) <= 1 && tables.flow(&scratch.turn.key).is_none()
 }
 
 /// The reply's half first: without it an answer would reach the client unrestored. `takes_closed`: a pair whose connection is over makes
@@ -235,7 +268,11 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.proof = 0;
     reply.tag = scratch.reply_key.tag();
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
-    if inserted == Insert::Exists && takes_closed && remove_if_closed(tables, &scratch.reply_key, false) {
+    if inserted == Insert::Exists
+        && takes_closed
+        && !is_half_made(tables, scratch)
+        && remove_if_closed(tables, &scratch.reply_key, false)
+    {
         inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     }
     if inserted != Insert::Done {

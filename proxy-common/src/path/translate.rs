@@ -38,12 +38,12 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
             return Err(reason);
         }
         let marked = room.flow.state & state::MARK != 0;
-        if marked {
-            packet.set_mark(packet.mark() | tables.masquerade_mark());
-        }
         // Nothing but the catch-all device has its source: no direct connection can be in the way.
         let keep_port = caught || !(marked && has_edge(tables, &room.flow.dst));
         pair::open(tables, &headers.key, room, keep_port, |_, _| true)?;
+        if room.flow.state & state::MARK != 0 {
+            packet.set_mark(packet.mark() | tables.masquerade_mark());
+        }
         Ok(rewrite::packet(packet, headers, &room.flow))
     });
     pair::verdict(opened)

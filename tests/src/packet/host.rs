@@ -7,7 +7,7 @@ use proxy_common::path::{self, Packet, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
-use super::story::{At, Flows, Node, Outcome};
+use super::story::{Action, At, Flows, Node, Outcome};
 use super::world::{self, CATCH_ALL_IFINDEX, Writer};
 use crate::simulation::check_table;
 
@@ -172,5 +172,50 @@ impl Node for Host {
             maps.flows.borrow().iter().map(|(key, flow)| (*key, flow.get())).collect()
         }
         Flows::new(entries(&self.v4), entries(&self.v6))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::abi::protocol;
+
+    use super::super::frame::{End, SYN, packet, read};
+    use super::super::maps::Meanwhile;
+    use super::super::world::{NODE_PORT, PORT, plan};
+    use super::*;
+
+    fn enters(maps: &Maps<1>, from: End, to: End) -> (Action, End, End) {
+        let bytes = packet(protocol::UDP, SYN, from, to, b"x");
+        let mut frame = Frame { bytes, mark: 0, ifindex: world::IFINDEX };
+        let verdict = path::ingress(&mut frame, maps, &mut Headers::EMPTY.clone(), 14);
+        let made = read(&frame.bytes);
+        (verdict.into(), made.src, made.dst)
+    }
+
+    /// Two datagrams of one new flow at two CPUs, as a resolver sends them: they have one pair, and go to one endpoint from one
+    /// port. `at` is the insertion that one of them waits before while the other goes all the way.
+    #[test]
+    fn two_cpus_that_open_one_flow_at_once_make_one_pair() {
+        let p = plan(false);
+        let dialled = [
+            ("a ClusterIP", (p.pod, 40_001), (p.vip, PORT)),
+            ("a NodePort", (p.outside, 40_002), (p.node, NODE_PORT)),
+        ];
+        for (what, from, to) in dialled {
+            for at in 0..2 {
+                let host = Host::default();
+                let other = std::rc::Rc::new(std::cell::Cell::new(None));
+                let seen = other.clone();
+                let meanwhile: Meanwhile<1> = Box::new(move |maps| seen.set(Some(enters(maps, from, to))));
+                let none = (0..at).map(|_| None);
+                *host.v4.meanwhile.borrow_mut() = [Some(meanwhile)].into_iter().chain(none).collect();
+                let this = enters(&host.v4, from, to);
+                assert_eq!(Some(this), other.get(), "{what}, before insertion {at}");
+                assert_eq!(this.0, Action::Pass, "{what}, before insertion {at}");
+                assert_eq!(host.v4.flows.borrow().len(), 2, "{what}, before insertion {at}");
+                host.check().unwrap_or_else(|error| panic!("{what}, before insertion {at}: {error}"));
+                assert_eq!(enters(&host.v4, from, to), this, "{what}, before insertion {at}: the next one");
+            }
+        }
     }
 }

@@ -63,9 +63,14 @@ pub struct Maps<const N: usize> {
     pub(crate) pairs: u32,
     /// Protocol, address and port of the node's own sockets (P-64).
     pub(crate) sockets: RefCell<HashSet<(u8, Addr<N>, Port)>>,
+    /// What another CPU does before a flow entry is inserted, one for each insertion, the last one first.
+    pub(crate) meanwhile: RefCell<Vec<Option<Meanwhile<N>>>>,
     /// Keys of flow entries made or removed, with what was removed, where somebody wants to know.
     pub(crate) journal: Option<RefCell<Journal<N>>>,
 }
+
+/// See [`Maps::meanwhile`].
+pub(crate) type Meanwhile<const N: usize> = Box<dyn FnOnce(&Maps<N>)>;
 
 /// Flow entries made (`None`) and removed, in order.
 pub(crate) type Journal<const N: usize> = Vec<(FlowKey<N>, Option<Flow<N>>)>;
@@ -92,6 +97,7 @@ impl<const N: usize> Maps<N> {
             counters: RefCell::default(),
             pairs,
             sockets: RefCell::default(),
+            meanwhile: RefCell::default(),
             journal: None,
         }
     }
@@ -200,6 +206,10 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.flows.borrow().get(key).cloned().map(Held)
     }
     fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert {
+        let meanwhile = self.meanwhile.borrow_mut().pop().flatten();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile(self);
+        }
         let mut flows = self.flows.borrow_mut();
         if flows.contains_key(key) {
             return Insert::Exists;
