@@ -7,7 +7,7 @@ use proxy_common::path::{self, Packet, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
-use super::story::{Action, At, Flows, Node, Outcome};
+use super::story::{At, Flows, Node, Outcome};
 use super::world::{self, CATCH_ALL_IFINDEX, Writer};
 use crate::simulation::check_table;
 
@@ -181,6 +181,7 @@ mod tests {
 
     use super::super::frame::{End, SYN, packet, read};
     use super::super::maps::Meanwhile;
+    use super::super::story::Action;
     use super::super::world::{NODE_PORT, PORT, plan};
     use super::*;
 
