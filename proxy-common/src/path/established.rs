@@ -198,14 +198,20 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(
 /// count as live for a day (P-65).
 #[inline(never)]
 fn has_heard<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers: &Headers<N>) -> bool {
-    let Some(entry) = tables.flow(&headers.key) else { return false };
-    let Some(answer) = tables.flow(&entry.partner(&headers.key)) else { return false };
-    answer.state() & state::SEEN != 0 && headers.shows(packet, answer.get(|flow| flow.proof))
+    opposite(tables, headers).is_some_and(|answer| {
+        answer.state() & state::SEEN != 0 && headers.shows(packet, answer.get(|flow| flow.proof))
+    })
 }
 
 /// Whether a SYN-ACK answers a SYN of just now. Another one has come late, and must not open again what is closed (P-42).
 #[inline(never)]
 fn is_asked<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
-    let Some(entry) = tables.flow(&headers.key) else { return false };
-    tables.flow(&entry.partner(&headers.key)).is_some_and(|asking| asking.state() & state::BEGUN != 0)
+    opposite(tables, headers).is_some_and(|asking| asking.state() & state::BEGUN != 0)
+}
+
+/// The entry of the direction opposite to a packet's.
+#[inline(always)]
+fn opposite<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> Option<T::Entry> {
+    let entry = tables.flow(&headers.key)?;
+    tables.flow(&entry.partner(&headers.key))
 }

@@ -1,7 +1,7 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
 use super::reclaim;
-use super::traits::{Entry, Fields, Insert, Returned, Scratch, Tables, Verdict};
+use super::traits::{Entry, Insert, Returned, Scratch, Tables, Verdict};
 use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
 use crate::wire::{Diff, Headers};
 
@@ -217,15 +217,7 @@ fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &m
     if !is_of(&entry, key, scratch.flow.kind.into()) {
         return false;
     }
-    let flow = &mut scratch.flow;
-    entry.get(|made| {
-        flow.src = made.src;
-        flow.dst = made.dst;
-        flow.sport = made.sport;
-        flow.dport = made.dport;
-        flow.address_diff = made.address_diff;
-        flow.state = made.state;
-    });
+    scratch.flow = entry.read();
     true
 }
 
@@ -236,7 +228,7 @@ fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &m
 fn is_half_made<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
     let Some(entry) = tables.flow(&scratch.reply_key) else { return false };
     scratch.turn.key = entry.partner(&scratch.reply_key);
-    tables.now().wrapping_sub(entry.created()) <= 1 && tables.flow(&scratch.turn.key).is_none()
+    reclaim::since(entry.created(), tables.now()) <= 1 && tables.flow(&scratch.turn.key).is_none()
 }
 
 /// The reply's half first: without it an answer would reach the client unrestored. `takes_closed`: a pair whose connection is over makes

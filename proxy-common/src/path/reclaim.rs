@@ -180,7 +180,7 @@ pub(super) fn queue<const N: usize, T: Tables<N>>(
 }
 
 /// Ticks from `then` to `now`. Another CPU may have written `then` after `now` was read: that is no time at all.
-const fn since(then: u32, now: u32) -> u32 {
+pub(super) const fn since(then: u32, now: u32) -> u32 {
     let ticks = now.wrapping_sub(then);
     if ticks > u32::MAX / 2 { 0 } else { ticks }
 }

@@ -41,6 +41,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         // Nothing but the catch-all device has its source: no direct connection can be in the way.
         let keep_port = caught || !(marked && has_edge(tables, &room.flow.dst));
         pair::open(tables, &headers.key, room, keep_port, |_, _| true)?;
+        // As the pair says, which may be another CPU's.
         if room.flow.state & state::MARK != 0 {
             packet.set_mark(packet.mark() | tables.masquerade_mark());
         }

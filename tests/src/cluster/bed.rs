@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::held::END;
+use super::held::end;
 use super::kubectl::until;
 use super::{KUBE_PROXY, Kubectl, SYSTEM, Settings};
 use crate::lab::command;
@@ -259,8 +259,9 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
+        // What runs in pods ends with them.
         let outside = self.clients.iter().filter(|client| client.place == Where::Outside);
-        let ended = outside.map(|client| self.shell(client, END)).collect::<Result<Vec<_>>>();
+        let ended = outside.map(|client| self.shell(client, &end())).collect::<Result<Vec<_>>>();
         let back = self.swap_back();
         let gone = self.kubectl.run(&["delete", "namespace", NAMESPACE, "--wait=false"]);
         for trouble in [ended.err(), back.err(), gone.err()].into_iter().flatten() {

@@ -15,7 +15,7 @@ const LONGEST: u32 = 1200;
 /// answer; where there was none, of whom and when it was asked. Ten seconds are for a server that a busy machine does not let run. Both go on
 /// while the shell's own mark is there.
 const FUNCTIONS: &str = r#"
-mark=mark.NAME.$$; touch $mark
+mark=mark.$$; touch $mark
 going() { i=$((i + 1)); [ -e $mark ] && [ $i -lt LONGEST ]; }
 hold() {
   file=$1 question=$2; shift 2
@@ -40,8 +40,10 @@ pub struct Held {
     clients: Vec<(Client, usize)>,
 }
 
-/// Ends what clients [hold](Held), where it does not end with the pod that it runs in.
-pub(super) const END: &str = "rm -f /tmp/sluice-suite/mark.*";
+/// The shell's line that ends what a client [holds](Held).
+pub(super) fn end() -> String {
+    format!("rm -f {DIRECTORY}/mark.*")
+}
 
 impl Held {
     /// Opens flows from each client to all that it [may dial](Bed::frontends): for each frontend so many by TCP and by UDP. What was held before
@@ -52,9 +54,9 @@ impl Held {
     pub fn open(bed: &Bed, name: &'static str, (tcp, udp): (usize, usize)) -> Result<Self> {
         let mut clients = Vec::new();
         for client in &bed.clients {
-            let functions = FUNCTIONS.replace("LONGEST", &LONGEST.to_string()).replace("NAME", name);
-            let mut line =
-                format!("{END}; mkdir -p {DIRECTORY} && cd {DIRECTORY} && rm -f *.{name}*\n{functions}");
+            let functions = FUNCTIONS.replace("LONGEST", &LONGEST.to_string());
+            let mut line = end();
+            line += &format!("; mkdir -p {DIRECTORY} && cd {DIRECTORY} && rm -f *.{name}*\n{functions}");
             let mut count = 0;
             for Frontend { address, tcp: tcp_port, udp: udp_port } in bed.frontends(client) {
                 let by_tcp = (0..tcp).map(|_| format!("{TCP} {address} {tcp_port}"));

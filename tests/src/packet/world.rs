@@ -180,7 +180,7 @@ pub fn alive() -> Guard {
 #[must_use]
 pub fn handed_over(config: &Config) -> Guard {
     let now = config.test_clock;
-    Guard { beat: now - Guard::AWAY, since: now - Guard::SETTLE, looked: now, port: Port(0), pad: 0 }
+    Guard { beat: now - Guard::AWAY, since: now - Guard::SETTLE, ..alive() }
 }
 
 /// The device's entry.

@@ -195,16 +195,13 @@ struct Sending {
 
 impl Sending {
     fn run(&self) -> Result<()> {
-        let mut socket = None;
+        let mut kept = None;
         while !self.account.stop.load(Ordering::Relaxed) {
             std::thread::sleep(PACE);
             let number = self.account.sent.fetch_add(1, Ordering::Relaxed) + 1;
-            let outcome = self.turn(&mut socket, number)?;
-            let Some(outcome) = outcome else { continue };
-            let done = matches!(outcome, Outcome::Refused | Outcome::Ended);
-            self.note(number, outcome);
-            if done && self.kind == Kind::DialsAgain {
-                socket = None;
+            match kept.take().map_or_else(|| self.open(), |socket| Ok(Ok(socket)))? {
+                Ok(socket) => kept = self.turn(&socket, number)?.then_some(socket),
+                Err(outcome) => self.note(number, outcome),
             }
         }
         Ok(())
@@ -214,39 +211,37 @@ impl Sending {
         self.account.came.lock().unwrap_or_else(PoisonError::into_inner).push((number, outcome));
     }
 
-    /// Sends one datagram and takes what has come; what stands in the way of either is returned.
-    fn turn(&self, place: &mut Option<UdpSocket>, number: usize) -> Result<Option<Outcome>> {
-        let socket = match place {
-            Some(socket) => socket,
-            None => match self.open()? {
-                Ok(socket) => place.insert(socket),
-                Err(outcome) => return Ok(Some(outcome)),
-            },
-        };
+    /// Sends one datagram and takes all that has come, behind errors too: what is read late would count as an answer of a later
+    /// time. Whether the socket is kept.
+    fn turn(&self, socket: &UdpSocket, number: usize) -> Result<bool> {
         let datagram = number.to_be_bytes();
         let sent = match self.kind {
             Kind::Unconnected => socket.send_to(&datagram, self.to),
             _ => socket.send(&datagram),
         };
-        if let Err(error) = sent {
-            self.note(number, Outcome::from_io(&error));
-        }
-        // All that waits, behind errors too: what is read late would count as an answer of a later time.
+        let mut failed = sent.err();
         loop {
-            match take(socket) {
+            match failed.take().map_or_else(|| take(socket), Err) {
                 Ok((answer, from, echoed)) => {
                     let number = echoed.try_into().ok().map(usize::from_be_bytes);
-                    let outcome = match from == self.to {
-                        true => Outcome::Ok(answer),
-                        false => Outcome::Failed(format!("{} answers as {from}", answer.backend)),
+                    let outcome = if from == self.to {
+                        Outcome::Ok(answer)
+                    } else {
+                        Outcome::Failed(format!("{} answers as {from}", answer.backend))
                     };
                     self.note(number.context("no number comes back")?, outcome);
                 }
-                Err(error) => match Outcome::from_io(&error) {
-                    Outcome::Timeout => return Ok(None),
-                    Outcome::Refused if self.kind != Kind::DialsAgain => self.note(number, Outcome::Refused),
-                    outcome => return Ok(Some(outcome)),
-                },
+                Err(error) => {
+                    let outcome = Outcome::from_io(&error);
+                    if outcome == Outcome::Timeout {
+                        return Ok(true);
+                    }
+                    let goes_on = outcome == Outcome::Refused;
+                    self.note(number, outcome);
+                    if self.kind == Kind::DialsAgain || !goes_on {
+                        return Ok(self.kind != Kind::DialsAgain);
+                    }
+                }
             }
         }
     }
