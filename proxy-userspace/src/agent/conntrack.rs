@@ -111,6 +111,7 @@ mod tests {
         udp_stream: Duration::ZERO,
     };
 
+    /// G9: connections of which one side has closed are tracked for an hour.
     #[test]
     fn g7_which_settings() {
         let default = "nf_conntrack_max=131072 hashsize>=32768 nf_conntrack_tcp_timeout_established=86400 nf_conntrack_tcp_timeout_close_wait=3600";

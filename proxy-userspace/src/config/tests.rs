@@ -202,7 +202,7 @@ fn i12_unknown_and_duplicate_fields_are_warnings() {
 }
 
 #[test]
-fn errors_name_the_option_its_value_and_what_is_allowed() {
+fn f9_errors_name_the_option_its_value_and_what_is_allowed() {
     let cases = [
         (
             "--proxy-mode kernelspace",

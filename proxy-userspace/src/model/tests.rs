@@ -373,7 +373,7 @@ fn a17_shared_node_ports_and_cluster_ips_from_manifests() {
 }
 
 #[test]
-fn c17_order_does_not_matter() {
+fn c_17_order_does_not_matter() {
     let x = service("x", json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}));
     let events: Vec<Event> = vec![
         Event::Services(Change::Apply(x)),
@@ -394,7 +394,7 @@ fn c17_order_does_not_matter() {
 }
 
 #[test]
-fn c4_a_relist_removes_and_touches_only_what_differs() {
+fn c_04_a_relist_removes_and_touches_only_what_differs() {
     let svc = |n: u8| {
         service(&format!("s{n}"), json!({"clusterIP": format!("10.96.0.{n}"), "ports": [{"port": 80}]}))
     };

@@ -205,6 +205,7 @@ fn a12_c16_source_ranges() {
     assert!(model.problems()[0].what.contains("is no CIDR, admits nobody"), "{:?}", model.problems());
 }
 
+/// E10: done better than kube-proxy, which keeps the old address.
 #[test]
 fn c17_the_node_is_admitted_by_its_own_address_followed_live() {
     let ips = |list: &[&str]| {

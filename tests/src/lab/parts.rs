@@ -36,7 +36,7 @@ pub(super) fn prepare(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<
 
 /// The node's own ICMPv6 redirects are let through: conntrack looks for the packet they quote only where no other option
 /// stands before it, so it calls those that name the neighbour's hardware address invalid, whoever translates. That none
-/// about a translated flow reaches a pod is told by stories of its own (E3).
+/// about a translated flow reaches a pod is told by stories of its own (experiment 3).
 const INVALID_DROP: &str = "table inet lab {
   chain input { type filter hook input priority 0; ct state invalid counter drop; }
   chain forward { type filter hook forward priority 0; ct state invalid counter drop; }

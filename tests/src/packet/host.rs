@@ -177,18 +177,26 @@ impl Node for Host {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::abi::protocol;
+    use std::collections::HashMap;
+
+    use proxy_common::abi::{Port, Reason, protocol};
 
     use super::super::frame::{End, SYN, packet, read};
     use super::super::maps::Meanwhile;
     use super::super::story::Action;
-    use super::super::world::{NODE_PORT, PORT, plan};
+    use super::super::world::{BACKEND_PORT, NODE_PORT, PORT, plan};
     use super::*;
 
     fn enters(maps: &Maps<1>, from: End, to: End) -> (Action, End, End) {
+        sees(maps, from, to, path::ingress)
+    }
+
+    type Way = fn(&mut Frame, &Maps<1>, &mut Headers<1>, u32) -> Verdict;
+
+    fn sees(maps: &Maps<1>, from: End, to: End, hook: Way) -> (Action, End, End) {
         let bytes = packet(protocol::UDP, SYN, from, to, b"x");
         let mut frame = Frame { bytes, mark: 0, ifindex: world::IFINDEX };
-        let verdict = path::ingress(&mut frame, maps, &mut Headers::EMPTY.clone(), 14);
+        let verdict = hook(&mut frame, maps, &mut Headers::EMPTY.clone(), 14);
         let made = read(&frame.bytes);
         (verdict.into(), made.src, made.dst)
     }
@@ -196,7 +204,7 @@ mod tests {
     /// Two datagrams of one new flow at two CPUs, as a resolver sends them: they have one pair, and go to one endpoint from one
     /// port. `at` is the insertion that one of them waits before while the other goes all the way.
     #[test]
-    fn two_cpus_that_open_one_flow_at_once_make_one_pair() {
+    fn two_cpus_that_open_one_flow_at_once_make_one_pair_p57() {
         let p = plan(false);
         let dialled = [
             ("a ClusterIP", (p.pod, 40_001), (p.vip, PORT)),
@@ -218,5 +226,64 @@ mod tests {
                 assert_eq!(enters(&host.v4, from, to), this, "{what}, before insertion {at}: the next one");
             }
         }
+    }
+
+    /// Two clients' flows to one NodePort that would take the same port between the edges, at two CPUs: each gets a port of its
+    /// own, and each answer reaches the client that asked. `at` as above.
+    #[test]
+    fn two_cpus_that_draw_one_port_make_two_flows_p63() {
+        let p = plan(false);
+        let (node, backend) = ((p.node, NODE_PORT), (p.backend, BACKEND_PORT));
+        let mut drawn = HashMap::new();
+        let rivals = (1_024..u16::MAX).find_map(|port| {
+            let (_, between, _) = enters(&Host::default().v4, (p.outside, port), node);
+            Some(((p.outside, drawn.insert(between.1, port)?), (p.outside, port)))
+        });
+        let (one, other) = rivals.expect("two of 64,512 clients draw one of 28,976 ports");
+        for at in 0..2 {
+            let host = Host::default();
+            let theirs = std::rc::Rc::new(std::cell::Cell::new(None));
+            let seen = theirs.clone();
+            let meanwhile: Meanwhile<1> = Box::new(move |maps| seen.set(Some(enters(maps, other, node))));
+            let none = (0..at).map(|_| None);
+            *host.v4.meanwhile.borrow_mut() = [Some(meanwhile)].into_iter().chain(none).collect();
+            let ours = enters(&host.v4, one, node);
+            let theirs = theirs.get().expect("the other CPU had its turn");
+            assert_ne!(ours.1, theirs.1, "before insertion {at}");
+            for (client, between) in [(one, ours), (other, theirs)] {
+                assert_eq!((between.0, between.2), (Action::Pass, backend), "before insertion {at}");
+                let answered = sees(&host.v4, backend, between.1, path::egress);
+                assert_eq!(answered, (Action::Pass, node, client), "before insertion {at}");
+            }
+            host.check().unwrap_or_else(|error| panic!("before insertion {at}: {error}"));
+        }
+    }
+
+    /// The node's own sockets hold every port of the masquerade address: a new flow is dropped after a few tries and counted, what
+    /// lives goes on, and the client's next datagram is served once a port is free.
+    #[test]
+    fn masquerade_ports_run_out_p62() {
+        let p = plan(false);
+        let mut host = Host::default();
+        let opened = |host: &mut Host, port| {
+            let request = packet(protocol::UDP, SYN, (p.outside, port), (p.node, NODE_PORT), b"x");
+            let first = host.run(&At::INGRESS, &request, 0);
+            host.run(&At::EGRESS, &first.bytes, first.mark)
+        };
+        let exhausted = |host: &mut Host| host.counts()[Reason::PortsExhausted as usize];
+        let before = opened(&mut host, 40_001);
+        let seen = read(&before.bytes).src;
+        assert_eq!((before.action, seen.0), (Action::Pass, p.masquerade));
+        let every = (1..=u16::MAX).map(|port| (protocol::UDP, world::addr(p.masquerade), Port::new(port)));
+        host.v4.sockets.borrow_mut().extend(every);
+        assert_eq!(opened(&mut host, 40_002).action, Action::Drop);
+        assert_eq!(exhausted(&mut host), 1);
+        assert_eq!(read(&opened(&mut host, 40_001).bytes).src, seen, "the flow that lives has lost its port");
+        host.v4.sockets.borrow_mut().clear();
+        let after = opened(&mut host, 40_002);
+        assert_eq!((after.action, read(&after.bytes).src.0), (Action::Pass, p.masquerade));
+        assert_ne!(read(&after.bytes).src, seen);
+        assert_eq!(exhausted(&mut host), 1);
+        host.check().unwrap();
     }
 }

@@ -57,9 +57,9 @@ fn serving(wiring: Wiring) -> Group {
         }));
     }
     for value in ["0", "1", "2"] {
-        stories.push(Story::new(format!("E7_rp_filter_{value}"), move |bed| rp_filter(bed, value)));
+        stories.push(Story::new(format!("rp_filter_{value}"), move |bed| rp_filter(bed, value)));
     }
-    stories.push(Story::new("E7_the_nodes_own_node_ports_refuse", own_node_port));
+    stories.push(Story::new("the_nodes_own_node_ports_refuse", own_node_port));
     let config = BedConfig { invalid_drop: true, ..BedConfig::new(wiring) };
     Group { name: format!("catch_all::{wiring}"), config, setup: Box::new(setup), stories }
 }
@@ -190,7 +190,7 @@ fn largest(bed: &mut Bed, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Passed on, it would come back 63 times (E7): one packet is one drop.
+/// Passed on, it would come back 63 times (experiment 7): one packet is one drop.
 fn dropped(bed: &mut Bed, family: Family) -> Result<()> {
     let (stranger, length) = match family {
         Family::V4 => ("198.18.0.1", 32),

@@ -25,7 +25,7 @@ pub fn groups() -> Vec<Group> {
             Story::new(name, move |bed| uniform(bed, client, via, family, transport))
         })
         .collect();
-    stories.push(Story::new("E11_no_answer_from_another_service_under_changes", changes));
+    stories.push(Story::new("no_answer_from_another_service_under_changes", changes));
     let config = BedConfig::new(Wiring::Routed);
     vec![Group { name: "choice".into(), config, setup: Box::new(setup), stories }]
 }

@@ -23,7 +23,7 @@ fn group(wiring: Wiring) -> Group {
                 transfer_goes_on(bed, &way, family)
             }));
         }
-        stories.push(Story::new(format!("E3_redirects_do_not_poison_pods::{family}"), move |bed| {
+        stories.push(Story::new(format!("redirects_do_not_poison_pods::{family}"), move |bed| {
             redirects(bed, family)
         }));
     }

@@ -28,9 +28,9 @@ fn group(wiring: Wiring) -> Group {
                 ("P60_one_port_three_ways_in_six_orders", three_ways),
                 ("P61_a_closed_service_flow_leaves_its_port_to_direct_ones", after_close),
                 ("P30_the_nodes_own_flows_from_a_node_port_number", own_flows_from_node_ports),
-                ("E5_masquerade_survives_renumbering_by_the_stack", renumbered),
-                ("E5_a_forward_chain_that_accepts_the_mark", accepted_by_mark),
-                ("E6_masquerade_does_not_collide_with_the_cnis", beside_another_masquerade),
+                ("masquerade_survives_renumbering_by_the_stack", renumbered),
+                ("a_forward_chain_that_accepts_the_mark", accepted_by_mark),
+                ("masquerade_does_not_collide_with_the_cnis", beside_another_masquerade),
             ],
         ));
         stories.push(Story::new(format!("P60_one_unconnected_udp_socket_two_ways::{family}"), move |bed| {
@@ -183,7 +183,7 @@ fn renumbered(bed: &mut Bed, family: Family, transport: Transport) -> Result<()>
     result
 }
 
-/// Experiment 5: a node whose FORWARD policy is drop, and kube-proxy's rule that lets its mark pass.
+/// Experiment 5, B19: a node whose FORWARD policy is drop, and kube-proxy's rule that lets its mark pass.
 fn accepted_by_mark(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     bed.nft(
         "table inet strict { chain forward { type filter hook forward priority 0; policy drop;

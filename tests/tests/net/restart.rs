@@ -30,7 +30,7 @@ pub fn groups() -> Vec<Group> {
         }),
         stories: vec![
             Story::new("P65_floods_beside_live_flows", flooded),
-            Story::new("E9_the_flow_table_lives_without_the_agent", full_table),
+            Story::new("the_flow_table_lives_without_the_agent", full_table),
         ],
     });
     groups

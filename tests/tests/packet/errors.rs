@@ -88,12 +88,16 @@ pub fn stories() -> Vec<Story<Both>> {
             let suffix = format!("{}::{}", family(v6), transport(protocol));
             stories.extend(matrix(v6, protocol, &suffix));
             stories.push(Story::new(
-                format!("redirects_about_flows_are_dropped,_others_pass_E3::{suffix}"),
+                format!("redirects_about_flows_are_dropped,_others_pass::{suffix}"),
                 move |node: &mut Both| redirects(node, v6, protocol),
             ));
             stories.push(Story::new(
                 format!("errors_to_somebody_else_are_not_the_flow's_P-18::{suffix}"),
                 move |node: &mut Both| misdirected(node, v6, protocol),
+            ));
+            stories.push(Story::new(
+                format!("errors_about_errors_are_nobody's_P-20::{suffix}"),
+                move |node: &mut Both| about_an_error(node, v6, protocol),
             ));
             stories.push(Story::new(
                 format!("errors_about_nothing_of_ours_pass_or_end_here_P-18_P-21::{suffix}"),
@@ -235,6 +239,29 @@ fn misdirected(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     ensure!(node.run(&At::INGRESS, &forged, 0).bytes == forged);
     let forged = error(p.pod, &first.bytes);
     ensure!(node.run(&At::EGRESS, &forged, 0).bytes == forged);
+    Ok(())
+}
+
+/// It quotes an error about the flow, which quotes the flow's packet: translated it would be an error about that packet, and
+/// answered it would be one of many.
+fn about_an_error(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    node.reset();
+    let p = plan(v6);
+    let client = (p.pod, 40_001);
+    let first = node.run(&At::INGRESS, &packet(protocol, SYN, client, (p.vip, PORT), b"x"), 0);
+    let before = node.flows();
+    for kind in [Icmp::TooBig, Icmp::TimeExceeded, Icmp::PortUnreachable] {
+        let about = icmp(kind, p.router, client.0, &first.bytes, 400);
+        let error = icmp(kind, p.backend, p.router, &about, 400);
+        for at in [At::INGRESS, At::EGRESS] {
+            let out = node.run(&at, &error, 0);
+            ensure!(out.action == Action::Pass && out.bytes == error, "{kind:?} {at:?}: {:?}", out.action);
+        }
+        let to_service = icmp(kind, p.pod, p.vip, &about, 400);
+        let out = node.run(&At::INGRESS, &to_service, 0);
+        ensure!(out.action == Action::Drop, "{kind:?} to a Service address: {:?}", out.action);
+    }
+    ensure!(node.count(Reason::Protocol) == 3 && node.flows() == before);
     Ok(())
 }
 

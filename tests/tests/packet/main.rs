@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         ("hand_over", hand_over::rows()),
     ];
     let mut groups: Vec<_> = rows.into_iter().map(|(name, rows)| group(name, stories(rows, true))).collect();
+    // P-06.
     let mut bare = stories(frontends::rows(), false);
     bare.extend(stories(masquerade::rows(), false));
     bare.extend(stories(collide::rows(), false));

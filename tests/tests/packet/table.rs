@@ -46,7 +46,7 @@ fn live(tale: Tale, who: Range<u32>) -> Tale {
 }
 
 fn forgets() -> Tale {
-    let mut tale = live(tale("the ring forgets idle flows and keeps live ones E9"), 0..1);
+    let mut tale = live(tale("the ring forgets idle flows and keeps live ones P-66"), 0..1);
     for round in 0..6 {
         tale = each(tale.after(60), 0..1, ack);
         tale = each(tale, 64 * round + 10..64 * round + 50, syn);
@@ -55,7 +55,7 @@ fn forgets() -> Tale {
 }
 
 fn shrinks() -> Tale {
-    let idle = each(tale("what has been idle for too long makes room at once E9"), 0..40, syn).after(112);
+    let idle = each(tale("what has been idle for too long makes room at once"), 0..40, syn).after(112);
     each(idle, 100..140, syn).entries(80)
 }
 
@@ -63,7 +63,7 @@ fn shrinks() -> Tale {
 const SCARCE: u32 = PAIRS - PAIRS / 8;
 
 fn closed_first() -> Tale {
-    let closed = live(tale("closed flows go first, embryonic ones when none is left P-65").tcp(), 0..16);
+    let closed = live(tale("closed flows go first, embryonic ones when none is left P-65 P-47").tcp(), 0..16);
     let closed = answers(each(closed, 0..16, fin), 0..16, fin);
     // Both FINs and the last ACKs: they stay while half of the room is free (P-44).
     let mut tale = each(each(closed, 0..16, ack), 16..31, syn).entries(62);
@@ -152,7 +152,7 @@ fn after(flood: Tale, lives: u32) -> Tale {
 
 /// Stories about chance and about ports that are chosen.
 pub fn draws() -> Vec<Story<Both>> {
-    let closed = "a port that we choose is not that of a connection that has just closed P-42 P-62";
+    let closed = "a port that we choose is not that of a connection that has just closed P-42";
     let mut draws = each_of(&[TCP, SCTP], &[(closed, resting)]);
     draws.extend(each_way(&[
         ("flows are spread over the endpoints and stay where they are", spread),

@@ -25,43 +25,65 @@ struct Row<'a> {
     reason: Option<&'a str>,
 }
 
-/// Prints every row with its tests; one that has neither tests nor a reason counts as failed.
+/// Prints every row with its tests; one that has neither tests nor a reason counts as failed, and so does one with both.
 pub fn report(workspace: &Workspace) -> Result<Tally> {
     let path = workspace.root.join(TABLE);
     let table = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let ids: BTreeSet<&str> = rows(&table).filter_map(Result::ok).map(|row| row.id).collect();
-    let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for file in lint::rust_files(&workspace.root)? {
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let name = file.strip_prefix(&workspace.root).unwrap_or(&file);
-        for (id, test) in mentions(name, &text, &ids) {
-            named.entry(id).or_default().insert(test);
-        }
-    }
+    let named = named(&workspace.root, &table)?;
     println!("\n== rows ==");
     let mut tally = Tally::default();
     let (mut tested, mut reasoned) = (0, 0);
     for row in rows(&table) {
-        let Row { id, title, same, reason } = match row {
+        let row = match row {
             Ok(row) => row,
             Err(heading) => {
                 println!("\n{heading}");
                 continue;
             }
         };
-        let tests: BTreeSet<_> =
-            [id].iter().chain(&same).filter_map(|id| named.get(*id)).flatten().cloned().collect();
-        println!("{id:5} {title}: {}", told(&tests, reason));
-        match (tests.is_empty(), reason) {
-            (false, _) => tested += 1,
-            (true, Some(_)) => reasoned += 1,
-            (true, None) => {
-                tally.fail(format!("coverage: {id} ({title}): no test names it, and no reason why"))
-            }
+        let tests = row.tests(&named);
+        println!("{:5} {}: {}", row.id, row.title, told(&tests, row.reason));
+        if tests.is_empty() {
+            reasoned += 1
+        } else {
+            tested += 1
+        }
+        if let Some(fault) = row.fault(&tests) {
+            tally.fail(format!("coverage: {fault}"));
         }
     }
-    println!("\n{} rows: {tested} named by tests, {reasoned} not, with a reason", ids.len());
+    println!("\n{} rows: {tested} named by tests, {reasoned} not, with a reason", tested + reasoned);
     Ok(tally)
+}
+
+/// Which tests name each row of the table.
+fn named(root: &Path, table: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let ids: BTreeSet<&str> = rows(table).filter_map(Result::ok).map(|row| row.id).collect();
+    let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in lint::rust_files(root)? {
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.strip_prefix(root).unwrap_or(&file);
+        for (id, test) in mentions(name, &text, &ids) {
+            named.entry(id).or_default().insert(test);
+        }
+    }
+    Ok(named)
+}
+
+impl Row<'_> {
+    fn tests(&self, named: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<String> {
+        [self.id].iter().chain(&self.same).filter_map(|id| named.get(*id)).flatten().cloned().collect()
+    }
+
+    /// What is wrong with the row, given its tests.
+    fn fault(&self, tests: &BTreeSet<String>) -> Option<String> {
+        let why = match (tests.is_empty(), self.reason) {
+            (true, None) => "no test names it, and no reason why",
+            (false, Some(_)) => "tests name it, and yet a reason is given why none does",
+            _ => return None,
+        };
+        Some(format!("{} ({}): {why}", self.id, self.title))
+    }
 }
 
 fn told(tests: &BTreeSet<String>, reason: Option<&str>) -> String {
@@ -71,9 +93,6 @@ fn told(tests: &BTreeSet<String>, reason: Option<&str>) -> String {
     let mut text = tests.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
     if tests.len() > SHOWN {
         text.push_str(&format!(" and {} more", tests.len() - SHOWN));
-    }
-    if reason.is_some() {
-        text.push_str(" (and yet a reason is given why there is none)");
     }
     text
 }
@@ -98,13 +117,14 @@ fn mentions(file: &Path, text: &str, ids: &BTreeSet<&str>) -> Vec<(String, Strin
     let mut found = Vec::new();
     let (mut current, mut waiting) = (String::new(), Vec::new());
     let label = |function: &str| format!("{suite} {module}{function}");
-    for line in text.lines() {
-        let line = line.trim();
-        inside |= line == "#[cfg(test)]";
+    let mut lines = text.lines().map(str::trim).peekable();
+    while let Some(line) = lines.next() {
+        // Of a module in a file of its own this one has nothing.
+        inside |= line == "#[cfg(test)]" && lines.peek().is_some_and(|next| next.ends_with('{'));
         if !inside {
             continue;
         }
-        let here: Vec<String> = ids_in(line, ids);
+        let here: Vec<String> = said(line).flat_map(|text| ids_in(text, ids)).collect();
         if let Some(function) = function(line) {
             current = format!("::{function}");
             // Functions are named in small letters.
@@ -133,9 +153,16 @@ fn place(file: &Path) -> Option<(&'static str, String, bool)> {
     if name.starts_with("xtask/") {
         return None;
     }
-    let whole = name.ends_with("tests") || name.contains("/tests/");
+    let stem = name.rsplit('/').next().unwrap_or(name);
+    let whole = stem.ends_with("tests") || stem.starts_with("tests_") || name.contains("/tests/");
     let module = name.replace("proxy-", "").replace("/src/", " ");
     Some(("host", module, whole))
+}
+
+/// What a line says to people: its comment or its strings. Code has names of its own that look like ids.
+fn said(line: &str) -> impl Iterator<Item = &str> {
+    let (code, comment) = line.split_once("//").unwrap_or((line, ""));
+    code.split('"').skip(1).step_by(2).chain([comment])
 }
 
 /// The name in a line that begins a function.
@@ -213,7 +240,37 @@ mod tests {
         );
         let unit = "/// B11\nfn work() {}\n#[cfg(test)]\nmod tests {\n    /// B1\n    fn works() {}\n}\n";
         assert_eq!(names("proxy-common/src/path.rs", unit), ["B1 host common path::works"]);
+        let elsewhere = "#[cfg(test)]\nmod tests;\n/// B11\nfn work() {}\n";
+        assert_eq!(names("proxy-common/src/path.rs", elsewhere), [""; 0]);
+        assert_eq!(names("proxy-common/src/tests_path.rs", elsewhere), ["B11 host common tests_path::work"]);
+        let code = "fn works() {\n    ask(B1, \"as P-60 has it\"); // B11\n}\n";
+        assert_eq!(
+            names("tests/tests/net/ports.rs", code),
+            ["P-60 net ports::works", "B11 net ports::works"]
+        );
         assert_eq!(names("xtask/src/x.rs", unit), [""; 0]);
+    }
+
+    /// The workspace as it is.
+    #[test]
+    fn every_row_has_tests_or_a_reason() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let table = include_str!("../../../tests/rows.txt");
+        let named = named(&root, table).expect("the sources can be read");
+        let faults: Vec<_> =
+            rows(table).filter_map(Result::ok).filter_map(|row| row.fault(&row.tests(&named))).collect();
+        assert!(faults.is_empty(), "{faults:#?}");
+    }
+
+    #[test]
+    fn faults_of_rows() {
+        let row = |reason| Row { id: "B1", title: "one", same: vec!["P-60"], reason };
+        let test = |id: &str| BTreeMap::from([(id.to_owned(), BTreeSet::from(["net a::b".to_owned()]))]);
+        let fault = |row: Row, named| row.fault(&row.tests(&named));
+        assert!(fault(row(None), test("B11")).is_some_and(|why| why.contains("no reason")));
+        assert!(fault(row(Some("why")), test("P-60")).is_some_and(|why| why.contains("and yet")));
+        assert_eq!(fault(row(None), test("P-60")), None);
+        assert_eq!(fault(row(Some("why")), test("B11")), None);
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Drop for Place {
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
 
 #[tokio::test]
-async fn c14_in_cluster_addresses() {
+async fn c_14_in_cluster_addresses() {
     let place = Place::new(&["token", "ca.crt"]);
     let cases = [
         ("10.96.0.1", "443", "https://10.96.0.1:443"),

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn c10_repeats_of_all_kinds_are_a_second_apart() {
+    fn c_10_repeats_of_all_kinds_are_a_second_apart() {
         let now = Instant::now();
         let seconds = Duration::from_secs;
         assert_eq!(turn(None, now), now);

@@ -311,7 +311,7 @@ async fn c06_gone_as_http_status_leads_to_a_new_list() {
 }
 
 #[tokio::test]
-async fn c11_a_rotated_token_is_taken_at_once_and_a_refused_one_is_named() {
+async fn c_11_a_rotated_token_is_taken_at_once_and_a_refused_one_is_named() {
     let script = Script::default();
     *script.token.lock().unwrap() = Some("two");
     let mut lab = Lab::start(script).await;
@@ -323,7 +323,7 @@ async fn c11_a_rotated_token_is_taken_at_once_and_a_refused_one_is_named() {
 }
 
 #[tokio::test]
-async fn c10_a_forbidden_kind_is_named_and_comes_back() {
+async fn c_10_a_forbidden_kind_is_named_and_comes_back() {
     let script = Script::default();
     script.forbidden.lock().unwrap().push(SLICES);
     let mut lab = Lab::start(script).await;

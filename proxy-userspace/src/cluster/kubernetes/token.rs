@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn c11_trimmed_rotated_lost_and_back() {
+    async fn c_11_trimmed_rotated_lost_and_back() {
         let file = TokenFile::new();
         let mut now = Instant::now();
         let token = Token::new(file.0.clone());

@@ -12,7 +12,7 @@ fn yaml<T: Kind>(text: &str) -> T {
 }
 
 #[test]
-fn c15_unknown_values_and_fields() {
+fn c_15_unknown_values_and_fields() {
     let service: Service = yaml(
         "metadata: {name: a, namespace: ns, future: 1, creationTimestamp: '2026-01-01T00:00:00Z'}\nfuture: {x: [1]}\nspec:\n  clusterIP: 10.96.0.1\n  internalTrafficPolicy: FutureValue\n  trafficDistribution: FutureValue\n  ports: [{port: 53, protocol: UDP, future: 1}]\n",
     );
