@@ -1,7 +1,9 @@
 //! Small BPF programs of the laboratory's own, written as instructions: drivers and sinks of the bench.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use crate::sys;
 
@@ -121,7 +123,19 @@ impl Asm {
     /// # Errors
     /// What the verifier refuses, with its log.
     pub fn load_as(&self, kind: Type, name: &str) -> io::Result<OwnedFd> {
-        sys::load_program(kind as u32, &self.0, name)
+        sys::load_program(kind as u32, 0, &self.0, name)
+    }
+
+    /// Loads it for sockets of a cgroup that call connect(2) with an IPv4 or IPv6 address, and attaches it there beside others.
+    /// It goes with the cgroup.
+    ///
+    /// # Errors
+    /// What the verifier refuses, with its log, and that attaching fails.
+    pub fn attach_to_connect(&self, cgroup: &Path, v6: bool) -> io::Result<()> {
+        // BPF_PROG_TYPE_CGROUP_SOCK_ADDR; BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_CONNECT.
+        let (kind, attach_type) = (18, if v6 { 11 } else { 10 });
+        let program = sys::load_program(kind, attach_type, &self.0, "foreign")?;
+        sys::attach_to_cgroup(File::open(cgroup)?.as_fd(), program.as_fd(), attach_type)
     }
 }
 

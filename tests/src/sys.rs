@@ -33,6 +33,7 @@ mod command {
     pub const MAP_CREATE: i64 = 0;
     pub const MAP_UPDATE_ELEM: i64 = 2;
     pub const PROG_LOAD: i64 = 5;
+    pub const PROG_ATTACH: i64 = 8;
     pub const PROG_TEST_RUN: i64 = 10;
     pub const PROG_QUERY: i64 = 16;
 }
@@ -104,10 +105,12 @@ struct ProgramLoad {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
 }
 
-/// Loads a program. The error has the verifier's log.
-pub fn load_program(kind: u32, instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
+/// Loads a program, for this kind of attachment where its type has several. The error has the verifier's log.
+pub fn load_program(kind: u32, attach_type: u32, instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
     let mut log = vec![0_u8; 1 << 16];
     let mut attributes = ProgramLoad {
         kind,
@@ -117,6 +120,7 @@ pub fn load_program(kind: u32, instructions: &[u64], name: &str) -> io::Result<O
         log_level: 1,
         log_size: length(log.len())?,
         log: log.as_mut_ptr().expose_provenance() as u64,
+        attach_type,
         ..Default::default()
     };
     for (to, from) in attributes.name.iter_mut().zip(name.bytes().take(15)) {
@@ -126,6 +130,23 @@ pub fn load_program(kind: u32, instructions: &[u64], name: &str) -> io::Result<O
         let said: Vec<u8> = log.into_iter().take_while(|byte| *byte != 0).collect();
         io::Error::new(error.kind(), format!("{error}: {}", String::from_utf8_lossy(&said).trim_end()))
     })
+}
+
+#[repr(C)]
+struct ProgramAttach {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches a program to a cgroup, beside others. It goes with the cgroup.
+pub fn attach_to_cgroup(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
+    /// `BPF_F_ALLOW_MULTI` (include/uapi/linux/bpf.h).
+    const ALLOW_MULTI: u32 = 1 << 1;
+    let (target, program) = (cgroup.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned());
+    let mut attributes = ProgramAttach { target, program, attach_type, flags: ALLOW_MULTI };
+    bpf(command::PROG_ATTACH, &mut attributes).map(drop)
 }
 
 #[repr(C)]

@@ -100,7 +100,9 @@ impl Inventory {
                 masquerade_v4,
                 masquerade_v6,
                 mtu: link.mtu,
-                pod: matches!(kind, EdgeKind::Veth | EdgeKind::Netkit) && link.peer_elsewhere,
+                pod: matches!(kind, EdgeKind::Veth | EdgeKind::Netkit)
+                    && link.peer_elsewhere
+                    && !self.has_subnet(link.ifindex),
                 detected: detect.is_pods(&seen.name),
             })
         };
@@ -111,6 +113,15 @@ impl Inventory {
             addresses: self.addresses.iter().filter(is_own).copied().collect(),
             edges: self.links.values().filter_map(edge).collect(),
         }
+    }
+
+    /// Whether other hosts are on this device's link, by its addresses. A node that is itself a namespace has such devices for
+    /// NICs; a pod's device has no address here, or one of its own.
+    fn has_subnet(&self, ifindex: u32) -> bool {
+        let is_subnet = |address: &Address| {
+            address.global && address.prefix < if address.ip.is_ipv4() { 32 } else { 128 }
+        };
+        self.addresses.iter().filter(|address| address.ifindex == ifindex).any(is_subnet)
     }
 
     /// What makes `before` into `after`: devices that went first, so that a reused ifindex is forgotten before it is
@@ -241,6 +252,28 @@ mod tests {
         ];
         assert_eq!(got, want);
         assert!(facts.edges.iter().all(|edge| edge.masquerade_v6 == Some("2001:db8::1".parse().unwrap())));
+    }
+
+    #[test]
+    fn a_device_with_a_subnet_leads_to_other_hosts_j20() {
+        let pod = |of: Address| {
+            let mut node = node();
+            node.set_address(of);
+            let facts = node.facts(&Edges::Auto, &DetectLocal::NodeCidr);
+            facts.edges.into_iter().find(|edge| edge.name == "cali1").unwrap().pod
+        };
+        let of = |ip, prefix| Address { prefix, ..address(5, ip) };
+        let rows = [
+            ("the pods' gateway", of("10.1.0.1", 32), true),
+            ("the pods' gateway, IPv6", of("fd00::1", 128), true),
+            ("link-local", Address { global: false, ..of("fe80::1", 64) }, true),
+            ("a subnet", of("192.0.9.11", 24), false),
+            ("a subnet, IPv6", of("2001:db8:9::11", 64), false),
+            ("another device's subnet", Address { ifindex: 2, ..of("192.0.9.11", 24) }, true),
+        ];
+        for (name, address, want) in rows {
+            assert_eq!(pod(address), want, "{name}");
+        }
     }
 
     #[test]

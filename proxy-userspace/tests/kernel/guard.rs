@@ -45,7 +45,7 @@ fn ruleset() -> String {
 }
 
 #[test]
-fn l07_kube_proxys_rules_go_silent_and_others_stay() {
+fn l07_p76_kube_proxys_rules_go_silent_and_others_stay() {
     in_namespace(|| {
         if nft(&["-f", "-"], RULES).is_none() {
             eprintln!("skipped: needs nft");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use nix::sys::socket::{SockaddrStorage, bind, setsockopt, sockopt};
 
+use super::namespace::Namespace;
 use super::plan::{Family, Who};
 use super::sockets::Sockets;
 use crate::wire::Transport;
@@ -25,6 +26,12 @@ impl Place {
     #[must_use]
     pub const fn address(&self, family: Family) -> IpAddr {
         self.who.address(family)
+    }
+
+    /// The same processes in another namespace.
+    #[must_use]
+    pub fn inside(&self, namespace: &Namespace) -> Self {
+        Self { netns: namespace.path().to_owned(), ..self.clone() }
     }
 
     /// A new non-blocking socket of this place.

@@ -50,6 +50,17 @@ impl Servers {
         Ok(backend)
     }
 
+    /// Starts one server at another address than its place's own.
+    ///
+    /// # Errors
+    /// The port is taken.
+    pub fn start_at(&mut self, place: &Place, address: SocketAddr, transport: Transport) -> Result<()> {
+        let backend = Backend::new(place.who, address.port());
+        let task = self.serve(place, backend, address, transport)?;
+        self.running.insert((backend, transport, Family::of(&address.ip())), task);
+        Ok(())
+    }
+
     /// Stops a backend's servers; their ports are closed when this returns. Connections end.
     ///
     /// # Errors

@@ -19,7 +19,9 @@ mod ports;
 mod restart;
 mod sctp;
 mod sender;
+mod sockets;
 mod start;
+mod surroundings;
 mod trace;
 mod upgrade;
 
@@ -52,6 +54,8 @@ fn main() -> ExitCode {
     groups.extend(neighbours::groups());
     groups.extend(catch_all::groups());
     groups.extend(explain::groups());
+    groups.extend(sockets::groups());
+    groups.extend(surroundings::groups());
     groups.extend(trace::groups());
     harness::main(groups)
 }

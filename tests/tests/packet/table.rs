@@ -18,7 +18,7 @@ use sluice_tests::packet::world::{MANY_PORT, MARK, NODE_PORT, PORT, PROTOCOLS, p
 
 pub fn rows() -> Vec<Tale> {
     [
-        vec![forgets(), shrinks(), closed_first(), over_and_over()],
+        vec![forgets(), shrinks(), past_fifty_days(), closed_first(), over_and_over()],
         vec![all_live("a table full of live flows drops a new one with a reason and keeps them J9 P-65")],
         floods(),
     ]
@@ -57,6 +57,15 @@ fn forgets() -> Tale {
 fn shrinks() -> Tale {
     let idle = each(tale("what has been idle for too long makes room at once"), 0..40, syn).after(112);
     each(idle, 100..140, syn).entries(80)
+}
+
+/// Milliseconds of 32 bits begin anew there; ticks go on.
+fn past_fifty_days() -> Tale {
+    let tale = tale("the node is up for 49.7 days, live flows stay and idle ones go P-92");
+    let tale = live(tale.configured(|config| config.test_clock = 4_000_000 - 60), 0..1);
+    let idle = each(tale, 1..41, syn).after(56);
+    let kept = each(idle, 0..1, ack).after(56);
+    each(each(kept, 100..140, syn), 0..1, ack).entries(82).counted(FlowCreated, 81)
 }
 
 /// The number of pairs at which the first embryonic one goes.
