@@ -59,8 +59,8 @@ impl Diff {
     /// No change.
     pub const NONE: Self = Self(0);
 
+    /// Of two numbers of 32 bits: with the carry their sum has no other.
     const fn of(sum: u64) -> Self {
-        let sum = (sum & 0xffff_ffff) + (sum >> 32);
         Self(((sum & 0xffff_ffff) + (sum >> 32)) as u32)
     }
 

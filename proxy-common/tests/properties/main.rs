@@ -2,7 +2,9 @@
 //! whatever we write is what it would have built.
 
 mod crc32c;
+mod handshake;
 mod packets;
 mod parsing;
 mod rewriting;
+mod summing;
 mod tables;

@@ -90,6 +90,65 @@ fn parts_of_datagrams_are_told_apart_p09() {
     }
 }
 
+#[test]
+fn an_ipv4_header_that_contradicts_itself_is_none_p01() {
+    let rows = [
+        ("as it should be", 0x45, 28, true),
+        ("of another version", 0x65, 28, false),
+        ("shorter than a header", 0x44, 28, false),
+        ("of no length", 0x40, 28, false),
+        ("longer than its packet", 0x46, 20, false),
+        ("a byte longer than its packet", 0x45, 19, false),
+        ("as long as its packet", 0x45, 20, true),
+        ("of a packet that was cut", 0x45, 29, false),
+    ];
+    for (name, first, total, want) in rows {
+        let mut bytes = part(false, 0, false);
+        (bytes[14], bytes[17]) = (first, total);
+        let parsed = parse(&Frame { bytes, mark: 0 }, 14, Hook::Ingress, &mut Headers::<1>::EMPTY.clone());
+        assert_eq!(parsed.is_some(), want, "{name}");
+    }
+}
+
+/// The kernel's shim reads nothing behind that offset.
+#[test]
+fn a_transport_header_too_far_behind_is_not_read_p03() {
+    for (at, want) in [(MAX_OFFSET - 66, Transport::Udp), (MAX_OFFSET - 58, Transport::Malformed)] {
+        let options = at as usize - 54;
+        let mut bytes = part(true, 0, false);
+        bytes[20] = 60;
+        bytes.splice(54..62, std::iter::repeat_n(0, options));
+        let length = bytes.len() - 54;
+        (bytes[18], bytes[19]) = ((length >> 8) as u8, length as u8);
+        // Two headers of options: one is too short for the distance.
+        let second = 54 + options / 16 * 8;
+        (bytes[54], bytes[55]) = (60, ((second - 54) / 8 - 1) as u8);
+        (bytes[second], bytes[second + 1]) = (17, ((54 + options - second) / 8 - 1) as u8);
+        let mut headers = Headers::<4>::EMPTY;
+        parse(&Frame { bytes, mark: 0 }, 14, Hook::Ingress, &mut headers).expect("a packet");
+        assert_eq!((headers.l4, headers.transport), (at, want));
+    }
+}
+
+/// An error about a part without ports is about nobody's flow.
+fn is_quoted<const N: usize>(offset: u16, more: bool) {
+    let frame = Frame { bytes: part(N == 4, offset, more), mark: 0 };
+    let mut headers = Headers::<N>::EMPTY;
+    let quoted = parse_quoted(&frame, 14, &mut headers);
+    assert_eq!(quoted.is_some(), offset == 0, "offset {offset}, more to follow: {more}");
+    if quoted.is_some() {
+        assert_eq!((headers.transport, headers.key.dport), (Transport::Udp, Port::new(53)));
+    }
+}
+
+#[test]
+fn of_a_datagrams_parts_only_the_first_is_quoted_with_ports_p15() {
+    for (offset, more) in [(0, false), (0, true), (185, true), (185, false)] {
+        is_quoted::<1>(offset, more);
+        is_quoted::<4>(offset, more);
+    }
+}
+
 /// Every hook and parser sees the bytes; offsets stay below the bound that the kernel's shim masks with.
 fn is_harmless<const N: usize>(bytes: &[u8], [front, backend, own]: [End; 3]) -> Result<(), TestCaseError> {
     let node = Node::<N>::new(front, backend, own.0);

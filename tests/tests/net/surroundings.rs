@@ -153,7 +153,7 @@ fn second_uplink(bed: &mut Bed, family: Family, transport: Transport) -> Result<
 
 /// The stack finds neighbours: what the programs send on has no hardware address of their own choice in it.
 fn neighbours(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
-    let mut held = vec![
+    let mut held = [
         open(bed, Who::Pa, near().address(Via::ClusterIp, family), transport)?,
         open(bed, Who::Client, near().address(Via::NodePort, family), transport)?,
         open(bed, Who::Host, near().address(Via::ClusterIp, family), transport)?,
