@@ -8,3 +8,4 @@ mod parsing;
 mod rewriting;
 mod summing;
 mod tables;
+mod transports;
