@@ -26,9 +26,19 @@ fn no_carry_is_lost() {
     const ALL: u32 = u32::MAX;
     let diff = Diff::address(&Addr([0, 0, ALL, ALL]), &Addr([1, 0, 0, 0]));
     assert_eq!(fold(diff.0.into()), 1);
-    for sum in
-        [0, 1, 0xffff, 0x1_0000, 0x1_ffff, 0xffff_ffff, 0x1_0000_0000, 0x1_ffff_ffff, u64::MAX - 1, u64::MAX]
-    {
+    for sum in [
+        0,
+        1,
+        0xffff,
+        0x1_0000,
+        0x1_ffff,
+        0xffff_ffff,
+        0x1_0000_0000,
+        0x1_ffff_ffff,
+        0x1_0000_ffff_ffff,
+        u64::MAX - 1,
+        u64::MAX,
+    ] {
         assert_eq!(fold(sum), slowly(sum), "{sum:#x}");
     }
 }

@@ -73,7 +73,7 @@ const fn case(name: &'static str, from: Who, to: To, verdict: &'static str, reas
     Case { name, from, to, verdict, reason }
 }
 
-const CASES: [Case; 15] = [
+const CASES: [Case; 26] = [
     case("pod_to_cluster_ip", Who::Pa, To::Service(Via::ClusterIp, near), "translate", "new_flow"),
     case("pod_to_remote_endpoint", Who::Pa, To::Service(Via::ClusterIp, far), "translate", "new_flow"),
     case("pod_to_node_port", Who::Pa, To::Service(Via::NodePort, far), "translate", "new_flow"),
@@ -98,6 +98,29 @@ const CASES: [Case; 15] = [
     case("pod_to_no_endpoint", Who::Pa, To::Service(Via::ClusterIp, empty), "reject", "no_endpoint"),
     case("outside_to_no_endpoint", Who::Client, To::Service(Via::NodePort, empty), "reject", "no_endpoint"),
     case("unlisted_port", Who::Pa, To::Unlisted(near), "reject", "unlisted"),
+    case("unlisted_port_from_outside", Who::Client, To::Unlisted(near), "reject", "unlisted"),
+    case("unlisted_port_from_the_host", Who::Host, To::Unlisted(near), "reject", "unlisted"),
+    case("pod_to_load_balancer", Who::Pa, To::Service(Via::LoadBalancer, near), "translate", "new_flow"),
+    case("pod_to_external_ip", Who::Pa, To::Service(Via::ExternalIp, far), "translate", "new_flow"),
+    case(
+        "outside_to_second_address",
+        Who::Client,
+        To::Service(Via::NodePortSecond, near),
+        "translate",
+        "new_flow",
+    ),
+    case("outside_to_cluster_ip", Who::Client, To::Service(Via::ClusterIp, near), "translate", "new_flow"),
+    case(
+        "another_nodes_pod_to_node_port",
+        Who::Pd,
+        To::Service(Via::NodePort, near),
+        "translate",
+        "new_flow",
+    ),
+    case("pod_under_policy_local", Who::Pa, To::Service(Via::NodePort, local), "translate", "new_flow"),
+    case("outside_its_ranges", Who::Client, To::Service(Via::LoadBalancer, closed), "drop", "source_range"),
+    case("pod_outside_its_ranges", Who::Pa, To::Service(Via::LoadBalancer, closed), "drop", "source_range"),
+    case("unassigned_address", Who::Pa, To::Service(Via::ClusterIp, nobody), "drop", "unassigned"),
     case("no_local_endpoint", Who::Client, To::Service(Via::NodePort, local), "drop", "no_local_endpoint"),
     case("pod_to_pod", Who::Pa, To::Place(Who::Pb, 8_080), "pass", "not_a_service"),
     case("pod_to_outside", Who::Pa, To::Place(Who::Client, 8_080), "pass", "not_a_service"),
@@ -124,6 +147,17 @@ fn local() -> App {
     App::new("local", 5, [Backend::new(Who::Pd, 8_080)])
 }
 
+/// Open to the nodes.
+fn closed() -> App {
+    App::new("closed", 7, [Backend::new(Who::Pb, 8_080)])
+        .with("loadBalancerSourceRanges", json!(["192.0.2.0/24", "fd00:2::/64"]))
+}
+
+/// A Service that is not there.
+fn nobody() -> App {
+    App::new("nobody", 77, [])
+}
+
 fn two() -> App {
     App::new("two", 6, [Backend::new(Who::Pb, 8_080), Backend::new(Who::Pd, 8_080)])
 }
@@ -133,16 +167,25 @@ fn setup(bed: &mut Bed, sockets: &str) -> Result<()> {
         bed.serve(who, 8_080)?;
     }
     bed.serve(Who::Host, 8_081)?;
-    bed.home().flags.extend(["--sockets", sockets].map(String::from));
+    // Addresses that no Service has are guarded in this mode only.
+    let mode = ["--proxy-mode", "nftables", "--nodeport-addresses", "0.0.0.0/0,::/0"];
+    bed.home().flags.extend(["--sockets", sockets].into_iter().chain(mode).map(String::from));
     bed.start_agent()?;
-    [near(), far(), on_host(), empty(), two()].iter().try_for_each(|app| bed.apply(app))?;
+    [near(), far(), on_host(), empty(), two(), closed()].iter().try_for_each(|app| bed.apply(app))?;
     let mut objects = local().objects();
     objects[0]["spec"]["externalTrafficPolicy"] = json!("Local");
+    objects.push(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]},
+    }));
     let list = json!({"kind": "List", "apiVersion": "v1", "items": objects});
     std::fs::write(bed.directory().join("manifests/local.json"), list.to_string())?;
     until("the Service with policy Local", PATIENCE, || {
         let services = bed.agent()?.home.services()?.to_string();
         ensure!(services.contains("lab/local") && services.contains("drop-external"), "{services}");
+        let unassigned = nobody().address(Via::ClusterIp, Family::V6);
+        let told = explain(bed, &Who::Pa.address(Family::V6).to_string(), unassigned, Transport::Tcp)?;
+        ensure!(told["reason"] == "unassigned", "{told:#}");
         Ok(())
     })
 }
