@@ -101,6 +101,26 @@ fn lengths_that_lie_are_malformed_p01() {
     }
 }
 
+/// Its length is the whole datagram's; its own bytes must reach over the header.
+#[test]
+fn a_first_fragment_without_its_header_is_malformed_p11() {
+    let init = Transport::Connection(tcp_flags::SYN);
+    let mut segment = vec![0; 20];
+    (segment[12], segment[13]) = (5 << 4, tcp_flags::SYN);
+    let rows = [
+        (protocol::UDP, vec![0x9c, 0x41, 0, 53, 5, 220, 0, 0], Transport::Udp),
+        (protocol::TCP, segment, init),
+        (protocol::SCTP, chunk(1, 200)[..16].to_vec(), init),
+    ];
+    for (number, body, want) in rows {
+        for (length, want) in [(body.len(), want), (body.len() - 1, Transport::Malformed)] {
+            let mut bytes = of_length(false, number, &body, length);
+            bytes[20] = 0x20;
+            assert_eq!(reads::<1>(bytes), want, "protocol {number}, {length} bytes");
+        }
+    }
+}
+
 /// Each family has its own ICMP; the other's is a protocol like any other.
 #[test]
 fn errors_and_redirects_are_told_from_other_messages_p20() {
