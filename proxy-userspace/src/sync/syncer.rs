@@ -60,6 +60,8 @@ pub struct Report {
     /// Ports that this call tried and that do not fit. See [`Syncer::refused`] for all that wait.
     pub refused: Vec<Refused>,
     pub failed: Vec<Failed>,
+    /// A write failed earlier, and the maps rest before they are read back: nothing was done, nothing is lost.
+    pub rests: bool,
     /// Endpoints of a UDP port have gone: sockets may be connected to them (S-08).
     pub departed: bool,
     /// Frontends of UDP ports that have come: sockets may be connected to them already (P-54).
@@ -72,7 +74,7 @@ impl Report {
     /// Everything asked for is installed.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.refused.is_empty() && self.failed.is_empty()
+        self.refused.is_empty() && self.failed.is_empty() && !self.rests
     }
 }
 
@@ -168,8 +170,6 @@ impl Syncer {
         let mut report = Report::default();
         if !self.recover(store, now, &mut report) {
             self.queued.extend(changes);
-            let error = "changes wait until the maps can be read again after a failed write".into();
-            report.failed.push(Failed { what: "changes", error });
             return report;
         }
         let mut freed = self.reclaim(now);
@@ -415,6 +415,7 @@ impl Syncer {
         let Some(since) = self.stale else { return true };
         // What was freed just before may still be read, and is forgotten by reading back.
         if now < since + self.settings.grace {
+            report.rests = true;
             return false;
         }
         let mut again = match Self::adopt(store, self.settings) {

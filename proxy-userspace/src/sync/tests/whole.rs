@@ -163,7 +163,9 @@ fn kill_and_fail(
     }
     assert_eq!(report.failed.len(), 1);
     let mut killed = fake.clone();
-    assert!(!syncer.tick(&mut fake, now).is_clean(), "not before the grace period");
+    let early = syncer.tick(&mut fake, now);
+    assert!(early.rests && !early.is_clean(), "not before the grace period");
+    assert!(early.failed.is_empty(), "to wait is no failure");
     assert!(syncer.tick(&mut fake, now + Duration::from_secs(9)).is_clean());
     verify(&fake, &syncer, desired);
     let mut heir = Syncer::adopt(&killed, Settings::default()).unwrap();
