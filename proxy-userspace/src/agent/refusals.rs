@@ -6,7 +6,7 @@ use tracing::{info, warn};
 
 use super::worker::Worker;
 use crate::cluster::types::ObjectName;
-use crate::cluster::{About, Notice};
+use crate::cluster::{About, Notice, Told};
 use crate::model::PortId;
 use crate::status::Trouble;
 use crate::sync::Lack;
@@ -16,7 +16,10 @@ const REASON: &str = "FailedToInstallService";
 const ACTION: &str = "Install";
 
 fn trouble(id: &PortId, why: Lack) -> Trouble {
-    let next = "what was installed before stays; remove Services or endpoints that are not used";
+    let limit = why.limit();
+    let next = format!(
+        "what was installed before stays; remove Services or endpoints that are not used, or start with a higher --limits {limit}=N after `sluice cleanup`"
+    );
     Trouble::new(format_args!("Service {id}"), why, next)
 }
 
@@ -25,22 +28,38 @@ impl Worker {
     pub(super) fn follow_refusals(&mut self) {
         let now: BTreeMap<_, _> =
             self.syncer.refused().into_iter().map(|refused| (refused.id, refused.why)).collect();
-        if now == self.refusals {
-            return;
+        if now != self.refusals {
+            for (id, why) in now.iter().filter(|(id, why)| self.refusals.get(*id) != Some(*why)) {
+                let trouble = trouble(id, *why);
+                warn!("{trouble}");
+                self.latest.note(&trouble);
+                self.untold.insert(ObjectName::new(&id.namespace, &id.service));
+            }
+            for id in self.refusals.keys().filter(|id| !now.contains_key(*id)) {
+                info!("Service {id}: waits no more");
+            }
+            self.metrics.refused(now.len());
+            self.refusals = now;
         }
-        for (id, why) in now.iter().filter(|(id, why)| self.refusals.get(*id) != Some(*why)) {
-            let trouble = trouble(id, *why);
-            warn!("{trouble}");
-            self.latest.note(&trouble);
-            let service = About::Service(ObjectName::new(&id.namespace, &id.service));
-            let note = format!("{} {}: {}; {}", id, id.family.name(), trouble.why, trouble.next);
-            self.notices.tell(Notice::warning(service, REASON, ACTION, note));
+        self.tell_refusals();
+    }
+
+    /// One Event a Service, whatever number of its ports waits. Those that there is no room for are told at a later beat.
+    fn tell_refusals(&mut self) {
+        while let Some(name) = self.untold.pop_first() {
+            let ports = self.refusals.iter();
+            let mut ports =
+                ports.filter(|(id, _)| (&id.namespace, &id.service) == (&name.namespace, &name.name));
+            let Some((first, why)) = ports.next() else { continue };
+            let others = ports.map(|(id, _)| format!(", {id} {}", id.family.name())).collect::<String>();
+            let trouble = trouble(first, *why);
+            let note = format!("{first} {}{others}: {}; {}", first.family.name(), trouble.why, trouble.next);
+            let notice = Notice::warning(About::Service(name.clone()), REASON, ACTION, note);
+            if self.notices.tell(notice) == Told::Later {
+                self.untold.insert(name);
+                return;
+            }
         }
-        for id in self.refusals.keys().filter(|id| !now.contains_key(*id)) {
-            info!("Service {id}: waits no more");
-        }
-        self.metrics.refused(now.len());
-        self.refusals = now;
     }
 
     pub(super) fn refusals(&self) -> impl Iterator<Item = Trouble> {

@@ -77,7 +77,9 @@ const ACTION: &str = "StartKubeProxy";
 /// Tells the cluster of a server that cannot be opened (I14).
 fn teller(notices: &Notices, reason: &'static str) -> impl Fn(&Trouble) + Send + 'static {
     let notices = notices.clone();
-    move |trouble| notices.tell(Notice::warning(About::Node, reason, ACTION, trouble.to_string()))
+    move |trouble| {
+        notices.tell(Notice::warning(About::Node, reason, ACTION, trouble.to_string()));
+    }
 }
 
 fn broken(error: &tokio::task::JoinError) -> Trouble {

@@ -118,8 +118,17 @@ fn hand_on(told: Result<Vec<NodeEvent>, NodeError>, plane: &Plane) -> Result<boo
 }
 
 fn sizes(config: &Config) -> Sizes {
-    let default = Sizes::default();
-    Sizes { flows: config.flows.unwrap_or(default.flows), ..default }
+    let (asked, default) = (&config.limits, Sizes::default());
+    Sizes {
+        services: asked.services.unwrap_or(default.services),
+        frontends: asked.frontends.unwrap_or(default.frontends),
+        endpoints: asked.endpoints.unwrap_or(default.endpoints),
+        slots: asked.slots.unwrap_or(default.slots),
+        addresses: asked.addresses.unwrap_or(default.addresses),
+        ranges: asked.ranges.unwrap_or(default.ranges),
+        affinity: asked.affinity.unwrap_or(default.affinity),
+        flows: config.flows.unwrap_or(default.flows),
+    }
 }
 
 /// Whose sockets are translated, and why nobody's.

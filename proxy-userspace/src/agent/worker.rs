@@ -20,6 +20,7 @@ use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
 use crate::cluster::Notices;
+use crate::cluster::types::ObjectName;
 use crate::config::{self, Config, DetectLocal, NodePortAddresses, NodePorts, set_service_cidrs};
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::{Clock, Places};
@@ -48,6 +49,8 @@ pub struct Worker {
     pub(super) notices: Notices,
     /// Ports that wait for room, as was told.
     pub(super) refusals: BTreeMap<PortId, Lack>,
+    /// Services with ports among them that no notice was handed in of yet.
+    pub(super) untold: BTreeSet<ObjectName>,
     pub(super) edges: Edges,
     pub(super) addresses: Vec<Address>,
     pub(super) own_node: OwnNode,
@@ -95,6 +98,7 @@ impl Worker {
             metrics: tellers.metrics,
             notices: tellers.notices,
             refusals: BTreeMap::new(),
+            untold: BTreeSet::new(),
             edges: Edges::new(),
             addresses: Vec::new(),
             own_node: OwnNode { ips: config.node_ip.into_iter().collect(), pod_cidrs: None },

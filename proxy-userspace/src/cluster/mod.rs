@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Source;
 use crate::metrics::Requests;
-pub use notice::{About, Notice, Notices};
+pub use notice::{About, Notice, Notices, Told};
 use types::{Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 
 /// What a source tells. Lists are whole: nothing may be removed before Services and EndpointSlices have each

@@ -44,6 +44,15 @@ impl Notice {
 /// Notices that nobody has taken yet. Whatever they are about is also in the log and in the status.
 const ROOM: usize = 256;
 
+/// What came of handing in a notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is on its way, or nobody listens.
+    Done,
+    /// There was no room for it.
+    Later,
+}
+
 /// Where notices are handed in.
 #[derive(Clone, Debug)]
 pub struct Notices(mpsc::Sender<Notice>);
@@ -55,8 +64,11 @@ impl Notices {
         (Self(sender), receiver)
     }
 
-    /// Never waits: what there is no room for, or nobody to tell, is dropped.
-    pub fn tell(&self, notice: Notice) {
-        self.0.try_send(notice).ok();
+    /// Never waits: what there is no room for, or nobody to tell, is dropped. Whether it would be of use to try again.
+    pub fn tell(&self, notice: Notice) -> Told {
+        match self.0.try_send(notice) {
+            Err(mpsc::error::TrySendError::Full(_)) => Told::Later,
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Told::Done,
+        }
     }
 }

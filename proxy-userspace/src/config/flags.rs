@@ -44,6 +44,9 @@ pub struct SluiceArgs {
     /// Entries of the flow table of each family [default: 32768 a core, at least 131072]
     #[arg(long, value_name = "N")]
     pub flows: Option<String>,
+    /// How much the other tables hold: services, frontends, endpoints, slots, addresses, ranges, affinity
+    #[arg(long, value_name = "TABLE=N[,...]")]
+    pub limits: Vec<String>,
 }
 
 /// kube-proxy's flags that have a meaning here.

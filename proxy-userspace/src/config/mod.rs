@@ -62,6 +62,7 @@ pub struct Config {
     pub shortcuts: Shortcuts,
     /// Entries of the flow table; `None`: as kube-proxy sizes conntrack, by cores (J9).
     pub flows: Option<u32>,
+    pub limits: Limits,
     /// One line each, to be logged once at start.
     pub warnings: Vec<String>,
 }
@@ -72,6 +73,18 @@ impl Config {
     pub fn node_name(&self, host: &str) -> String {
         self.hostname_override.clone().unwrap_or_else(|| host.trim().to_lowercase())
     }
+}
+
+/// How much tables hold, where that was asked for (C-32).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub services: Option<u32>,
+    pub frontends: Option<u32>,
+    pub endpoints: Option<u32>,
+    pub slots: Option<u32>,
+    pub addresses: Option<u32>,
+    pub ranges: Option<u32>,
+    pub affinity: Option<u32>,
 }
 
 /// What to do instead of running.

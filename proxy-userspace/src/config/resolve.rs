@@ -94,6 +94,7 @@ fn resolve(args: &RunArgs, options: &Options<'_>, mut warnings: Vec<String>) -> 
         sockets: own.sockets,
         shortcuts: own.shortcuts,
         flows: own.flows,
+        limits: own.limits,
         warnings,
     })
 }

@@ -2,13 +2,14 @@
 
 use super::error::ConfigError;
 use super::parse::Given;
-use super::{EdgePattern, Edges, Shortcuts, SluiceArgs, Sockets};
+use super::{EdgePattern, Edges, Limits, Shortcuts, SluiceArgs, Sockets};
 
 pub struct Own {
     pub edges: Edges,
     pub sockets: Sockets,
     pub shortcuts: Shortcuts,
     pub flows: Option<u32>,
+    pub limits: Limits,
 }
 
 pub fn resolve(args: &SluiceArgs) -> Result<Own, ConfigError> {
@@ -26,7 +27,32 @@ pub fn resolve(args: &SluiceArgs) -> Result<Own, ConfigError> {
             .unwrap_or(Sockets::Host),
         shortcuts: shortcuts(&given("--shortcuts", args.shortcuts.as_deref()))?,
         flows: flows.and_then(|n| u32::try_from(n).ok()),
+        limits: limits(&args.limits)?,
     })
+}
+
+/// The last one of a table counts.
+fn limits(given: &[String]) -> Result<Limits, ConfigError> {
+    let allowed = "TABLE=N, separated by commas: services, frontends, endpoints, slots, addresses, ranges or affinity, and a number from 1 to 16777216";
+    let text = given.join(",");
+    let given = Given { name: "--limits".to_owned(), text: Some(text.as_str()) };
+    let mut limits = Limits::default();
+    for item in given.items() {
+        let (table, number) = item.split_once('=').ok_or_else(|| given.refuse(allowed))?;
+        let place = match table {
+            "services" => &mut limits.services,
+            "frontends" => &mut limits.frontends,
+            "endpoints" => &mut limits.endpoints,
+            "slots" => &mut limits.slots,
+            "addresses" => &mut limits.addresses,
+            "ranges" => &mut limits.ranges,
+            "affinity" => &mut limits.affinity,
+            _ => return Err(given.refuse(allowed)),
+        };
+        let number = number.parse().ok().filter(|number| (1..=16_777_216).contains(number));
+        *place = Some(number.ok_or_else(|| given.refuse(allowed))?);
+    }
+    Ok(limits)
 }
 
 /// Linux limits device names to 15 bytes without `/` and white space.

@@ -168,6 +168,8 @@ fn sluices_own_flags() {
     assert_eq!(config.edges, Edges::Names(names.to_vec()));
     assert!(names[1].matches("cali12") && !names[0].matches("eth01"));
     assert_eq!((config.sockets, config.flows, config.shortcuts.asked), (Sockets::All, Some(65_536), "off"));
+    let limits = flags("--limits frontends=9,ranges=7 --limits ranges=8").limits;
+    assert_eq!(limits, Limits { frontends: Some(9), ranges: Some(8), ..Limits::default() });
     let asked = flags("--shortcuts always").shortcuts;
     assert!(asked.asked == "always" && asked.why_off.contains("no shortcuts"));
 }
@@ -226,6 +228,9 @@ fn f9_errors_name_the_option_its_value_and_what_is_allowed() {
         ("--sockets pods", "off, host or all"),
         ("--shortcuts some", "off, established or always"),
         ("--flows 12", "1024 to 16777216"),
+        ("--limits frontends", "TABLE=N"),
+        ("--limits backends=9", "frontends, endpoints"),
+        ("--limits slots=0", "from 1 to 16777216"),
         ("--logging-format xml", "text or json"),
         ("--manifests /m --master https://x", "--manifests and --master exclude each other"),
         ("--config /no/such/file", "cannot read /no/such/file"),

@@ -37,7 +37,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use aya::Ebpf;
-use proxy_common::abi::{Config, Guard, Port};
+use proxy_common::abi::{CHUNK, Config, Guard, Port};
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
 pub use cleanup::{Cleaned, Named, cleanup};
@@ -56,6 +56,7 @@ use hooks::Known;
 use inherit::Inheritance;
 use loader::Recipe;
 use pins::Pins;
+use specs::CHUNKS;
 use tables::Tables;
 use trace::Tracing;
 
@@ -83,6 +84,8 @@ pub struct Datapath {
     unsummed: Option<String>,
     /// See [`Sizes::affinity`].
     affinity_records: u32,
+    /// See [`Sizes::slots`].
+    slots: u32,
     /// Loaded when it is first needed.
     sockets_program: Option<OwnedFd>,
 }
@@ -122,6 +125,7 @@ impl Datapath {
             notices: loaded.notices,
             unsummed: loaded.unsummed,
             affinity_records: options.sizes.affinity,
+            slots: options.sizes.slots.min(CHUNKS * CHUNK),
             sockets_program: None,
         };
         for (path, fd) in loaded.earlier {

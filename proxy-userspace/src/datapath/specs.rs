@@ -32,8 +32,10 @@ pub struct Sizes {
     pub services: u32,
     /// Frontends of one family.
     pub frontends: u32,
-    /// Endpoints, counted per Service port; a multiple of [`Generations::COUNT`].
+    /// Endpoints, counted per Service port, up to the next multiple of [`Generations::COUNT`].
     pub endpoints: u32,
+    /// Slots of one family: entries of all endpoint lists. Memory is taken by the [`CHUNK`].
+    pub slots: u32,
     /// Distinct addresses of one family.
     pub addresses: u32,
     /// Source ranges of one family.
@@ -45,13 +47,17 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
+    /// What Kubernetes allows a cluster: 10,000 Services, here with three ports in two families, and 150,000 pods, here with
+    /// three ports in two families and as many addresses again. Of a hash only its buckets are there from the start, 16 bytes
+    /// for each entry; a service takes 32 bytes, an endpoint two, a range nothing.
     fn default() -> Self {
         Self {
-            services: 32_768,
-            frontends: 65_536,
-            endpoints: 262_144,
-            addresses: 131_072,
-            ranges: 65_536,
+            services: 65_536,
+            frontends: 131_072,
+            endpoints: 1_048_576,
+            slots: CHUNKS * CHUNK,
+            addresses: 262_144,
+            ranges: 262_144,
             affinity: 65_536,
             flows: default_flows(),
         }
@@ -121,7 +127,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
             "ENDPOINTS",
             kind::ARRAY,
             MMAPABLE,
-            Some(Generations::index(sizes.endpoints)),
+            Some(sizes.endpoints.div_ceil(Generations::COUNT)),
         ),
         spec::<u32, Device>("DEVICES", kind::HASH, NO_PREALLOC, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),

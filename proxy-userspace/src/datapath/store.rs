@@ -311,7 +311,7 @@ impl Store for Datapath {
             endpoints: tables.endpoints.words().len() as u32 * Generations::COUNT,
             frontends: tables.v4.frontends.max_entries().min(tables.v6.frontends.max_entries()),
             addresses: tables.v4.addresses.max_entries().min(tables.v6.addresses.max_entries()),
-            chunks: CHUNKS,
+            slots: self.slots,
             ranges: tables.v4.ranges.max_entries().min(tables.v6.ranges.max_entries()),
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use proxy_common::abi::{CHUNK, Frontend, Run, service_flags};
+use proxy_common::abi::{Frontend, Run, service_flags};
 use thiserror::Error;
 
 use super::PerFamily;
@@ -31,8 +31,23 @@ pub enum Lack {
     Ranges(u32),
     #[error("no room for its addresses: all {0} of its family are in use")]
     Addresses(u32),
-    #[error("no room for a list of {0} endpoints: a list holds at most 16384, and all slots are in use")]
-    Slots(usize),
+    #[error("no room for a list of {0} endpoints: a list holds at most 16384, all lists of its family {1}")]
+    Slots(u32, u32),
+}
+
+impl Lack {
+    /// What `--limits` calls it.
+    #[must_use]
+    pub const fn limit(self) -> &'static str {
+        match self {
+            Self::Services(_) => "services",
+            Self::Endpoints(_) => "endpoints",
+            Self::Frontends(_) => "frontends",
+            Self::Ranges(_) => "ranges",
+            Self::Addresses(_) => "addresses",
+            Self::Slots(..) => "slots",
+        }
+    }
 }
 
 /// Writes of many changes, in the order in which they keep the maps whole.
@@ -158,7 +173,8 @@ impl Room {
         self.check_shared(ports, fresh.len())?;
         self.check(id.family, &frontends.keys().collect::<Vec<_>>(), &fresh, batch)?;
         self.check_ranges(id.family, more_ranges(port.as_ref(), want), batch)?;
-        let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)?;
+        let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)
+            .map_err(|length| Lack::Slots(length, self.capacity.slots))?;
         batch.chunks[id.family].extend(&lists.chunks);
         let asked = port.as_ref().is_some_and(|port| port.affinity_timeout != 0);
         batch.affinity[id.family] |= want.affinity_timeout != 0 && !asked;
@@ -217,12 +233,12 @@ impl Room {
                 self.check(family, &dialled, &fresh[family], batch)?;
                 let ranges = mine().map(|(_, want)| more_ranges(None, want)).sum();
                 self.check_ranges(family, ranges, batch)?;
+                let lists: Vec<_> = mine().flat_map(|(_, want)| lists::lengths(want)).collect();
+                if let Some(length) = self.runs[family].lacks(&lists) {
+                    return Err(Lack::Slots(length, self.capacity.slots));
+                }
             }
-            let lists = news.iter().flat_map(|(_, want)| want.lists());
-            match lists.map(Vec::len).find(|length| *length > CHUNK as usize) {
-                Some(length) => Err(Lack::Slots(length)),
-                None => Ok(()),
-            }
+            Ok(())
         };
         check().err()
     }

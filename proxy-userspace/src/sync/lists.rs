@@ -2,7 +2,6 @@
 
 use proxy_common::abi::{Run, service_flags};
 
-use super::change::Lack;
 use super::port::{Port, WORDS};
 use super::runs::Runs;
 use super::store::{Slot, Word};
@@ -18,8 +17,19 @@ pub struct Lists {
     written: Vec<usize>,
 }
 
-/// Keeps runs whose lists are the same; equal lists share one. On `Err` nothing is taken.
-pub fn grant(runs: &mut Runs, port: Option<&Port>, want: &PortState) -> Result<Lists, Lack> {
+/// Lengths of the lists of a port that is new; equal lists share one run.
+pub fn lengths(want: &PortState) -> impl Iterator<Item = u32> {
+    let lists = want.lists();
+    let first = move |which: &usize| (0..*which).all(|other| lists[other] != lists[*which]);
+    (0..lists.len()).filter(first).map(move |which| length(lists[which]))
+}
+
+fn length(list: &[std::net::SocketAddr]) -> u32 {
+    u32::try_from(list.len()).unwrap_or(u32::MAX)
+}
+
+/// Keeps runs whose lists are the same; equal lists share one. `Err`: the list that there is no room for; nothing is taken.
+pub fn grant(runs: &mut Runs, port: Option<&Port>, want: &PortState) -> Result<Lists, u32> {
     let want = want.lists();
     let mut found: [Option<Run>; 3] = [0, 1, 2].map(|which: usize| {
         let port = port?;
@@ -31,10 +41,10 @@ pub fn grant(runs: &mut Runs, port: Option<&Port>, want: &PortState) -> Result<L
         let run = match found[which].or_else(twin) {
             Some(run) => run,
             None => {
-                let count = u32::try_from(want[which].len()).unwrap_or(u32::MAX);
+                let count = length(want[which]);
                 let Some(granted) = runs.allocate(count) else {
                     lists.written.iter().for_each(|taken| runs.cancel(lists.runs[*taken]));
-                    return Err(Lack::Slots(want[which].len()));
+                    return Err(count);
                 };
                 lists.chunks.extend(granted.chunk);
                 if count > 0 {

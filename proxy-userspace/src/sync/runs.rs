@@ -11,7 +11,8 @@ pub struct Runs {
     /// Offset → length. Neighbours are merged, but not across chunks.
     free: BTreeMap<u32, u32>,
     chunks: u32,
-    max_chunks: u32,
+    /// Slots from this one on are not used.
+    max: u32,
     /// Runs that a program may still be reading, in order of the time from which on they are free.
     limbo: VecDeque<(Duration, Run)>,
 }
@@ -25,10 +26,10 @@ pub struct Granted {
 }
 
 impl Runs {
-    /// With `chunks` chunks there already and `used` runs in them, which may be listed twice but do not overlap
-    /// otherwise.
-    pub fn new(chunks: u32, max_chunks: u32, used: impl IntoIterator<Item = Run>) -> Self {
-        let mut runs = Self { free: BTreeMap::new(), chunks, max_chunks, limbo: VecDeque::new() };
+    /// With room for `max` slots, `chunks` chunks there already and `used` runs in them, which may be listed twice but do not
+    /// overlap otherwise. Runs found beyond `max` stay until they are given back.
+    pub fn new(chunks: u32, max: u32, used: impl IntoIterator<Item = Run>) -> Self {
+        let mut runs = Self { free: BTreeMap::new(), chunks, max, limbo: VecDeque::new() };
         let mut used: Vec<Run> = used.into_iter().filter(|run| run.count() > 0).collect();
         used.sort_by_key(|run| run.offset());
         let mut next = 0;
@@ -55,17 +56,31 @@ impl Runs {
                 self.free.remove(&offset);
                 (offset, length, None)
             }
-            None if self.chunks < self.max_chunks => {
+            None => {
                 let chunk = self.chunks;
+                let length = self.max.saturating_sub(chunk.saturating_mul(CHUNK)).min(CHUNK);
+                if length < count {
+                    return None;
+                }
                 self.chunks += 1;
-                (chunk * CHUNK, CHUNK, Some(chunk))
+                (chunk * CHUNK, length, Some(chunk))
             }
-            None => return None,
         };
         if length > count {
             self.free.insert(offset + count, length - count);
         }
         Some(Granted { run: Run::new(offset, count), chunk })
+    }
+
+    /// The first of these lists that there would be no room for, were they all taken. Nothing is.
+    pub fn lacks(&self, lists: &[u32]) -> Option<u32> {
+        // Each takes a chunk at most.
+        let chunks = (self.max / CHUNK).saturating_sub(self.chunks) as usize;
+        if lists.len() <= chunks {
+            return lists.iter().copied().find(|count| *count > CHUNK);
+        }
+        let mut trial = self.clone();
+        lists.iter().copied().find(|count| trial.allocate(*count).is_none())
     }
 
     /// Gives back a run that was never published.
@@ -92,6 +107,7 @@ impl Runs {
 
     /// Frees `from..to`, cut at the chunks' borders and merged with its neighbours.
     fn release_span(&mut self, mut from: u32, to: u32) {
+        let to = to.min(self.max);
         while from < to {
             let border = (from / CHUNK + 1) * CHUNK;
             let end = to.min(border);
@@ -126,7 +142,7 @@ mod tests {
 
     #[test]
     fn runs_are_contiguous_never_cross_a_chunk_and_come_back_after_the_grace_period() {
-        let mut runs = Runs::new(0, 2, []);
+        let mut runs = Runs::new(0, 2 * CHUNK, []);
         assert_eq!(runs.allocate(0), granted(0, 0, None), "an empty list takes nothing");
         assert_eq!(runs.allocate(10), granted(0, 10, Some(0)), "the first adds a chunk");
         assert_eq!(runs.allocate(5), granted(10, 5, None), "the next follows");
@@ -156,7 +172,7 @@ mod tests {
     #[test]
     fn adoption_finds_the_gaps() {
         let used = [Run::new(4, 4), Run::new(CHUNK - 2, 2), Run::new(4, 4), Run::EMPTY, Run::new(20, 1)];
-        let mut runs = Runs::new(2, 2, used);
+        let mut runs = Runs::new(2, 2 * CHUNK, used);
         assert_eq!(runs.allocate(5), granted(8, 5, None), "0..4 is too short");
         assert_eq!(runs.allocate(4), granted(0, 4, None));
         assert_eq!(
@@ -169,11 +185,35 @@ mod tests {
         assert_eq!(runs.allocate(1), None);
     }
 
+    /// C-32: a limit within a chunk.
+    #[test]
+    fn no_slot_beyond_the_limit_is_given() {
+        let mut runs = Runs::new(0, CHUNK + 10, []);
+        assert_eq!(runs.lacks(&[CHUNK, 10]), None);
+        assert_eq!(runs.lacks(&[CHUNK, 4, 7]), Some(7), "all of them together");
+        assert_eq!(runs.lacks(&[CHUNK + 1]), Some(CHUNK + 1), "longer than a chunk");
+        assert_eq!(runs.allocate(CHUNK), granted(0, CHUNK, Some(0)));
+        assert_eq!(runs.allocate(11), None);
+        assert_eq!(runs.allocate(10), granted(CHUNK, 10, Some(1)));
+        assert_eq!(runs.allocate(1), None);
+        runs.retire(Run::new(CHUNK, 10), SECOND);
+        assert!(runs.reclaim(SECOND));
+        assert_eq!(runs.lacks(&[10]), None);
+
+        let mut lowered = Runs::new(1, 8, [Run::new(0, 4), Run::new(6, 20)]);
+        assert_eq!(lowered.allocate(3), None, "what is found beyond the limit is not taken from");
+        assert_eq!(lowered.allocate(2), granted(4, 2, None));
+        lowered.retire(Run::new(6, 20), SECOND);
+        assert!(lowered.reclaim(SECOND));
+        assert_eq!(lowered.allocate(3), None, "nor given again");
+        assert_eq!(lowered.allocate(2), granted(6, 2, None));
+    }
+
     proptest::proptest! {
         /// Whatever is taken and given back: no two live runs overlap, none crosses a chunk, nothing is lost.
         #[test]
         fn live_runs_never_overlap(steps in proptest::collection::vec((0_u32..400, proptest::bool::ANY), 1..200)) {
-            let mut runs = Runs::new(0, 2, []);
+            let mut runs = Runs::new(0, 2 * CHUNK, []);
             let mut live: Vec<Run> = Vec::new();
             for (number, (count, give_back)) in steps.into_iter().enumerate() {
                 if give_back && !live.is_empty() {

@@ -106,7 +106,7 @@ pub struct Capacity {
     /// Of each family.
     pub addresses: u32,
     /// Of each family.
-    pub chunks: u32,
+    pub slots: u32,
     /// Of each family.
     pub ranges: u32,
 }

@@ -131,7 +131,7 @@ impl Syncer {
             ranged[Family::of(&range.addr())] += 1;
         }
         let capacity = store.capacity();
-        let runs = free_runs(capacity.chunks, &slots, &strays);
+        let runs = free_runs(capacity.slots, &slots, &strays);
         let referred: HashSet<u32> = strays
             .values()
             .flat_map(|port| port.endpoints.values().map(|member| member.endpoint.id))

@@ -55,6 +55,7 @@ pub fn options() -> Options {
         services: 1024,
         frontends: 1024,
         endpoints: 4096,
+        slots: 65_536,
         addresses: 4096,
         flows: 1024,
         ranges: 64,

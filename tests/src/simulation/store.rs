@@ -87,7 +87,7 @@ impl Store for Shadow {
     type Error = Infallible;
 
     fn capacity(&self) -> Capacity {
-        Capacity { services: 64, endpoints: 256, frontends: 64, addresses: 64, chunks: 1, ranges: 64 }
+        Capacity { services: 64, endpoints: 256, frontends: 64, addresses: 64, slots: CHUNK, ranges: 64 }
     }
 
     fn frontends(&self) -> Result<Vec<(Dialled, Frontend)>, Infallible> {

@@ -1,6 +1,7 @@
 //! The agent against a real API server. One control plane serves all tests, one after the other; each has a namespace
 //! of objects and a node of its own. Prints what libtest prints.
 
+mod capacity;
 mod control_plane;
 mod login;
 mod node;
@@ -15,8 +16,15 @@ use std::process::ExitCode;
 use suite::Test;
 
 fn main() -> ExitCode {
-    let tests: Vec<Test> =
-        [control_plane::TESTS, login::TESTS, objects::TESTS, token::TESTS, refusal::TESTS, outage::TESTS]
-            .concat();
+    let tests: Vec<Test> = [
+        control_plane::TESTS,
+        login::TESTS,
+        objects::TESTS,
+        token::TESTS,
+        refusal::TESTS,
+        outage::TESTS,
+        capacity::TESTS,
+    ]
+    .concat();
     suite::run(&tests)
 }

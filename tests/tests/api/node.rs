@@ -30,7 +30,7 @@ pub struct Node {
     environment: Vec<String>,
     token: BoundToken,
     issued: Vec<String>,
-    flags: &'static [&'static str],
+    flags: Vec<&'static str>,
     /// Namespaces, cgroup, bpffs.
     pub bed: Bed,
 }
@@ -52,13 +52,18 @@ impl Node {
         };
         let issued = vec![token.token.clone()];
         // By default the whole log is written, to be searched for tokens.
-        let flags = &["--v=10"];
+        let flags = vec!["--v=10"];
         Ok(Self { agent: None, secrets, kubeconfig, environment, token, issued, flags, bed })
     }
 
     /// The log that operators have, for an agent that is launched later.
     pub fn usual_log(&mut self) {
-        self.flags = &[];
+        self.flags.clear();
+    }
+
+    /// A further flag for an agent that is launched later.
+    pub fn flag(&mut self, flag: &'static str) {
+        self.flags.push(flag);
     }
 
     /// A node whose agent has its first complete state.
@@ -75,7 +80,7 @@ impl Node {
             secrets: self.secrets.path(),
             kubeconfig: self.kubeconfig.as_deref(),
             environment: &self.environment,
-            flags: self.flags,
+            flags: &self.flags,
         };
         self.agent = Some(Agent::start(&self.bed, &options)?);
         Ok(())

@@ -38,7 +38,7 @@ impl Fake {
                 endpoints: 1000,
                 frontends: 100,
                 addresses: 1000,
-                chunks: 4,
+                slots: 4 * CHUNK,
                 ranges: 50,
             },
             frontends: BTreeMap::new(),

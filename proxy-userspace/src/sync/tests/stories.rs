@@ -149,11 +149,12 @@ fn what_does_not_fit_waits_for_room() {
 fn a_service_comes_whole_or_not_at_all() {
     let named = |service: &str, port: &str| PortId { port: port.into(), ..id(service) };
     type Limit = fn(&mut Capacity);
-    let limits: [(&str, Limit, Lack); 4] = [
+    let limits: [(&str, Limit, Lack); 5] = [
         ("ports", |capacity| capacity.services = 3, Lack::Services(3)),
         ("endpoints", |capacity| capacity.endpoints = 7, Lack::Endpoints(7)),
         ("frontends", |capacity| capacity.frontends = 3, Lack::Frontends(3)),
         ("addresses", |capacity| capacity.addresses = 7, Lack::Addresses(7)),
+        ("slots", |capacity| capacity.slots = 7, Lack::Slots(2, 7)),
     ];
     for (what, limit, why) in limits {
         let (mut fake, _) = start();
@@ -189,7 +190,7 @@ fn a_service_comes_whole_or_not_at_all() {
 fn a_change_that_does_not_fit_leaves_what_is_installed() {
     let (mut fake, _) = start();
     fake.capacity.endpoints = 3;
-    fake.capacity.chunks = 1;
+    fake.capacity.slots = CHUNK;
     let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
     let small = cluster_ip(1, &["10.1.0.1:80", "10.1.0.2:80"]);
     fake.allow(&small);

@@ -99,7 +99,7 @@ impl Node {
     /// # Errors
     /// What the kernel refuses.
     pub fn load(bpffs: &Path, flows: u32) -> Result<Self> {
-        let sizes = Sizes { services: 65_536, endpoints: 524_288, flows, ..Sizes::default() };
+        let sizes = Sizes { flows, ..Sizes::default() };
         let options = Options { bpffs: Some(bpffs.to_owned()), sizes, ..Options::default() };
         let mut datapath = Datapath::load(&options)?;
         datapath.set_config(&config())?;
