@@ -1,5 +1,6 @@
 //! Attachment without links: what is attached stays when the agent goes, and is replaced in place when it comes back.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -203,7 +204,7 @@ impl Datapath {
     ///
     /// # Errors
     /// Names the object.
-    pub fn retire(&self, edges: &[u32]) -> Result<Retired, DatapathError> {
+    pub fn retire(&mut self, edges: &[u32]) -> Result<Retired, DatapathError> {
         let mut retired = Retired::default();
         let devices = hooks::devices()?;
         for (name, ifindex) in devices.iter().filter(|(_, ifindex)| !edges.contains(ifindex)) {
@@ -222,11 +223,27 @@ impl Datapath {
                 retired.entries += 1;
             }
         }
-        for path in &self.earlier {
-            pins::unlink(path)?;
+        for path in std::mem::take(&mut self.earlier) {
+            pins::unlink(&path)?;
             retired.pins += 1;
         }
+        self.let_go(devices.into_iter().map(|(_, ifindex)| ifindex));
         Ok(retired)
+    }
+
+    /// Closes the programs of earlier agents that no hook carries any more: the kernel keeps a program, and the maps that only
+    /// it uses, for as long as a descriptor is open.
+    fn let_go(&mut self, devices: impl Iterator<Item = u32>) {
+        let devices =
+            devices.map(Target::Device).flat_map(|device| [(device, TC_INGRESS), (device, TC_EGRESS)]);
+        let cgroup = self.cgroup.iter().map(|cgroup| Target::Cgroup(cgroup.as_fd()));
+        let cgroup = cgroup.flat_map(|cgroup| SOCKETS.map(|(hook, _)| (cgroup, hook)));
+        let carried = devices.chain(cgroup).filter_map(|(target, hook)| self.look(target, hook).ok());
+        let mut needed: HashSet<u32> =
+            carried.flat_map(|found| found.ours).map(|ours| ours.info.id).collect();
+        let own = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
+        needed.extend(own.filter_map(|fd| sys::program_info(fd.as_fd()).ok()).map(|info| info.id));
+        self.known.retain(|id, _| needed.contains(id));
     }
 
     fn set_device(&self, edge: &Edge) -> Result<(), DatapathError> {

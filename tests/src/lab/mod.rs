@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod cleanup;
 pub mod command;
 pub mod control;
+pub mod loaded;
 pub mod manifests;
 pub mod namespace;
 mod parts;

@@ -35,7 +35,7 @@ use proxy_common::abi::{Addr, Cidr, Config, config_flags, protocol};
 use proxy_common::path::Tables;
 
 use cluster::{Cluster, Plan};
-pub(crate) use dice::Dice;
+pub use dice::Dice;
 pub use events::{Event, Events};
 use kernel::Kernel;
 pub(crate) use kernel::check_table;

@@ -10,6 +10,7 @@ mod fragments;
 mod guard;
 mod harness;
 mod input;
+mod kills;
 mod matrix;
 mod mtu;
 mod neighbours;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     groups.extend(departure::groups());
     groups.extend(sender::groups());
     groups.extend(restart::groups());
+    groups.extend(kills::groups());
     groups.extend(upgrade::groups());
     groups.extend(input::groups());
     groups.extend(start::groups());
