@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::scratch::{namespace, unique};
-use super::{ControlPlane, Scratch, Uplink, objects};
+use super::{ControlPlane, Flows, Scratch, Uplink, objects};
 use crate::lab::cgroup::Cgroup;
 use crate::lab::command::ip_batch;
 use crate::lab::namespace::Namespace;
@@ -36,7 +36,7 @@ pub struct Bed {
 }
 
 struct Backend {
-    _netns: Namespace,
+    netns: Namespace,
     listener: TcpListener,
     server: Option<JoinHandle<()>>,
 }
@@ -97,6 +97,16 @@ impl Bed {
     /// The node's namespace, where the agent runs.
     pub fn node(&self) -> &Namespace {
         &self.node
+    }
+
+    /// Holds `count` connections from the client pod to the Service at `address`, whose only endpoint is the first backend at
+    /// [`super::HELD_PORT`].
+    ///
+    /// # Errors
+    /// As [`Flows::open`].
+    pub fn hold(&self, address: &str, count: usize) -> Result<Flows> {
+        let server = self.backends.first().context("a bed without backends")?;
+        Flows::open(&self.client, &server.netns, address, count)
     }
 
     /// Where the agent attaches its socket programs.
@@ -185,7 +195,7 @@ fn backend(node: &Namespace, host: &str) -> Result<Backend> {
             let _ = stream.write_all(name.as_bytes());
         }
     });
-    Ok(Backend { _netns: netns, listener, server: Some(server) })
+    Ok(Backend { netns, listener, server: Some(server) })
 }
 
 fn mount_bpffs(folder: &Path) -> Result<PathBuf> {

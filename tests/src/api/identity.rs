@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::admin::refusal;
 use super::agent::SECRETS as MOUNTED;
@@ -84,6 +84,22 @@ impl<'a> ServiceAccount<'a> {
     pub fn unbind(&self) -> Result<()> {
         unless(404, self.0.delete(&format!("{BINDINGS}/{PARTIAL}")))?;
         unless(404, self.0.delete(&format!("{BINDINGS}/{BINDING}")))
+    }
+
+    /// The rules of `system:node-proxier`.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub fn rules(&self) -> Result<Value> {
+        Ok(self.0.get(&format!("{ROLES}/system:node-proxier"))?["rules"].clone())
+    }
+
+    /// Replaces the rules of `system:node-proxier`. The API server puts them right when it starts, and not before.
+    ///
+    /// # Errors
+    /// If the API server refuses.
+    pub fn set_rules(&self, rules: &Value) -> Result<()> {
+        self.0.patch(&format!("{ROLES}/system:node-proxier"), &json!({"rules": rules})).map(drop)
     }
 
     fn bind_role(&self, name: &str, role: &str) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod capacity;
 mod control_plane;
+mod credentials;
 mod login;
 mod node;
 mod objects;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         token::TESTS,
         refusal::TESTS,
         outage::TESTS,
+        credentials::TESTS,
         capacity::TESTS,
     ]
     .concat();

@@ -185,6 +185,12 @@ impl Node {
         Ok(std::mem::replace(&mut self.token, fresh))
     }
 
+    /// Puts another text in the token's place, of which nothing may be printed either.
+    pub fn spoil(&mut self, plane: &ControlPlane, text: &str) -> Result<()> {
+        self.issued.push(text.to_owned());
+        self.secrets.publish(Some(text), Some(plane.authority().pem()))
+    }
+
     /// The token that is good at present.
     pub fn token(&self) -> &str {
         &self.token.token

@@ -1,8 +1,8 @@
 //! C-01, C-04, C-05, C-06, C-35: an API server that is away, and what the agent finds when it is back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_tests::api::objects::Space;
 use sluice_tests::api::{Bed, ControlPlane, ServiceAccount};
@@ -14,6 +14,7 @@ use crate::suite::Test;
 pub const TESTS: &[Test] = &[
     ("outage_c04_c06_deletions_behind_a_partition_and_a_compaction", partition),
     ("outage_c04_api_server_restarts", restart),
+    ("outage_c02_c35_long_with_a_kill_inside_it", long),
     ("outage_c01_api_server_away_at_start", away_at_start),
     ("outage_c05_connections_that_are_half_dead", half_dead),
     ("outage_c35_nothing_goes_before_both_lists_are_in", partial_lists),
@@ -65,12 +66,62 @@ fn partition(plane: &mut ControlPlane) -> Result<()> {
     has_caught_up(&mut node, &space)?;
     node.recovered()?;
     // What went through all this holds what a newcomer would hold.
+    holds_what_a_newcomer_holds(plane, &mut node, &space)?;
+    node.finish(id)
+}
+
+/// How long the API server is away at least: longer than the agent's first pauses together. `SLUICE_OUTAGE` asks for another
+/// number of seconds.
+const OUTAGE: u64 = 15;
+
+/// Everything at once: deletions, a compaction and a restart of the server, and the agent is killed. What is not changed
+/// is served throughout.
+fn long(plane: &mut ControlPlane) -> Result<()> {
+    let length = match std::env::var("SLUICE_OUTAGE") {
+        Ok(seconds) => seconds.parse().context("SLUICE_OUTAGE is a number of seconds")?,
+        Err(_) => OUTAGE,
+    };
+    let mut node = Node::start(plane, Login::InCluster)?;
+    let name = "outage-long";
+    let [kept, ..] = three(&mut node, &Space::new(plane.admin(), name)?)?;
+    node.bed.part(plane)?;
+    let begun = Instant::now();
+    let lasts = |part: u32| begun.elapsed() < Duration::from_secs(length) * part / 3;
+    let served = |node: &Node, part: u32| -> Result<()> {
+        while lasts(part) {
+            node.carries(&kept, &Bed::BACKENDS[..2])?;
+        }
+        Ok(())
+    };
+    served(&node, 1)?;
+    change_behind_its_back(&Space::existing(plane.admin(), name))?;
+    plane.compact()?;
+    plane.stop_api();
+    plane.start_api()?;
+    served(&node, 2)?;
+    node.kill()?;
+    node.launch()?;
+    let id = node.id()?;
+    node.complains(&[&plane.url()])?;
+    served(&node, 3)?;
+    node.bed.uplink().heal(plane)?;
+
+    node.synced()?;
+    let space = Space::existing(plane.admin(), name);
+    has_caught_up(&mut node, &space)?;
+    node.recovered()?;
+    holds_what_a_newcomer_holds(plane, &mut node, &space)?;
+    node.carries(&kept, &Bed::BACKENDS[..2])?;
+    node.finish(id)
+}
+
+fn holds_what_a_newcomer_holds(plane: &ControlPlane, node: &mut Node, space: &Space<'_>) -> Result<()> {
     let survivor = node.agent()?.services()?;
     let mut fresh = Node::start(plane, Login::InCluster)?;
     fresh.gone(&space.key("deleted"))?;
     let newcomer = fresh.agent()?.services()?;
-    ensure!(of_space(&survivor, name) == of_space(&newcomer, name), "{survivor}\nis not\n{newcomer}");
-    node.finish(id)
+    ensure!(of_space(&survivor, space) == of_space(&newcomer, space), "{survivor}\nis not\n{newcomer}");
+    Ok(())
 }
 
 fn restart(plane: &mut ControlPlane) -> Result<()> {
@@ -196,8 +247,8 @@ fn partial_lists(plane: &mut ControlPlane) -> Result<()> {
 }
 
 /// The entries of one namespace: other tests' objects come and go.
-fn of_space(services: &serde_json::Value, name: &str) -> Vec<serde_json::Value> {
-    let prefix = format!("{name}/");
+fn of_space(services: &serde_json::Value, space: &Space<'_>) -> Vec<serde_json::Value> {
+    let prefix = space.key("");
     let mine =
         |entry: &&serde_json::Value| entry["name"].as_str().is_some_and(|name| name.starts_with(&prefix));
     services.as_array().into_iter().flatten().filter(mine).cloned().collect()

@@ -7,9 +7,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 const FIRST: Duration = Duration::from_secs(1);
-const LAST: Duration = Duration::from_secs(30);
+/// With the spread and its turn among the others, an agent comes back within 30 s of the server.
+const LAST: Duration = Duration::from_secs(20);
+/// A server that asks for a longer pause gets this one.
+const LONGEST: Duration = Duration::from_secs(60);
 
-/// The delay of one kind of object: 1 s, doubled with each failure in a row up to 30 s.
+/// The delay of one kind of object: 1 s, doubled with each failure in a row up to 20 s.
 #[derive(Debug)]
 pub struct Backoff(Duration);
 
@@ -27,7 +30,7 @@ impl Backoff {
     /// The next delay: at least what the server asked for, and spread by up to a quarter (`draw` is 0 to 1), so
     /// that a thousand agents do not come back in step.
     pub fn next(&mut self, asked: Duration, draw: f64) -> Duration {
-        let delay = self.0.max(asked.min(2 * LAST));
+        let delay = self.0.max(asked.min(LONGEST));
         self.0 = (2 * self.0).min(LAST);
         delay.mul_f64(1.0 + draw.clamp(0.0, 1.0) / 4.0)
     }
@@ -62,7 +65,7 @@ mod tests {
     fn c09_delays_double_and_obey_the_server() {
         let mut backoff = Backoff::default();
         let mut seconds = |asked| backoff.next(Duration::from_secs(asked), 0.0).as_secs();
-        assert_eq!([0, 0, 0, 0, 0, 0, 0].map(&mut seconds), [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!([0, 0, 0, 0, 0, 0, 0].map(&mut seconds), [1, 2, 4, 8, 16, 20, 20]);
         assert_eq!([45, 9_999].map(&mut seconds), [45, 60]);
         backoff.reset();
         assert_eq!(backoff.next(Duration::ZERO, 1.0), Duration::from_millis(1_250));
