@@ -1,6 +1,7 @@
 //! kube-proxy's HTTP end points: health for load balancers and the kubelet, metrics and debugging for operators.
 
 mod configz;
+mod connections;
 pub mod health;
 mod node_ports;
 mod server;

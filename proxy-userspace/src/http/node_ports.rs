@@ -20,6 +20,7 @@ use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::Health;
+use super::connections;
 use super::server::AGAIN;
 use crate::cluster::types::ObjectName;
 use crate::cluster::{About, Notice, Notices};
@@ -158,10 +159,7 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn serve(listener: TcpListener, answerer: Arc<Answerer>) -> Listening {
     let routes = Router::new().fallback(answer).with_state(answerer.clone());
-    let task = tokio::spawn(async move {
-        // It ends by being aborted only.
-        drop(axum::serve(listener, routes).await);
-    });
+    let task = tokio::spawn(connections::serve(listener, routes));
     Listening { answerer, task: task.abort_handle() }
 }
 

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+use super::connections;
 use super::health::{self, Moment, Progress, Report};
 use crate::metrics::{HealthPath, Metrics, plain};
 use crate::model::Family;
@@ -200,7 +201,7 @@ pub struct Server {
 /// Serves. A port that is taken is tried again every 5 s and reported meanwhile, new troubles also to `tell` (H6).
 ///
 /// # Errors
-/// The address cannot be bound and that is to be fatal; or the server ends, which it does not.
+/// The address cannot be bound and that is to be fatal.
 pub async fn serve(server: Server, board: Board, tell: impl Fn(&Trouble)) -> Result<(), Trouble> {
     let Server { name, address, hard_fail, routes } = server;
     let listener = loop {
@@ -226,9 +227,7 @@ pub async fn serve(server: Server, board: Board, tell: impl Fn(&Trouble)) -> Res
         warn!(%error, server = name, "SO_PRIORITY cannot be set");
     }
     info!(server = name, %address, "serving");
-    axum::serve(listener, routes)
-        .await
-        .map_err(|error| Trouble::new(format_args!("{name} server at {address}"), error, "restart the agent"))
+    match connections::serve(listener, routes).await {}
 }
 
 /// What to do about an address that cannot be bound.
