@@ -2,6 +2,7 @@
 //! questions are answered in between.
 
 mod catch_all;
+mod config_file;
 mod conntrack;
 mod edges;
 mod explain;

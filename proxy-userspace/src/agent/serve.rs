@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::start::Started;
-use super::{Agent, HEALTH_SERVER, Parts};
+use super::{Agent, HEALTH_SERVER, Parts, config_file};
 use crate::cluster::{self, About, Channels, Notice, Notices};
 use crate::config::Config;
 use crate::control::{Answer, Listener, Question, Request};
@@ -61,6 +61,9 @@ pub async fn serve(
         let teller = teller(&notices, "FailedToStartMetricServer");
         let server = http::Server { name: "metrics", address, hard_fail: config.bind_hard_fail, routes };
         tasks.spawn(http::serve(server, board.clone(), teller));
+    }
+    if let Some(path) = config.file.clone() {
+        tasks.spawn(config_file::follow(path));
     }
     info!(node = &*node, run_dir = %config.run_dir.display(), "the agent is running");
     let parts = Parts { plane, events: heard, questions: asked, health, checks, metrics, board, clock };

@@ -29,6 +29,8 @@ pub use resolve::load;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub action: Action,
+    /// Where it comes from: `--config`.
+    pub file: Option<PathBuf>,
     pub source: Source,
     /// `--hostname-override` or `hostnameOverride`, trimmed and lower-cased (I6); see [`Config::node_name`].
     pub hostname_override: Option<String>,

@@ -25,7 +25,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub fn load(args: &RunArgs) -> Result<Config, ConfigError> {
     let mut warnings = args.ignored.warnings();
     let options = match args.proxy.config.as_ref().filter(|path| !path.as_os_str().is_empty()) {
-        Some(path) => Options { table: file::read(path, &mut warnings)?, file: Some(path) },
+        Some(path) => Options { table: file::read(path, &mut warnings)?, file: Some(path.as_path()) },
         None => Options { table: flags(&args.proxy), file: None },
     };
     resolve(args, &options, warnings)
@@ -54,6 +54,7 @@ fn resolve(args: &RunArgs, options: &Options<'_>, mut warnings: Vec<String>) -> 
     let own = sluice::resolve(&args.sluice)?;
     Ok(Config {
         action: action(&args.proxy),
+        file: options.file.map(Path::to_owned),
         source: source(args, options)?,
         hostname_override: hostname(args, options)?,
         node_ip: Some(bind).filter(|ip| !ip.is_unspecified()),

@@ -26,9 +26,13 @@ struct ConfigFile(PathBuf);
 
 impl ConfigFile {
     fn new(name: &str, text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("sluice-config-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(Self::name(name));
         std::fs::write(&path, text).unwrap();
         Self(path)
+    }
+
+    fn name(name: &str) -> String {
+        format!("sluice-config-{}-{name}", std::process::id())
     }
 }
 
@@ -119,6 +123,12 @@ fn kubeadms_file_means_the_defaults() {
     let flags = flags(
         "--cluster-cidr 10.244.0.0/16,fd00:10::/56 --hostname-override node-1 --kubeconfig /var/lib/kube-proxy/kubeconfig.conf",
     );
+    assert!(
+        file.file.as_ref().is_some_and(|path| path.ends_with(ConfigFile::name("kubeadm"))),
+        "{:?}",
+        file.file
+    );
+    let file = Config { file: None, ..file };
     assert_eq!(format!("{file:?}"), format!("{flags:?}"));
     assert_eq!(file.warnings, Vec::<String>::new());
     assert_eq!(file.node_name("other"), "node-1");
