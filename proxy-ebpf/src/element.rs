@@ -35,6 +35,24 @@ impl<const N: usize> Entry<N> for Element<N> {
         // SAFETY: as above.
         unsafe { (*self.0).proof = proof };
     }
+
+    #[inline(always)]
+    fn set_lease(&self, tick: u32) {
+        // SAFETY: as above; one word is written at once.
+        unsafe { (*self.0).lease = tick };
+    }
+
+    #[inline(always)]
+    fn set_far(&self, ifindex: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).far = ifindex };
+    }
+
+    #[inline(always)]
+    fn set_size(&self, bytes: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).size = bytes };
+    }
 }
 
 /// Copies a value of 32-bit words. As a whole it would be a call to memmove, of which the verifier follows every byte.

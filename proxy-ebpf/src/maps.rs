@@ -102,7 +102,7 @@ pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 pub static GUARD: Array<Guard> = Array::with_max_entries(1, 0);
 #[map]
-pub static REASONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Reason::COUNT, 0);
 #[map]
 pub static DRAWS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// State of the dice; 0: not thrown yet.

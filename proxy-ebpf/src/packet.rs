@@ -1,20 +1,24 @@
 //! Packet memory: every bounds check and every raw access of this crate.
 
-use crate::maps::SUMMED_AT;
+use crate::maps::{SUMMED_AT, TEST_MODE};
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    bindings::{
+        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LOOKUP_SKIP_NEIGH,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as Asked,
+    },
     helpers::generated::{
-        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
 use core::ffi::c_void;
-use core::mem::transmute;
-use core::ptr::read_volatile;
+use core::mem::{transmute, zeroed};
+use core::ptr::{read_volatile, write_volatile};
 use proxy_common::{
-    abi::CAST_CALL,
-    path::Packet,
+    abi::{Addr, CAST_CALL, FlowKey},
+    path::{Packet, TEST_MTU},
     wire::{Diff, MAX_OFFSET, apply, grow, same_sum},
 };
 
@@ -27,6 +31,13 @@ const CHECKSUM_NONE: u8 = 0;
 const CHECKSUM_UNNECESSARY: u8 = 1;
 /// The same of one whose checksum is left to a device.
 const CHECKSUM_PARTIAL: u8 = 3;
+
+/// Families as routes are asked for (include/linux/socket.h).
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// `pkt_type` of a packet that is for this host (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 
 /// Bytes that must be linear before anything is read: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 14 + 40 + 64 + 20;
@@ -207,6 +218,9 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn shift_sum(&mut self, change: Diff) {
+        if matches!(self.summed(), Some(CHECKSUM_NONE | CHECKSUM_UNNECESSARY | CHECKSUM_PARTIAL)) {
+            return;
+        }
         // SAFETY: as above. Without such a sum there is nothing to do.
         unsafe { bpf_csum_update(self.ctx.skb.skb, change.0) };
     }
@@ -240,6 +254,98 @@ impl Packet for Skb {
     fn ifindex(&self) -> u32 {
         // SAFETY: the kernel hands every tc program a valid __sk_buff.
         unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    /// `tc_index`, which the stack keeps and only packet schedulers look at; in test runs, which do not show it, `cb`. Of different
+    /// sizes, or LLVM would make one access to a computed place of both, which the verifier refuses.
+    #[inline(always)]
+    fn note(&self) -> u16 {
+        let skb = self.ctx.skb.skb;
+        if TEST_MODE.load() != 0 {
+            // SAFETY: the kernel hands every tc program a valid __sk_buff.
+            let place = unsafe { &raw const (*skb).cb };
+            // SAFETY: as above.
+            return unsafe { read_volatile(place.cast::<u16>()) };
+        }
+        // SAFETY: as above.
+        unsafe { (*skb).tc_index as u16 }
+    }
+
+    #[inline(always)]
+    fn set_note(&mut self, note: u16) {
+        let skb = self.ctx.skb.skb;
+        if TEST_MODE.load() != 0 {
+            // SAFETY: as above.
+            let place = unsafe { &raw mut (*skb).cb };
+            // SAFETY: as above.
+            unsafe { write_volatile(place.cast::<u16>(), note) };
+        } else {
+            // SAFETY: as above.
+            unsafe { (*skb).tc_index = note.into() };
+        }
+    }
+
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.ctx.skb.skb).gso_size }
+    }
+
+    #[inline(never)]
+    fn route<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<(u32, u32)> {
+        let skb = self.ctx.skb.skb;
+        if TEST_MODE.load() != 0 {
+            // SAFETY: as above.
+            let device = unsafe { (*skb).cb[3] };
+            // SAFETY: as above.
+            let next = unsafe { (*skb).cb[4] };
+            // SAFETY: as above.
+            unsafe { (*skb).cb[3] = next };
+            // SAFETY: as above.
+            unsafe { (*skb).cb[4] = 0 };
+            return (device != 0).then_some((device, TEST_MTU));
+        }
+        // SAFETY: numbers only, of which zero means nothing.
+        let mut asked: Asked = unsafe { zeroed() };
+        let word = |address: &Addr<N>, at: usize| address.0.get(at).copied().unwrap_or(0);
+        asked.family = if N == 1 { AF_INET } else { AF_INET6 };
+        asked.l4_protocol = ends.protocol;
+        asked.sport = ends.sport.0;
+        asked.dport = ends.dport.0;
+        asked.__bindgen_anon_1.tot_len = length.min(u16::MAX.into()) as u16;
+        asked.ifindex = self.ifindex();
+        asked.__bindgen_anon_3.ipv6_src = [0, 1, 2, 3].map(|at| word(&ends.src, at));
+        asked.__bindgen_anon_4.ipv6_dst = [0, 1, 2, 3].map(|at| word(&ends.dst, at));
+        let size = size_of::<Asked>() as i32;
+        // SAFETY: the kernel writes no more than `size` bytes.
+        let answer = unsafe { bpf_fib_lookup(skb.cast(), &raw mut asked, size, BPF_FIB_LOOKUP_SKIP_NEIGH) };
+        // SAFETY: in an answer this is the MTU.
+        let mtu = unsafe { asked.__bindgen_anon_1.mtu_result };
+        (answer == 0).then_some((asked.ifindex, mtu.into()))
+    }
+
+    #[inline(always)]
+    fn send(&mut self, device: u32, peer: bool) {
+        let skb = self.ctx.skb.skb;
+        if TEST_MODE.load() != 0 {
+            // SAFETY: as above.
+            unsafe { (*skb).cb[1] = device };
+            // SAFETY: as above.
+            unsafe { (*skb).cb[2] = peer.into() };
+        }
+        // What comes in by a bridge's port is for the bridge's own address, which to the port is somebody else.
+        // SAFETY: as above.
+        if unsafe { (*skb).pkt_type } != PACKET_HOST {
+            // SAFETY: as above.
+            unsafe { bpf_skb_change_type(skb, PACKET_HOST) };
+        }
+        if peer {
+            // SAFETY: takes numbers only. What it returns is what the program returns for a shortcut.
+            unsafe { bpf_redirect_peer(device, 0) };
+        } else {
+            // SAFETY: as above; without a neighbour the helper asks the routes.
+            unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) };
+        }
     }
 
     #[inline(always)]

@@ -154,9 +154,9 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn device_flags(&self, ifindex: u32) -> Option<u32> {
+    fn edge(&self, ifindex: u32) -> Option<(u32, u32)> {
         // SAFETY: a device's element is removed only after the device.
-        unsafe { DEVICES.get(ifindex) }.map(|device| device.flags)
+        unsafe { DEVICES.get(ifindex) }.map(|device| (device.flags, device.mtu))
     }
 
     // Apart, so that the tuple is off the stack when the flow is inserted.
@@ -301,6 +301,11 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn config_flags(&self) -> u32 {
+        Self::config().map_or(0, |config| config.flags)
+    }
+
+    #[inline(always)]
     fn masquerade_mark(&self) -> u32 {
         Self::config().map_or(0, |config| config.masquerade_mark)
     }
@@ -370,7 +375,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     #[inline(always)]
     fn count(&self, reason: Reason) {
-        if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's element.
             unsafe { *counter += 1 };
         }

@@ -411,6 +411,7 @@ mod tests {
             edges: vec![served.clone(), served, Edge::default()],
             flows: Usage { used: 7, max: 1024 },
             drops: [("no_endpoint".to_owned(), 3), ("fragment".to_owned(), 1)].into(),
+            counts: [("shortcut".to_owned(), 5)].into(),
             ..Status::default()
         };
         let page = metrics.encode(Some(status)).unwrap();
@@ -451,6 +452,8 @@ mod tests {
             "# TYPE process_start_time_seconds gauge",
             "sluice_flows 7",
             "sluice_flows_max 1024",
+            "sluice_flows_created_total 0",
+            "sluice_shortcut_packets_total 5",
             "sluice_drops_total{reason=\"fragment\"} 1",
             "sluice_drops_total{reason=\"no_endpoint\"} 3",
             "sluice_edges{served=\"true\"} 2",

@@ -153,6 +153,9 @@ pub struct Status {
     /// Packets dropped, rejected, or passed on untranslated though they may be a flow's, by reason; reasons that have not occurred
     /// are left out.
     pub drops: BTreeMap<String, u64>,
+    /// What else has been counted: flows that were created, packets that have taken a shortcut.
+    #[serde(default)]
+    pub counts: BTreeMap<String, u64>,
     /// The packet trace, while there is one.
     pub trace: Option<TraceView>,
     pub degraded: Vec<Trouble>,

@@ -90,4 +90,10 @@ pub mod config_flags {
     /// kube-proxy's NAT is there: TCP segments without a flow belong to connections that it has begun, and the stack
     /// finishes them.
     pub const STRAYS_PASS: u32 = 32;
+    /// Flows of TCP may take shortcuts.
+    pub const SHORTCUT_TCP: u32 = 64;
+    /// Those of UDP may.
+    pub const SHORTCUT_UDP: u32 = 128;
+    /// The routes alone give leases: nothing in the stack has anything against a packet.
+    pub const SHORTCUT_ALWAYS: u32 = 256;
 }

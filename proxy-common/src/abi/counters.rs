@@ -1,6 +1,6 @@
 //! Counters: one number per thing that can happen to a packet, per CPU.
 
-/// Index into the `REASONS` per-CPU array of `u64`. New reasons go to the end: the numbers are part of the layout, and the array
+/// Index into the `COUNTERS` per-CPU array of `u64`. New reasons go to the end: the numbers are part of the layout, and the array
 /// gets another name with them, as it cannot grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
@@ -45,11 +45,13 @@ pub enum Reason {
     Spoofed = 18,
     /// A fragment that came before its first one, or without, and was left to the stack (not a drop; P-10).
     EarlyFragment = 19,
+    /// It has passed the stack by (not a drop).
+    Shortcut = 20,
 }
 
 impl Reason {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::FlowCreated,
         Self::NoEndpoint,
         Self::Unlisted,
@@ -70,6 +72,7 @@ impl Reason {
         Self::Loopback,
         Self::Spoofed,
         Self::EarlyFragment,
+        Self::Shortcut,
     ];
 
     /// Number of counters.
@@ -99,6 +102,7 @@ impl Reason {
             Self::Loopback => "loopback",
             Self::Spoofed => "spoofed",
             Self::EarlyFragment => "early_fragment",
+            Self::Shortcut => "shortcut",
         }
     }
 
@@ -107,7 +111,7 @@ impl Reason {
     #[must_use]
     pub const fn verdict(self) -> &'static str {
         match self {
-            Self::FlowCreated => "count",
+            Self::FlowCreated | Self::Shortcut => "count",
             Self::EarlyFragment => "pass",
             Self::NoEndpoint | Self::Unlisted | Self::NoFlow => "reject",
             _ => "drop",
@@ -117,6 +121,6 @@ impl Reason {
     /// Whether a packet's way has ended with it.
     #[must_use]
     pub const fn is_end(self) -> bool {
-        !matches!(self, Self::FlowCreated | Self::EarlyFragment)
+        !matches!(self, Self::FlowCreated | Self::EarlyFragment | Self::Shortcut)
     }
 }

@@ -22,4 +22,10 @@ pub mod device_flags {
     pub const POD: u32 = 1;
     /// What comes in by it is a pod's, by the local-traffic detector (F7).
     pub const DETECTED: u32 = 2;
+    /// Shortcuts may begin and end here: nothing but the stack and our programs has to do with what comes and goes.
+    pub const SHORTCUT: u32 = 4;
+    /// They may end in the namespace at its other end.
+    pub const PEER: u32 = 8;
+    /// They may end at its egress: routes lead to it, and neighbours are found by it. Not so of a bridge's port.
+    pub const NEIGHBOUR: u32 = 16;
 }

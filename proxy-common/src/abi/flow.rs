@@ -125,6 +125,14 @@ abi! {
         /// On the reply's entry of a connection: what a client has to show that has had the answer, see [`crate::wire::Headers::asks_for`].
         /// 0: not known.
         pub proof: u32,
+        /// When this direction was last seen to come out of the stack where its flow says, in ticks: it may pass the stack by for a
+        /// while. 0: not yet; [`Flow::NO_LEASE`]: never again. Of translate and restore entries.
+        pub lease: u32,
+        /// Device of the backend, likewise: by it the one direction leaves, and the other must come. 0: not known.
+        pub far: u32,
+        /// Length in bytes of the longest packet of this direction that has come out there since the lease was last new: none that is
+        /// longer passes by, as a route may have a smaller MTU than its device has. [`Flow::ROUTED`]: the MTU of the route itself.
+        pub size: u32,
         /// Nothing; see [`super::GROWS`].
         pub more: [u32; MORE],
     }
@@ -168,6 +176,11 @@ pub mod state {
 impl<const N: usize> Flow<N> {
     /// [`Flow::service`] of pairs that belong to no Service.
     pub const NO_SERVICE: u32 = u32::MAX;
+    /// [`Flow::lease`] of a connection that is ending: all that is left of it goes by the stack.
+    pub const NO_LEASE: u32 = u32::MAX;
+
+    /// Bit of [`Flow::size`]: the routes alone have given the lease, and the stack knows nothing of the flow.
+    pub const ROUTED: u32 = 1 << 31;
 
     /// Key of the other entry of the pair, given this entry's own key.
     #[must_use]

@@ -40,7 +40,7 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 /// Agents of two layouts take over each other's maps without knowing each other's types, so that flows survive an upgrade and
 /// the way back. Hence the rule: keys stay as they are, values of hashes, arrays and tries only grow at their end, and zero
 /// there means what was before. Whatever needs more is a map by another name, which starts empty.
-pub const LAYOUT: u32 = 9 + GROWS as u32;
+pub const LAYOUT: u32 = 10 + GROWS as u32;
 
 /// The first layout that the rule holds for.
 pub const INHERITS_FROM: u32 = 7;
@@ -108,8 +108,8 @@ mod tests {
         let sizes = [
             ("flow key v4", size_of::<FlowKey<1>>(), 16),
             ("flow key v6", size_of::<FlowKey<4>>(), 40),
-            ("flow v4", size_of::<Flow<1>>(), 52 + 4 * MORE),
-            ("flow v6", size_of::<Flow<4>>(), 76 + 4 * MORE),
+            ("flow v4", size_of::<Flow<1>>(), 64 + 4 * MORE),
+            ("flow v6", size_of::<Flow<4>>(), 88 + 4 * MORE),
             ("turn v4", size_of::<Turn<1>>(), 20),
             ("turn v6", size_of::<Turn<4>>(), 44),
             ("frontend key v4", size_of::<FrontendKey<1>>(), 8),

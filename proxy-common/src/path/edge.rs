@@ -3,7 +3,7 @@
 use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::traits::{Packet, Returned, Tables, Verdict};
-use super::{catch_all, fragment, frontend, icmp, masquerade, reject, translate};
+use super::{catch_all, fragment, frontend, icmp, masquerade, reject, shortcut, translate};
 use crate::abi::{AddressClass, Hook, Reason};
 use crate::wire::{Headers, Transport, parse};
 
@@ -18,7 +18,14 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     room: &mut Headers<N>,
     l3: u32,
 ) -> Verdict {
-    let verdict = enters(packet, tables, room, l3);
+    shortcut::forget_note(packet);
+    let mut verdict = enters(packet, tables, room, l3);
+    if verdict == Verdict::Pass
+        && packet.note() == shortcut::note::ASKS
+        && let Some(sent) = shortcut::routed(packet, tables, room).verdict()
+    {
+        verdict = sent;
+    }
     let verdict = fragment::remember(packet, tables, room, verdict);
     if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
 }
@@ -40,12 +47,15 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return counted(tables, Verdict::Drop(Reason::Loopback));
     }
     if tables.is_stranger(&headers.key.dst) {
-        return Verdict::Pass;
+        return shortcut::answered(packet, tables, headers).unwrap_or(Verdict::Pass);
     }
     // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
     if let Transport::Connection(_) | Transport::Udp = headers.transport
-        && let Some(verdict) = known(packet, tables, headers)
+        && let Some(verdict) = known(packet, tables, headers, true)
     {
+        return verdict;
+    }
+    if let Some(verdict) = shortcut::answered(packet, tables, headers) {
         return verdict;
     }
     enters_without_flow(packet, tables, headers).into()
@@ -122,6 +132,10 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
     room: &mut Headers<N>,
     l3: u32,
 ) -> Verdict {
+    if shortcut::is_done(packet) {
+        room.clear();
+        return Verdict::Pass;
+    }
     let verdict = leaves(packet, tables, room, l3);
     fragment::remember(packet, tables, room, verdict)
 }
@@ -141,6 +155,9 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
     if tables.is_service_range(&headers.key.dst) {
         return counted(tables, Verdict::Drop(Reason::Unassigned));
     }
+    if shortcut::is_asked(packet) {
+        shortcut::grant(packet, tables, headers);
+    }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     match headers.transport {
         Transport::Malformed | Transport::Other => return Verdict::Pass,
@@ -152,7 +169,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
         }
         Transport::Fragment => {}
         Transport::Connection(_) | Transport::Udp => {
-            if let Some(verdict) = known(packet, tables, headers) {
+            if let Some(verdict) = known(packet, tables, headers, false) {
                 return verdict;
             }
         }
@@ -208,9 +225,10 @@ fn known<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    enters: bool,
 ) -> Option<Verdict> {
     let entry = tables.flow(&headers.key)?;
-    match pass_known(packet, tables, headers, &entry) {
+    match pass_known(packet, tables, headers, &entry, enters) {
         Known::Verdict(verdict) => Some(counted(tables, verdict)),
         Known::Challenge => {
             translate::renumber(tables, headers);

@@ -1,7 +1,7 @@
 //! Packets of known flows.
 
 use super::traits::{Entry, Fields, Packet, Tables, Verdict};
-use super::{pair, rewrite};
+use super::{pair, rewrite, shortcut};
 use crate::abi::{Flow, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
@@ -14,12 +14,14 @@ pub(super) enum Known {
     Ended,
 }
 
+/// `enters`: at ingress, as `headers` say too; a constant to the compiler.
 #[inline(always)]
 pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
     entry: &T::Entry,
+    enters: bool,
 ) -> Known {
     // The kernel reuses elements at once: this one may be another key's by now.
     let tag = headers.key.tag();
@@ -57,9 +59,26 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         Kind::Masquerade if packet.mark() & mark != 0 => packet.set_mark(packet.mark() & !mark),
         _ => {}
     }
+    let far = entry.get(|flow| flow.far);
+    let ways = if enters && matches!(kind, Kind::Translate) && packet.ifindex() == own {
+        shortcut::ways_out(packet, tables, headers, entry, far, shortcut::note::ASKS)
+    } else {
+        0
+    };
     let verdict = rewrite::packet(packet, headers, entry);
     // It has become another key's meanwhile.
-    Known::Verdict(if entry.tag() == tag { verdict } else { Verdict::Drop(Reason::Rewrite) })
+    if entry.tag() != tag {
+        return Known::Verdict(Verdict::Drop(Reason::Rewrite));
+    }
+    Known::Verdict(match (verdict, kind) {
+        (Verdict::Pass, Kind::Translate) if ways != 0 => {
+            shortcut::send(packet, tables, headers.l3, far, ways)
+        }
+        (Verdict::Pass, Kind::Unmasquerade) if enters => {
+            shortcut::unmasqueraded(packet, tables, headers, entry)
+        }
+        _ => verdict,
+    })
 }
 
 /// Whether a packet of a flow comes or goes by a device that cannot be its own: the flow belongs to a pod, and this is not the
@@ -183,6 +202,9 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(
         }
         if flags & RST != 0 {
             seen |= state::RST;
+        }
+        if flags != 0 {
+            shortcut::begins_or_ends(tables, &headers.key, flags, entry);
         }
     }
     if seen != before {

@@ -15,6 +15,7 @@
 //! icmp.rs        errors and redirects about known flows
 //! reject.rs      answering with RST or port unreachable
 //! rewrite.rs     the bytes of a rewrite
+//! shortcut.rs    which packets of known flows pass the stack by
 //! socket.rs      connect, sendmsg, recvmsg, getpeername
 //! ```
 
@@ -31,6 +32,7 @@ mod pair;
 mod reclaim;
 mod reject;
 mod rewrite;
+mod shortcut;
 pub mod socket;
 mod traits;
 mod translate;
@@ -39,7 +41,11 @@ pub use affinity::sticky;
 pub use edge::{egress, ingress};
 pub use pair::{Beyond, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
+pub use shortcut::{LEASE, note};
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
+
+/// The MTU of every way in runs that must be repeatable, in the kernel and on the host alike.
+pub const TEST_MTU: u32 = 1500;
 
 /// Draw number `n` of a run that must be repeatable, in the kernel and on the host alike.
 #[must_use]

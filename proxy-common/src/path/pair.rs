@@ -109,6 +109,9 @@ pub(super) fn start<const N: usize>(flow: &mut Flow<N>, src: &Addr<N>, kind: Kin
     flow.endpoint = 0;
     flow.generation = 0;
     flow.proof = 0;
+    flow.lease = 0;
+    flow.far = 0;
+    flow.size = 0;
 }
 
 /// The verdict of a hook that has tried to open a flow.
@@ -259,6 +262,9 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.state = 0;
     reply.proof = 0;
     reply.tag = scratch.reply_key.tag();
+    reply.lease = 0;
+    reply.far = 0;
+    reply.size = 0;
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     if inserted == Insert::Exists
         && takes_closed

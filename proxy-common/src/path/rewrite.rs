@@ -11,12 +11,23 @@ pub(super) fn packet<const N: usize, P: Packet>(
     headers: &Headers<N>,
     flow: &impl Fields<N>,
 ) -> Verdict {
+    packet_of(packet, headers, &headers.key, flow)
+}
+
+/// The same of a packet that has the ends of `key` by now, and not those of `headers`.
+#[inline(always)]
+pub(super) fn packet_of<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    key: &FlowKey<N>,
+    flow: &impl Fields<N>,
+) -> Verdict {
     let (sport, dport) = (flow.get(|flow| flow.sport), flow.get(|flow| flow.dport));
     if headers.key.protocol == protocol::SCTP {
         if let Some(verdict) = sctp_checksum(packet, headers, sport, dport).verdict() {
             return verdict;
         }
-    } else if checksum(packet, headers, flow, sport, dport).is_none() {
+    } else if checksum(packet, headers, key, flow, sport, dport).is_none() {
         return Verdict::Drop(Reason::Rewrite);
     }
     match ends(packet, headers, flow, sport, dport) {
@@ -30,12 +41,13 @@ pub(super) fn packet<const N: usize, P: Packet>(
 fn checksum<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
+    key: &FlowKey<N>,
     flow: &impl Fields<N>,
     sport: Port,
     dport: Port,
 ) -> Option<()> {
     let addresses = Diff(flow.get(|flow| flow.address_diff));
-    let ports = port_diff(&headers.key, sport, dport);
+    let ports = port_diff(key, sport, dport);
     let udp = headers.key.protocol == protocol::UDP;
     packet.l4_checksum(headers.checksum_at(), addresses, ports, udp, N == 4)
 }
@@ -96,6 +108,25 @@ fn network_header<const N: usize, P: Packet>(
         put_both(header, &src, &dst)
     } else {
         store_addresses(packet, l3, &src, &dst)
+    }
+}
+
+/// Takes a hop away, as a router does, which has seen that there is one to spare.
+#[inline(always)]
+pub(super) fn hop<const N: usize, P: Packet>(packet: &mut P, l3: u32) -> Option<()> {
+    if N == 1 {
+        let header: &mut [u8; IPV4] = packet.window_mut(l3)?;
+        let (hops, protocol) = (header[8], header[9]);
+        header[8] = hops.wrapping_sub(1);
+        let [before, after] = [[hops, protocol], [header[8], protocol]].map(u16::from_ne_bytes);
+        update_header(header, Diff::half(before, after))
+    } else {
+        let header: &mut [u8; 8] = packet.window_mut(l3)?;
+        let (next, hops) = (header[6], header[7]);
+        header[7] = hops.wrapping_sub(1);
+        let [before, after] = [[next, hops], [next, header[7]]].map(u16::from_ne_bytes);
+        packet.shift_sum(Diff::half(before, after));
+        Some(())
     }
 }
 

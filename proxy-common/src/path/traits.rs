@@ -17,10 +17,12 @@ pub enum Verdict {
     Drop(Reason),
     /// It has been turned into an answer: send it out of the device it came in by. Already counted.
     Reject(Reason),
+    /// It leaves by the device that [`Packet::send`] was told, past the stack. Already counted.
+    Shortcut,
 }
 
 impl Verdict {
-    /// One number: 0 for pass; else the reason's, plus 0x100 for a drop and 0x200 for a rejection.
+    /// One number: 0 for pass; else the reason's, plus 0x100 for a drop and 0x200 for a rejection; 0x400 for a shortcut.
     #[must_use]
     #[inline(always)]
     pub const fn code(self) -> u32 {
@@ -28,6 +30,7 @@ impl Verdict {
             Self::Pass => 0,
             Self::Drop(reason) => DROP | reason as u32,
             Self::Reject(reason) => REJECT | reason as u32,
+            Self::Shortcut => SHORTCUT,
         }
     }
 
@@ -37,6 +40,9 @@ impl Verdict {
     pub fn from_code(code: u32) -> Self {
         if code == Self::Pass.code() {
             return Self::Pass;
+        }
+        if code == SHORTCUT {
+            return Self::Shortcut;
         }
         let mut reason = Reason::Rewrite;
         for candidate in Reason::ALL {
@@ -67,6 +73,7 @@ impl Returned {
 
 const DROP: u32 = 0x100;
 const REJECT: u32 = 0x200;
+const SHORTCUT: u32 = 0x400;
 
 impl From<Verdict> for Returned {
     #[inline(always)]
@@ -141,6 +148,23 @@ pub trait Packet {
 
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
+
+    /// What it carries through the stack: a value of [`super::note`], or somebody else's.
+    fn note(&self) -> u16;
+
+    /// Replaces that.
+    fn set_note(&mut self, note: u16);
+
+    /// Bytes of payload in each segment of a super-packet; 0: it is none.
+    fn segment(&self) -> u32;
+
+    /// Where the stack's routes lead a packet of so many bytes with these ends that comes in here: the device, and the MTU that
+    /// way. `None`: it is not passed on, or not by a way that can be told beforehand.
+    fn route<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<(u32, u32)>;
+
+    /// It leaves by `device`: straight into the namespace at its other end if `peer`, else by its egress to the neighbour whom the
+    /// routes by that device name. Nothing is done with it afterwards.
+    fn send(&mut self, device: u32, peer: bool);
 
     /// Whether a socket on this side of the device has written it, as opposed to a packet that is passed on.
     fn is_own(&self) -> bool;
@@ -223,6 +247,12 @@ pub trait Entry<const N: usize>: Fields<N> {
     fn set_state(&self, state: u8);
     /// Overwrites [`Flow::proof`].
     fn set_proof(&self, proof: u32);
+    /// Overwrites [`Flow::lease`].
+    fn set_lease(&self, tick: u32);
+    /// Overwrites [`Flow::far`].
+    fn set_far(&self, ifindex: u32);
+    /// Overwrites [`Flow::size`].
+    fn set_size(&self, bytes: u32);
 }
 
 /// Room for a flow in the making. The kernel's stack has 512 bytes for all frames together; an IPv6 pair alone takes
@@ -302,6 +332,9 @@ impl<const N: usize> Scratch<N> {
             state: 0,
             tag: 0,
             proof: 0,
+            lease: 0,
+            far: 0,
+            size: 0,
             more: [0; MORE],
         };
         let turn = Turn { key, serial: 0 };
@@ -350,8 +383,13 @@ pub trait Tables<const N: usize> {
     fn endpoint_generation(&self, id: u32) -> u32;
     /// Address that packets leaving by `ifindex` are masqueraded with.
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>>;
-    /// Bits of [`crate::abi::device_flags`] of this edge; `None`: it is none.
-    fn device_flags(&self, ifindex: u32) -> Option<u32>;
+    /// Bits of [`crate::abi::device_flags`] of this edge, and its MTU in bytes; `None`: it is none.
+    fn edge(&self, ifindex: u32) -> Option<(u32, u32)>;
+    /// The bits alone.
+    #[inline(always)]
+    fn device_flags(&self, ifindex: u32) -> Option<u32> {
+        self.edge(ifindex).map(|(flags, _)| flags)
+    }
     /// Whether a socket of the node owns `address`:`port` towards the destination of `key` (P-64).
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool;
 
@@ -415,6 +453,8 @@ pub trait Tables<const N: usize> {
     fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool>;
     /// Whether all ClusterIP traffic is masqueraded (F4).
     fn masquerade_all(&self) -> bool;
+    /// Bits of [`crate::abi::config_flags`].
+    fn config_flags(&self) -> u32;
     /// The masquerade mark's bit (F3).
     fn masquerade_mark(&self) -> u32;
     /// Secret that orders masquerade ports.

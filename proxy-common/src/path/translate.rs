@@ -2,7 +2,7 @@
 
 use super::choice::{self, Choice};
 use super::traits::{Entry, Packet, Tables, Verdict};
-use super::{catch_all, pair, reject, rewrite};
+use super::{catch_all, pair, reject, rewrite, shortcut};
 use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, protocol, state};
 use crate::wire::Headers;
 
@@ -45,6 +45,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         if room.flow.state & state::MARK != 0 {
             packet.set_mark(packet.mark() | tables.masquerade_mark());
         }
+        shortcut::ask(packet, tables, headers, shortcut::note::ASKS);
         Ok(rewrite::packet(packet, headers, &room.flow))
     });
     pair::verdict(opened)

@@ -103,6 +103,13 @@ impl<const N: usize> Headers<N> {
         self.l4 != 0
     }
 
+    /// These are no packet's headers any more.
+    #[inline(always)]
+    pub const fn clear(&mut self) {
+        self.l4 = 0;
+        self.part = part::WHOLE;
+    }
+
     /// Whether this is the beginning of a datagram, of which more follows.
     #[must_use]
     #[inline(always)]

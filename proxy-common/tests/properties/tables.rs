@@ -8,7 +8,7 @@ use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind,
     Port, Reason, Run, Service, Turn, service_flags,
 };
-use proxy_common::path::{self, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
+use proxy_common::path::{self, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict, note};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use crate::packets::End;
@@ -58,6 +58,21 @@ impl Packet for Frame {
     fn ifindex(&self) -> u32 {
         1
     }
+    fn note(&self) -> u16 {
+        note::NONE
+    }
+    fn set_note(&mut self, note: u16) {
+        unreachable!("note {note} where shortcuts are off")
+    }
+    fn segment(&self) -> u32 {
+        0
+    }
+    fn route<const N: usize>(&mut self, ends: &FlowKey<N>, _length: u32) -> Option<(u32, u32)> {
+        unreachable!("a way for {ends:?} is asked for where shortcuts are off")
+    }
+    fn send(&mut self, device: u32, _peer: bool) {
+        unreachable!("sent to device {device} where shortcuts are off")
+    }
     fn is_own(&self) -> bool {
         false
     }
@@ -80,6 +95,15 @@ impl<const N: usize> Entry<N> for Element<N> {
     }
     fn set_proof(&self, proof: u32) {
         self.0.set(Flow { proof, ..self.read() });
+    }
+    fn set_lease(&self, lease: u32) {
+        self.0.set(Flow { lease, ..self.read() });
+    }
+    fn set_far(&self, far: u32) {
+        self.0.set(Flow { far, ..self.read() });
+    }
+    fn set_size(&self, size: u32) {
+        self.0.set(Flow { size, ..self.read() });
     }
 }
 
@@ -155,7 +179,7 @@ impl<const N: usize> Tables<N> for Node<N> {
     fn masquerade_address(&self, _ifindex: u32) -> Option<Addr<N>> {
         Some(addr(self.own))
     }
-    fn device_flags(&self, _ifindex: u32) -> Option<u32> {
+    fn edge(&self, _ifindex: u32) -> Option<(u32, u32)> {
         None
     }
     fn local_socket(&self, _key: &FlowKey<N>, _address: &Addr<N>, _port: Port) -> bool {
@@ -199,6 +223,9 @@ impl<const N: usize> Tables<N> for Node<N> {
     }
     fn masquerade_all(&self) -> bool {
         false
+    }
+    fn config_flags(&self) -> u32 {
+        0
     }
     fn masquerade_mark(&self) -> u32 {
         MARK

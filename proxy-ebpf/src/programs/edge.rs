@@ -6,7 +6,7 @@ use crate::tables::Maps;
 use crate::trace;
 use aya_ebpf::{
     EbpfContext,
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::generated::bpf_redirect,
     macros::classifier,
     programs::TcContext,
@@ -124,6 +124,7 @@ fn finish<const N: usize, F: Family<N>>(skb: &Skb, verdict: u32) -> i32 {
     match Verdict::from_code(verdict) {
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Drop(_) => TC_ACT_SHOT,
+        Verdict::Shortcut => TC_ACT_REDIRECT,
         // SAFETY: takes numbers only.
         Verdict::Reject(_) => unsafe { bpf_redirect(skb.ifindex(), 0) as i32 },
     }

@@ -41,6 +41,21 @@ fn tune_below(root: &Path, settings: &Conntrack) -> Vec<Trouble> {
     wanted.iter().filter(ours).filter_map(|setting| write(root, setting).err()).collect()
 }
 
+/// Sees to it that connection tracking takes TCP segments as they come, whatever it has missed of their connection. Nothing to do
+/// where there is none.
+pub fn be_liberal() -> Result<(), Trouble> {
+    be_liberal_below(Path::new("/"))
+}
+
+fn be_liberal_below(root: &Path) -> Result<(), Trouble> {
+    let setting = liberal();
+    if root.join(&setting.file).exists() { write(root, &setting) } else { Ok(()) }
+}
+
+fn liberal() -> Setting {
+    Setting { file: format!("{SYSCTLS}/nf_conntrack_tcp_be_liberal"), value: 1, at_least: false }
+}
+
 fn wanted(settings: &Conntrack, cpus: u64) -> Vec<Setting> {
     let sysctl = |name: &str, value| Setting { file: format!("{SYSCTLS}/{name}"), value, at_least: false };
     let mut wanted = Vec::new();
@@ -50,7 +65,7 @@ fn wanted(settings: &Conntrack, cpus: u64) -> Vec<Setting> {
         wanted.push(Setting { file: HASH_SIZE.to_owned(), value: max / 4, at_least: true });
     }
     if settings.tcp_be_liberal {
-        wanted.push(sysctl("nf_conntrack_tcp_be_liberal", 1));
+        wanted.push(liberal());
     }
     let timeouts = [
         ("nf_conntrack_tcp_timeout_established", settings.tcp_established),
@@ -144,6 +159,21 @@ mod tests {
                 .collect();
             assert_eq!(told.join(" "), want, "{name}");
         }
+    }
+
+    #[test]
+    fn shortcuts_need_liberal_connection_tracking_where_there_is_any() {
+        let root = std::env::temp_dir().join(format!("sluice-liberal-{}", std::process::id()));
+        let file = root.join(liberal().file);
+        assert_eq!(be_liberal_below(&root), Ok(()), "no connection tracking");
+        std::fs::create_dir_all(&file).unwrap();
+        let told = be_liberal_below(&root).unwrap_err().to_string();
+        assert!(told.starts_with("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal = 1: "), "{told}");
+        std::fs::remove_dir(&file).unwrap();
+        std::fs::write(&file, "0\n").unwrap();
+        assert_eq!(be_liberal_below(&root), Ok(()));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "1");
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::datapath::Attached;
-use crate::node::Edge;
+use crate::node::{Edge, Ways};
 use crate::status::{self, Trouble};
 
 /// An edge and what came of attaching to it.
@@ -33,6 +33,21 @@ impl From<&Attached> for State {
 
 /// The node's edges by ifindex.
 pub type Edges = BTreeMap<u32, Served>;
+
+impl Served {
+    /// How shortcuts may end at the edge, or what keeps them from beginning and ending there. Programs before ours at ingress have
+    /// their turn either way.
+    pub fn ways(&self) -> Result<Ways, String> {
+        let State::Attached { before, after } = &self.state else {
+            return Err("it is not served".to_owned());
+        };
+        let ways = self.edge.ways.clone()?;
+        if after[0] + before[1] + after[1] > 0 {
+            return Err("other programs are there".to_owned());
+        }
+        Ok(ways)
+    }
+}
 
 /// The edge as `status` shows it.
 pub fn view(served: &Served) -> status::Edge {
@@ -88,7 +103,7 @@ pub fn trouble(served: &Served) -> Option<Trouble> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::EdgeKind;
+    use crate::node::{EdgeKind, Ways};
 
     fn served(state: State) -> Served {
         let edge = Edge {
@@ -101,6 +116,7 @@ mod tests {
             mtu: 1500,
             pod: false,
             detected: false,
+            ways: Ok(Ways { peer: false, neighbour: true }),
         };
         Served { edge, state, took: Some(Duration::from_micros(12_500)) }
     }

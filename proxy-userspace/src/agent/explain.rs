@@ -136,11 +136,17 @@ impl Worker {
             (false, false) => "not_a_service",
         };
         finish(told, made.verdict, reason);
-        if made.verdict != Verdict::Pass {
-            return Ok(());
+        match made.verdict {
+            Verdict::Drop(_) | Verdict::Reject(_) => return Ok(()),
+            Verdict::Shortcut => "shortcut".clone_into(&mut told.path),
+            Verdict::Pass => {}
         }
         told.verdict = if translated { "translate" } else { "pass" }.to_owned();
         told.backend = Some(made.ends.1).filter(|_| translated);
+        if made.verdict == Verdict::Shortcut && made.mark == 0 {
+            return Ok(());
+        }
+        // What is to be masqueraded meets the program of the device that it leaves by either way.
         self.onwards(edge, &made, protocol, told)
     }
 
@@ -240,6 +246,7 @@ impl Worker {
                 let now = match made.verdict {
                     Verdict::Drop(reason) => format!("drop ({})", reason.name()),
                     Verdict::Reject(reason) => format!("reject ({})", reason.name()),
+                    Verdict::Shortcut => format!("now {} > {}, past the stack", made.ends.0, made.ends.1),
                     Verdict::Pass if made.ends == ends => "pass".to_owned(),
                     Verdict::Pass => format!("now {} > {}", made.ends.0, made.ends.1),
                 };
@@ -266,7 +273,7 @@ impl Worker {
 /// The verdict's word and its reason; `otherwise` where nothing was counted.
 fn finish(told: &mut Explanation, verdict: Verdict, otherwise: &str) {
     let (word, reason) = match verdict {
-        Verdict::Pass => ("pass", otherwise),
+        Verdict::Pass | Verdict::Shortcut => ("pass", otherwise),
         Verdict::Drop(reason) => ("drop", reason.name()),
         Verdict::Reject(reason) => ("reject", reason.name()),
     };

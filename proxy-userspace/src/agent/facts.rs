@@ -5,7 +5,7 @@ use proxy_common::abi::LAYOUT;
 
 use super::plane::PlaneReport;
 use crate::config::{Config, Source};
-use crate::status::{self, Latest, Mode, Status, Trouble};
+use crate::status::{self, Latest, Status, Trouble};
 
 /// What never changes while the agent runs.
 #[derive(Clone, Debug)]
@@ -13,7 +13,6 @@ pub struct Identity {
     pub node: Arc<str>,
     /// `manifests` or `kubernetes`.
     pub source: &'static str,
-    pub shortcuts: Mode,
 }
 
 impl Identity {
@@ -23,11 +22,7 @@ impl Identity {
             Source::Manifests(_) => "manifests",
             Source::Kubernetes { .. } => "kubernetes",
         };
-        let why = match config.shortcuts.asked {
-            "off" => config.shortcuts.why_off.to_owned(),
-            asked => format!("{asked} was asked for: {}", config.shortcuts.why_off),
-        };
-        Self { node, source, shortcuts: Mode { mode: "off".to_owned(), why } }
+        Self { node, source }
     }
 }
 
@@ -70,9 +65,10 @@ pub fn assemble(identity: &Identity, agent: LoopReport, plane: PlaneReport, now:
         edges: plane.edges,
         sockets: plane.sockets,
         checksums: plane.checksums,
-        shortcuts: identity.shortcuts.clone(),
+        shortcuts: plane.shortcuts,
         flows: plane.flows,
         drops: plane.drops,
+        counts: plane.counts,
         trace: plane.trace,
         degraded,
         last_error,
@@ -85,7 +81,7 @@ mod tests {
     use super::*;
 
     fn identity() -> Identity {
-        Identity { node: "n1".into(), source: "kubernetes", shortcuts: Mode::default() }
+        Identity { node: "n1".into(), source: "kubernetes" }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod plane;
 mod reads;
 mod refusals;
 mod serve;
+mod shortcuts;
 mod sockets;
 mod start;
 #[cfg(test)]
@@ -46,7 +47,7 @@ use pace::Pace;
 use plane::{Installed, gone};
 use triggers::Triggers;
 
-pub use conntrack::tune as tune_conntrack;
+pub use conntrack::{be_liberal as make_conntrack_liberal, tune as tune_conntrack};
 pub use places::Places;
 pub use plane::Plane;
 pub use serve::serve;

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use proxy_common::abi::{AddressClass, protocol, service_flags};
+use proxy_common::abi::{AddressClass, Reason, protocol, service_flags};
 
 use super::edges::{self, Served};
 use super::plane::PlaneReport;
 use super::start::ASKED_OFF;
 use super::worker::Worker;
+use crate::config::Shortcuts;
 use crate::control::{FlowFilter, service_view};
 use crate::datapath::{DatapathError, FlowInfo};
 use crate::model::Family;
 use crate::node::EdgeKind;
 use crate::status::{Edge, FlowView, Mode, ServiceView, Trouble, Usage, story};
 use crate::sync::Store;
+
+/// By reason.
+type Counts = BTreeMap<String, u64>;
 
 impl Worker {
     /// Addresses that serve NodePorts, read back from the maps.
@@ -41,10 +45,14 @@ impl Worker {
         Ok(usage)
     }
 
-    fn drops(&self) -> Result<BTreeMap<String, u64>, DatapathError> {
-        let counters = self.datapath.counters()?.into_iter();
-        let lost = counters.filter(|(reason, n)| reason.verdict() != "count" && *n > 0);
-        Ok(lost.map(|(reason, n)| (reason.name().to_owned(), n)).collect())
+    /// Reasons that have occurred: those of packets that were lost, and the others.
+    fn counters(&self) -> Result<(Counts, Counts), DatapathError> {
+        let counters = self.datapath.counters()?.into_iter().filter(|(_, n)| *n > 0);
+        let (lost, others): (Vec<_>, Vec<_>) = counters.partition(|(reason, _)| reason.verdict() != "count");
+        let named = |list: Vec<(Reason, u64)>| {
+            list.into_iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect()
+        };
+        Ok((named(lost), named(others)))
     }
 
     /// Ports with a Local policy whose endpoints are all on other nodes.
@@ -69,6 +77,7 @@ impl Worker {
         }
         degraded.extend(self.misnamed());
         degraded.extend(self.unwritten.clone());
+        degraded.extend(self.shortcuts.trouble.clone());
         degraded.extend(self.sweep_trouble.clone());
         degraded.extend(self.guard_troubles.iter().cloned());
         degraded.extend(self.catch_all.troubles());
@@ -83,9 +92,10 @@ impl Worker {
             let what = "too many ranges of ClusterIPs: what no Service has of this one is routed on";
             Trouble::new(format_args!("ServiceCIDR range {range}"), what, "use fewer, larger ranges")
         }));
-        let (flows, drops) = (self.usage(), self.drops());
-        let unread = [flows.as_ref().err(), drops.as_ref().err()].into_iter().flatten();
+        let (flows, counters) = (self.usage(), self.counters());
+        let unread = [flows.as_ref().err(), counters.as_ref().err()].into_iter().flatten();
         degraded.extend(unread.map(unreadable));
+        let (drops, counts) = counters.unwrap_or_default();
         let mut addresses: Vec<_> =
             self.addresses.iter().filter(|a| a.global && a.usable).map(|address| address.ip).collect();
         addresses.sort_unstable();
@@ -96,8 +106,10 @@ impl Worker {
             edges: self.edges.values().map(|served| self.edge_view(served)).collect(),
             sockets: self.sockets.clone(),
             checksums: self.checksums(),
+            shortcuts: self.shortcuts.mode.clone(),
             flows: flows.unwrap_or_default(),
-            drops: drops.unwrap_or_default(),
+            drops,
+            counts,
             trace: self.traced(),
             degraded,
             latest: self.latest.clone(),
@@ -113,6 +125,10 @@ impl Worker {
 
     fn edge_view(&self, served: &Served) -> Edge {
         let mut view = edges::view(served);
+        let may_have = self.asked_shortcuts != Shortcuts::Off && served.edge.kind != EdgeKind::CatchAll;
+        if let (Err(why), true) = (served.ways(), may_have && view.why.is_empty()) {
+            view.why = format!("no shortcuts: {why}");
+        }
         if served.edge.kind == EdgeKind::CatchAll && view.why.is_empty() {
             view.why = self.catch_all_note();
         }
@@ -155,7 +171,7 @@ fn flow_view(flow: &FlowInfo, service: Option<String>) -> FlowView {
         state: flow.state.name().to_owned(),
         age: flow.age.as_secs(),
         idle: flow.idle.as_secs(),
-        path: "stack".to_owned(),
+        path: if flow.shortcut { "shortcut" } else { "stack" }.to_owned(),
     }
 }
 

@@ -144,7 +144,8 @@ impl fmt::Display for Line<'_> {
         if let Some(service) = &self.service {
             write!(f, ", {service}")?;
         }
-        if Verdict::from_code(record.verdict) == Verdict::Pass && before != after {
+        if matches!(Verdict::from_code(record.verdict), Verdict::Pass | Verdict::Shortcut) && before != after
+        {
             write!(f, ", now {} > {}", after.0, after.1)?;
         }
         if record.mark != 0 {
@@ -166,6 +167,7 @@ impl Line<'_> {
         match Verdict::from_code(self.record.verdict) {
             Verdict::Drop(reason) => told("drop", reason),
             Verdict::Reject(reason) => told("reject", reason),
+            Verdict::Shortcut => "shortcut".to_owned(),
             Verdict::Pass if unchanged => "pass".to_owned(),
             Verdict::Pass => {
                 let kind = KINDS.iter().find(|(kind, _)| *kind as u8 == self.record.kind);

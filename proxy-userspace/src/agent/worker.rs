@@ -16,12 +16,13 @@ use super::catch_all::CatchAll;
 use super::edges::{Edges, Served, State};
 use super::misnamed;
 use super::plane::{Installed, Order, OwnNode};
+use super::shortcuts::InForce;
 use super::sockets::Sweeps;
 use super::start::StartError;
 use super::trace::Trace;
 use crate::cluster::Notices;
 use crate::cluster::types::ObjectName;
-use crate::config::{self, Config, DetectLocal, NodePortAddresses, NodePorts, set_service_cidrs};
+use crate::config::{self, Config, DetectLocal, NodePortAddresses, NodePorts, Shortcuts, set_service_cidrs};
 use crate::datapath::{Datapath, DatapathError};
 use crate::http::{Clock, Places};
 use crate::metrics::Metrics;
@@ -45,6 +46,8 @@ pub struct Worker {
     pub(super) catch_all: CatchAll,
     node_ports: NodePorts,
     pub(super) sockets: Mode,
+    pub(super) asked_shortcuts: Shortcuts,
+    pub(super) shortcuts: InForce,
     pub(super) metrics: Arc<Metrics>,
     pub(super) notices: Notices,
     /// Ports that wait for room, as was told.
@@ -95,6 +98,8 @@ impl Worker {
             datapath,
             node_ports: config.node_ports.clone(),
             sockets,
+            asked_shortcuts: config.shortcuts,
+            shortcuts: InForce::default(),
             metrics: tellers.metrics,
             notices: tellers.notices,
             refusals: BTreeMap::new(),
@@ -143,6 +148,7 @@ impl Worker {
         self.catch_up();
         self.attach_sockets();
         self.settle_catch_all();
+        self.follow_shortcuts();
         let served: Vec<_> = self.edges.keys().copied().collect();
         match self.datapath.retire(&served) {
             Ok(retired) => {
@@ -196,6 +202,7 @@ impl Worker {
                 let report = self.syncer.tick(&mut self.datapath, self.clock.now());
                 self.note(&report);
                 self.follow_refusals();
+                self.follow_shortcuts();
                 self.tend_trace();
                 self.probe_sockets();
                 self.follow_sockets(&report, self.clock.now());
@@ -314,7 +321,15 @@ impl Worker {
                 self.metrics.attached(took);
             }
         }
-        self.edges.insert(edge.ifindex, Served { edge, state, took });
+        self.serve(Served { edge, state, took });
+    }
+
+    /// What is known of an edge now.
+    fn serve(&mut self, served: Served) {
+        if let Err(error) = self.datapath.set_ways(&served.edge, served.ways().ok()) {
+            self.failed(&format!("device {}", served.edge.name), &error);
+        }
+        self.edges.insert(served.edge.ifindex, served);
     }
 
     fn attach_sockets(&mut self) {
@@ -410,9 +425,7 @@ impl Worker {
                         before: hooks.map(|hook| hook.before),
                         after: hooks.map(|hook| hook.after),
                     };
-                    if let Some(known) = self.edges.get_mut(&served.edge.ifindex) {
-                        known.state = state;
-                    }
+                    self.serve(Served { state, ..served });
                 }
                 _ => {
                     warn!(device = served.edge.name, "our programs are not there, attaching again");

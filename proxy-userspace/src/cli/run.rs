@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::{Failure, Outcome, cleanup};
-use crate::config::{Action, Config, Logging, RunArgs, load};
+use crate::config::{Action, Config, Logging, RunArgs, Shortcuts, load};
 use crate::control::{Listener, RunDir};
 use crate::datapath::share_heap;
 use crate::http;
@@ -36,7 +36,11 @@ pub fn run(args: &RunArgs) -> Outcome {
 /// I9: what an init container does, so that the agent's own gets by without writable sysctls. Its failure is the pod's.
 fn init_only(config: &Config) -> Outcome {
     log(&config.logging);
-    let failed: Vec<_> = agent::tune_conntrack(&config.conntrack).iter().map(ToString::to_string).collect();
+    let mut failed = agent::tune_conntrack(&config.conntrack);
+    if config.shortcuts != Shortcuts::Off {
+        failed.extend(agent::make_conntrack_liberal().err());
+    }
+    let failed: Vec<_> = failed.iter().map(ToString::to_string).collect();
     if failed.is_empty() {
         return Ok(());
     }

@@ -68,9 +68,13 @@ pub fn status(status: &Status) -> String {
         row([&name, &edge.ifindex, &edge.kind, &list(&edge.hooks), &mode])
     }));
     text.push_str(&table(&rows));
-    if !status.drops.is_empty() {
-        text.push_str("\ndropped or rejected packets\n");
-        let rows: Vec<_> = status.drops.iter().map(|(reason, n)| row([&format!("  {reason}"), n])).collect();
+    for (title, counts) in [("dropped or rejected packets", &status.drops), ("other counts", &status.counts)]
+    {
+        if counts.is_empty() {
+            continue;
+        }
+        text.push_str(&format!("\n{title}\n"));
+        let rows: Vec<_> = counts.iter().map(|(reason, n)| row([&format!("  {reason}"), n])).collect();
         text.push_str(&table(&rows));
     }
     if !status.degraded.is_empty() {
@@ -217,6 +221,7 @@ mod tests {
             shortcuts: mode("off", "asked for"),
             flows: Usage { used: 4, max: 1024 },
             drops: [("no_endpoint".to_owned(), 3)].into(),
+            counts: [("shortcut".to_owned(), 7)].into(),
             trace: Some(TraceView { address: [10, 0, 0, 1].into(), seconds: 9 }),
             degraded: vec![Trouble::new("Service default/web", "no usable port", "set spec.ports")],
             last_error: None,
@@ -243,6 +248,9 @@ edges
 
 dropped or rejected packets
   no_endpoint  3
+
+other counts
+  shortcut  7
 
 degraded
   Service default/web: no usable port; set spec.ports

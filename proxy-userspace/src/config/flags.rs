@@ -38,7 +38,7 @@ pub struct SluiceArgs {
     /// Whose sockets are translated at connect time: off, host, all
     #[arg(long, value_name = "WHOSE", default_value = "host")]
     pub sockets: String,
-    /// How much of the stack translated packets may skip: off, established, always (none in this version)
+    /// How much of the stack translated packets may skip: off, established, always [default: established]
     #[arg(long, value_name = "MODE")]
     pub shortcuts: Option<String>,
     /// Entries of the flow table of each family [default: 32768 a core, at least 131072]

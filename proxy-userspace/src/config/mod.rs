@@ -225,9 +225,22 @@ pub enum Sockets {
 
 /// How much of the stack translated packets may skip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortcuts {
-    /// What was asked for, for the status.
-    pub asked: &'static str,
-    /// Why the mode in force, which is always `off` in this version, is not the one asked for.
-    pub why_off: &'static str,
+pub enum Shortcuts {
+    Off,
+    /// Those of flows whose packets have just been seen to come out of it.
+    Established,
+    /// Those of all flows, their first packets too.
+    Always,
+}
+
+impl Shortcuts {
+    /// The word used by `--shortcuts` and in `status`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Established => "established",
+            Self::Always => "always",
+        }
+    }
 }

@@ -25,7 +25,16 @@ pub fn resolve(args: &SluiceArgs) -> Result<Own, ConfigError> {
                 "off, host or all",
             )?
             .unwrap_or(Sockets::Host),
-        shortcuts: shortcuts(&given("--shortcuts", args.shortcuts.as_deref()))?,
+        shortcuts: given("--shortcuts", args.shortcuts.as_deref())
+            .word(
+                &[
+                    ("off", Shortcuts::Off),
+                    ("established", Shortcuts::Established),
+                    ("always", Shortcuts::Always),
+                ],
+                "off, established or always",
+            )?
+            .unwrap_or(Shortcuts::Established),
         flows: flows.and_then(|n| u32::try_from(n).ok()),
         limits: limits(&args.limits)?,
     })
@@ -75,15 +84,4 @@ fn edges(given: &Given<'_>) -> Result<Edges, ConfigError> {
         return Err(given.refuse(allowed));
     }
     items.into_iter().map(pattern).collect::<Result<_, _>>().map(Edges::Names)
-}
-
-fn shortcuts(given: &Given<'_>) -> Result<Shortcuts, ConfigError> {
-    const LATER: &str = "this version has no shortcuts: every packet goes by the stack";
-    let words = [
-        ("off", Shortcuts { asked: "off", why_off: "asked for" }),
-        ("established", Shortcuts { asked: "established", why_off: LATER }),
-        ("always", Shortcuts { asked: "always", why_off: LATER }),
-    ];
-    let asked = given.word(&words, "off, established or always")?;
-    Ok(asked.unwrap_or(Shortcuts { asked: "established", why_off: LATER }))
 }

@@ -177,11 +177,13 @@ fn sluices_own_flags() {
     let names = [EdgePattern::Name("eth0".to_owned()), EdgePattern::Prefix("cali".to_owned())];
     assert_eq!(config.edges, Edges::Names(names.to_vec()));
     assert!(names[1].matches("cali12") && !names[0].matches("eth01"));
-    assert_eq!((config.sockets, config.flows, config.shortcuts.asked), (Sockets::All, Some(65_536), "off"));
+    assert_eq!(
+        (config.sockets, config.flows, config.shortcuts),
+        (Sockets::All, Some(65_536), Shortcuts::Off)
+    );
     let limits = flags("--limits frontends=9,ranges=7 --limits ranges=8").limits;
     assert_eq!(limits, Limits { frontends: Some(9), ranges: Some(8), ..Limits::default() });
-    let asked = flags("--shortcuts always").shortcuts;
-    assert!(asked.asked == "always" && asked.why_off.contains("no shortcuts"));
+    assert_eq!(flags("").shortcuts, Shortcuts::Established);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::loader::{self, CAUGHT, ETHERNET, PLAIN};
 use super::owner::{self, Owners};
 use super::sys::{self, Target, attach_flags};
 use super::{Datapath, netns_cookie, pins};
-use crate::node::{Edge, EdgeKind};
+use crate::node::{Edge, EdgeKind, Ways};
 
 /// What attaching did at one hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,14 +88,16 @@ const fn names(edge: &Edge) -> [&'static str; 2] {
 impl Datapath {
     /// Puts both programs on `edge`, exactly one copy each: the first at ingress, the last at egress, so that other
     /// programs see the same pair of addresses both ways (L-10). Does nothing where they are already there, and
-    /// replaces an earlier agent's in place. Writes the edge's entry in the `devices` map first.
+    /// replaces an earlier agent's in place. Writes the edge's entry in the `devices` map first, without shortcuts:
+    /// [`Datapath::set_ways`] opens them.
     ///
     /// # Errors
     /// [`DatapathError::is_gone`] if the device went away meanwhile: not worth a message.
     pub fn attach_edge(&mut self, edge: &Edge) -> Result<Attached, DatapathError> {
         let started = Instant::now();
         self.require(edge)?;
-        self.set_device(edge)?;
+        // Until it is known who else is there.
+        self.set_ways(edge, None)?;
         let [ingress, egress] = names(edge);
         let target = Target::Device(edge.ifindex);
         let place = |hook, name, flags| self.place(target, hook, name, flags, &|_| true);
@@ -246,12 +248,22 @@ impl Datapath {
         self.known.retain(|id, _| needed.contains(id));
     }
 
-    fn set_device(&self, edge: &Edge) -> Result<(), DatapathError> {
+    /// How shortcuts may end at `edge`; `None`: they neither begin nor end there.
+    ///
+    /// # Errors
+    /// If the map cannot be written.
+    pub fn set_ways(&self, edge: &Edge, ways: Option<Ways>) -> Result<(), DatapathError> {
         let device = Device {
             masquerade_v4: edge.masquerade_v4.map_or(Addr::UNSPECIFIED, |address| Addr::v4(address.octets())),
             masquerade_v6: edge.masquerade_v6.map_or(Addr::UNSPECIFIED, |address| Addr::v6(address.octets())),
             mtu: edge.mtu,
-            flags: flags([(edge.pod, device_flags::POD), (edge.detected, device_flags::DETECTED)]),
+            flags: flags([
+                (edge.pod, device_flags::POD),
+                (edge.detected, device_flags::DETECTED),
+                (ways.is_some(), device_flags::SHORTCUT),
+                (ways.is_some_and(|ways| ways.peer), device_flags::PEER),
+                (ways.is_some_and(|ways| ways.neighbour), device_flags::NEIGHBOUR),
+            ]),
         };
         let failed = |source| DatapathError::Map { operation: "write", map: "DEVICES", source };
         let current = self.tables.devices.get(&edge.ifindex).map_err(failed)?;

@@ -38,7 +38,7 @@ pub struct Explainer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
     pub verdict: Verdict,
-    /// The packet as it left; as it came unless the verdict is to pass it.
+    /// The packet as it left; as it came unless the verdict lets it go on.
     pub ends: Ends,
     pub mark: u32,
     /// Index of the service whose flow it belongs to.
@@ -75,7 +75,7 @@ impl Explainer {
         Ok(Self {
             v4: own(&mut ebpf, "FLOWS_V4")?,
             v6: own(&mut ebpf, "FLOWS_V6")?,
-            counters: own(&mut ebpf, "REASONS")?,
+            counters: own(&mut ebpf, "COUNTERS")?,
             ebpf,
         })
     }
@@ -83,7 +83,7 @@ impl Explainer {
     fn counts(&self) -> Result<Vec<u64>, DatapathError> {
         let count =
             |reason: Reason| self.counters.get_per_cpu(&(reason as u32)).map(|cpus| cpus.iter().sum());
-        Reason::ALL.into_iter().map(count).collect::<Result<_, _>>().map_err(failed("read", "REASONS"))
+        Reason::ALL.into_iter().map(count).collect::<Result<_, _>>().map_err(failed("read", "COUNTERS"))
     }
 
     /// Runs one program on `packet`: return value, packet, mark.
@@ -269,7 +269,8 @@ impl Datapath {
         let flow = service(&explainer).map_err(failed("read", "FLOWS"))?;
         self.explainer = Some(explainer);
         let verdict = verdict(action, &before, &after);
-        let ends = if verdict == Verdict::Pass { probe::ends(&bytes).unwrap_or(ends) } else { ends };
+        let goes_on = matches!(verdict, Verdict::Pass | Verdict::Shortcut);
+        let ends = if goes_on { probe::ends(&bytes).unwrap_or(ends) } else { ends };
         Ok(Some(Made {
             verdict,
             ends,
@@ -285,10 +286,12 @@ fn verdict(action: u32, before: &[u64], after: &[u64]) -> Verdict {
     const SHOT: u32 = 2;
     const REDIRECT: u32 = 7;
     let counted = Reason::ALL.into_iter().zip(before.iter().zip(after));
-    let mut counted = counted.filter(|(reason, (before, after))| reason.is_end() && before < after);
-    let reason = counted.next().map_or(Reason::Rewrite, |(reason, _)| reason);
+    let counted: Vec<_> =
+        counted.filter(|(_, (before, after))| before < after).map(|(reason, _)| reason).collect();
+    let reason = counted.iter().copied().find(|reason| reason.is_end()).unwrap_or(Reason::Rewrite);
     match action {
         SHOT => Verdict::Drop(reason),
+        REDIRECT if counted.contains(&Reason::Shortcut) => Verdict::Shortcut,
         REDIRECT => Verdict::Reject(reason),
         _ => Verdict::Pass,
     }
@@ -381,6 +384,7 @@ mod tests {
             ("passed on", u32::MAX, vec![], Verdict::Pass),
             ("a flow was made", u32::MAX, vec![Reason::FlowCreated], Verdict::Pass),
             ("refused", 7, vec![Reason::NoEndpoint], Verdict::Reject(Reason::NoEndpoint)),
+            ("sent past the stack", 7, vec![Reason::FlowCreated, Reason::Shortcut], Verdict::Shortcut),
             ("dropped", 2, vec![Reason::FlowCreated, Reason::Rewrite], Verdict::Drop(Reason::Rewrite)),
         ];
         for (what, action, reasons, want) in cases {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
+use proxy_common::path::LEASE;
 
 use super::Datapath;
 use super::error::DatapathError;
@@ -64,6 +65,8 @@ pub struct FlowInfo {
     pub age: Duration,
     /// Since the last packet of either direction, to about a second.
     pub idle: Duration,
+    /// Whether packets of a direction of it may pass the stack by.
+    pub shortcut: bool,
     /// Index of the service; see [`crate::sync::Syncer::names`].
     pub service: u32,
 }
@@ -85,6 +88,11 @@ pub fn ticks() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
     // The truncation is the programs' own.
     (now.as_nanos() >> 30) as u32
+}
+
+/// Whether this entry's direction has a lease.
+fn is_leased<const N: usize>(entry: &Flow<N>, now: u32) -> bool {
+    ![0, Flow::<N>::NO_LEASE].contains(&entry.lease) && now.saturating_sub(entry.lease) < LEASE
 }
 
 /// Connections in a dump of one family's entries, each once.
@@ -124,6 +132,7 @@ where
             state: FlowState::of(flow.state, restore.map_or(0, |restore| restore.state)),
             age: TICK * now.saturating_sub(flow.created),
             idle: TICK * now.saturating_sub(seen),
+            shortcut: [Some(flow), restore.copied()].into_iter().flatten().any(|entry| is_leased(entry, now)),
             service: flow.service,
         });
     }
@@ -160,7 +169,7 @@ impl Datapath {
     /// # Errors
     /// If the map cannot be read.
     pub fn counters(&self) -> Result<Vec<(Reason, u64)>, DatapathError> {
-        let failed = |source| DatapathError::Map { operation: "read", map: "REASONS", source };
+        let failed = |source| DatapathError::Map { operation: "read", map: "COUNTERS", source };
         let count = |reason: Reason| {
             let cpus = self.tables.counters.get_per_cpu(&(reason as u32)).map_err(failed)?;
             Ok((reason, cpus.iter().sum()))
@@ -206,6 +215,9 @@ mod tests {
             state: state::SEEN,
             tag: key.tag(),
             proof: 0,
+            lease: 0,
+            far: 0,
+            size: 0,
             more: [0; MORE],
         };
         (key, flow)
@@ -237,9 +249,16 @@ mod tests {
         assert_eq!(flow.masquerade, Some("10.1.0.1:1024".parse().unwrap()));
         assert_eq!((flow.state, flow.service), (FlowState::Established, 7));
         assert_eq!((flow.age, flow.idle), (TICK * 10, TICK * 2), "idle counts either direction");
+        assert!(!flow.shortcut);
         let mut plain = Vec::new();
         connections(&entries[..2], 100, &mut plain);
         assert_eq!(plain[0].masquerade, None);
+        for (lease, shortcut) in [(98, true), (100 - LEASE, false), (Flow::<1>::NO_LEASE, false)] {
+            entries[1].1.lease = lease;
+            let mut leased = Vec::new();
+            connections(&entries[..2], 100, &mut leased);
+            assert_eq!(leased[0].shortcut, shortcut, "granted at {lease}");
+        }
     }
 
     #[test]

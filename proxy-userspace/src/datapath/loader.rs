@@ -286,7 +286,7 @@ pub const WRITTEN: [&str; 13] = [
     "AFFINITY_V6",
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",
-    "REASONS",
+    "COUNTERS",
     "GUARD",
     "SOCKETS",
 ];

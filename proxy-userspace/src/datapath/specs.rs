@@ -138,7 +138,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<u32, u32>("RING_PENDING", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, Config>("CONFIG", kind::ARRAY, 0, None),
         spec::<u32, Guard>("GUARD", kind::ARRAY, 0, None),
-        spec::<u32, u64>("REASONS", kind::PERCPU_ARRAY, 0, None),
+        spec::<u32, u64>("COUNTERS", kind::PERCPU_ARRAY, 0, None),
         spec::<u32, SocketPairs>("SOCKETS", kind::SK_STORAGE, NO_PREALLOC, None),
     ]
 }

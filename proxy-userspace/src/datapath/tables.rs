@@ -73,7 +73,7 @@ impl Tables {
             devices: take(maps, "DEVICES")?,
             config: take(maps, "CONFIG")?,
             guard: take(maps, "GUARD")?,
-            counters: take(maps, "REASONS")?,
+            counters: take(maps, "COUNTERS")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services,
             endpoints: share::<Generations>(maps, "ENDPOINTS")?.0,

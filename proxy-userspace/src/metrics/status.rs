@@ -7,6 +7,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 
+use proxy_common::abi::Reason;
+
 use crate::status::Status;
 
 /// What is read when somebody asks, and has its truth elsewhere.
@@ -34,6 +36,16 @@ impl Collector for StatusMetrics {
         let mut edges = encoder.encode_descriptor("sluice_edges", help, None, MetricType::Gauge)?;
         for (label, count) in [("true", served), ("false", status.edges.len() - served)] {
             edges.encode_family(&[("served", label)])?.encode_gauge(&(count as i64))?;
+        }
+        let counters = [
+            ("sluice_flows_created", "Flows created", Reason::FlowCreated),
+            ("sluice_shortcut_packets", "Packets that have passed the node's stack by", Reason::Shortcut),
+        ];
+        for (name, help, reason) in counters {
+            let count = status.counts.get(reason.name()).copied().unwrap_or_default();
+            encoder
+                .encode_descriptor(name, help, None, MetricType::Counter)?
+                .encode_counter::<[(&str, &str); 0], _, u64>(&count, None)?;
         }
         let help = "Packets dropped, rejected or passed on untranslated by reason";
         let mut drops = encoder.encode_descriptor("sluice_drops", help, None, MetricType::Counter)?;

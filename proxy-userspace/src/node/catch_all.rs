@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::classify::LinkType;
 use super::follow::read_link;
+use super::shortcut::ways;
 use super::{Edge, EdgeKind};
 
 /// Where packets go in.
@@ -187,6 +188,7 @@ impl CatchAll {
     #[must_use]
     pub fn edge(&self) -> Edge {
         let link = read_link(&self.inner);
+        let ways = ways(&link, EdgeKind::CatchAll, false);
         Edge {
             name: link.name,
             ifindex: link.ifindex,
@@ -197,6 +199,7 @@ impl CatchAll {
             mtu: link.mtu,
             pod: false,
             detected: false,
+            ways,
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// The peer is in another network namespace.
     pub peer_elsewhere: bool,
+    /// The root's queueing discipline.
+    pub discipline: String,
 }
 
 /// What an edge leads to, for `status`.
@@ -137,6 +139,7 @@ mod tests {
             mtu: 1500,
             master: None,
             peer_elsewhere: false,
+            discipline: "noqueue".into(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::catch_all::{SOURCE_V4, SOURCE_V6};
 use super::classify::{EdgeKind, Link, LinkType, selected};
 use super::leftovers::IPVS_DEVICE;
+use super::shortcut::ways;
 use super::{Edge, NodeEvent};
 use crate::config::{DetectLocal, Edges};
 
@@ -37,6 +38,8 @@ pub struct Facts {
 pub struct Inventory {
     links: BTreeMap<u32, Link>,
     addresses: Vec<Address>,
+    /// Devices with a place for filters of traffic control.
+    filtered: BTreeSet<u32>,
     /// Devices that went since the last [`Inventory::events`]: their numbers may have come back with another device.
     went: BTreeSet<u32>,
 }
@@ -49,7 +52,17 @@ impl Inventory {
     pub fn remove_link(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
         self.went.insert(ifindex);
+        self.filtered.remove(&ifindex);
         self.addresses.retain(|address| address.ifindex != ifindex);
+    }
+
+    /// The device has a place for filters of traffic control now, or has none any more.
+    pub fn set_filtered(&mut self, ifindex: u32, filtered: bool) {
+        if filtered {
+            self.filtered.insert(ifindex);
+        } else {
+            self.filtered.remove(&ifindex);
+        }
     }
 
     /// An address in its turn of the kernel's own list, or news of a known one, which keeps its place: the first address
@@ -104,6 +117,7 @@ impl Inventory {
                     && link.peer_elsewhere
                     && !self.has_subnet(link.ifindex),
                 detected: detect.is_pods(&seen.name),
+                ways: ways(link, kind, self.filtered.contains(&link.ifindex)),
             })
         };
         // Service addresses, which kube-proxy's ipvs mode has left there: no NodePort is served on them.
@@ -210,6 +224,7 @@ mod tests {
             mtu: 1500,
             master,
             peer_elsewhere: kind == LinkType::Veth,
+            discipline: "noqueue".into(),
         }
     }
 
@@ -337,7 +352,7 @@ mod tests {
             events.iter().map(name).collect()
         };
         type Edit<'a> = (&'a str, &'a dyn Fn(&mut Inventory), &'a [&'a str]);
-        let cases: [Edit<'_>; 8] = [
+        let cases: [Edit<'_>; 10] = [
             ("nothing", &|_| {}, &[]),
             ("pod comes", &|node| node.set_link(link(9, "cali2", LinkType::Veth, None)), &["+cali2"]),
             ("pod goes, address and all", &|node| node.remove_link(5), &["-cali1", "addresses"]),
@@ -353,6 +368,19 @@ mod tests {
                 "pod's device goes down",
                 &|node| node.set_link(Link { up: false, ..link(5, "cali1", LinkType::Veth, None) }),
                 &["-cali1 stays"],
+            ),
+            (
+                "a program may come between a device and the stack",
+                &|node| node.set_filtered(5, true),
+                &["+cali1"],
+            ),
+            (
+                "the same of a device that is none of ours",
+                &|node| {
+                    node.set_filtered(3, true);
+                    node.set_filtered(5, false);
+                },
+                &[],
             ),
             ("renamed", &|node| node.set_link(link(2, "uplink", LinkType::Nic, None)), &["+uplink"]),
             (

@@ -1,11 +1,14 @@
 //! Netlink: a first full picture, then every change.
 
+use std::collections::BTreeSet;
+
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::tc::{TcHandle, TcMessage};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
 use thiserror::Error;
 use tokio::task::JoinHandle;
@@ -35,6 +38,8 @@ pub struct Node {
     connection: JoinHandle<()>,
     inventory: Inventory,
     facts: Facts,
+    /// Devices whose root has another queueing discipline, which no message tells when it is the kernel's own.
+    asked: BTreeSet<u32>,
     /// Messages were lost: everything must be listed again.
     stale: bool,
 }
@@ -51,12 +56,19 @@ impl Node {
     /// # Errors
     /// If netlink cannot be used.
     pub async fn open(edges: Edges, detect: DetectLocal) -> Result<Self, NodeError> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Tc,
+        ];
         let (connection, handle, messages) =
             new_multicast_connection(&groups).map_err(|source| NodeError::Open { source })?;
         let connection = tokio::spawn(connection);
         let (inventory, facts) = (Inventory::default(), Facts::default());
-        let mut node = Self { edges, detect, handle, messages, connection, inventory, facts, stale: true };
+        let asked = BTreeSet::new();
+        let mut node =
+            Self { edges, detect, handle, messages, connection, inventory, facts, asked, stale: true };
         node.rescan().await?;
         node.facts = node.inventory.facts(&node.edges, &node.detect);
         Ok(node)
@@ -82,6 +94,7 @@ impl Node {
                     self.note(message);
                 }
             }
+            self.ask().await?;
             let lost = self.stale;
             if lost {
                 self.rescan().await?;
@@ -116,6 +129,12 @@ impl Node {
                     self.inventory.remove_address(address.ip, address.ifindex);
                 }
             }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(told)) => {
+                self.note_discipline(&told, true);
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelQueueDiscipline(told)) => {
+                self.note_discipline(&told, false);
+            }
             NetlinkPayload::Overrun(_) => {
                 tracing::warn!("netlink messages were lost: listing links and addresses again");
                 self.stale = true;
@@ -128,6 +147,30 @@ impl Node {
         if is_device(link) {
             self.inventory.set_link(read_link(link));
         }
+    }
+
+    fn note_discipline(&mut self, told: &TcMessage, is_there: bool) {
+        let Ok(ifindex) = u32::try_from(told.header.index) else { return };
+        if told.header.parent == TcHandle::INGRESS {
+            self.inventory.set_filtered(ifindex, is_there);
+        } else {
+            self.asked.insert(ifindex);
+        }
+    }
+
+    /// Asks anew about [`Self::asked`]. A device that is gone is told of by a message of its own.
+    async fn ask(&mut self) -> Result<(), NodeError> {
+        while let Some(ifindex) = self.asked.first().copied() {
+            let mut links = self.handle.link().get().match_index(ifindex).execute();
+            match links.try_next().await {
+                Ok(Some(link)) => self.note_link(&link),
+                Ok(None) => {}
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => {}
+                Err(source) => return Err(NodeError::List { what: "a link", source: Box::new(source) }),
+            }
+            self.asked.remove(&ifindex);
+        }
+        Ok(())
     }
 
     async fn rescan(&mut self) -> Result<(), NodeError> {
@@ -143,7 +186,16 @@ impl Node {
                 inventory.set_address(address);
             }
         }
+        let mut disciplines = self.handle.qdisc().get().execute();
+        while let Some(told) = disciplines.try_next().await.map_err(failed("queueing disciplines"))? {
+            if told.header.parent == TcHandle::INGRESS
+                && let Ok(ifindex) = u32::try_from(told.header.index)
+            {
+                inventory.set_filtered(ifindex, true);
+            }
+        }
         self.inventory = inventory;
+        self.asked.clear();
         self.stale = false;
         Ok(())
     }
@@ -165,12 +217,14 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         mtu: 0,
         master: None,
         peer_elsewhere: false,
+        discipline: String::new(),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(master) => link.master = (*master != 0).then_some(*master),
+            LinkAttribute::Qdisc(name) => link.discipline.clone_from(name),
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -8,8 +8,10 @@ mod follow;
 mod kube_proxy;
 mod leftovers;
 mod nftables;
+mod shortcut;
 mod sockets;
 mod ways;
+mod xfrm;
 
 pub use catch_all::{CatchAll, CatchAllError, INNER, OUTER, SOURCE_V4, SOURCE_V6, remove_catch_all};
 pub use classify::{EdgeKind, Link, LinkType, classify, selected};
@@ -18,8 +20,10 @@ pub use facts::{Address, Facts, Inventory};
 pub use follow::{Node, NodeError};
 pub use kube_proxy::Rules;
 pub use leftovers::Leftover;
+pub use shortcut::Ways;
 pub use sockets::{SocketDiag, SocketsError};
 pub use ways::{Routed, Way, way};
+pub use xfrm::policies as xfrm_policies;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -40,6 +44,8 @@ pub struct Edge {
     pub pod: bool,
     /// What comes in by it is a pod's, by a detector that goes by device (F7).
     pub detected: bool,
+    /// How shortcuts may end here, or what keeps them from beginning and ending here.
+    pub ways: Result<Ways, String>,
 }
 
 /// A change of [`Facts`].

@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 use proxy_userspace::datapath::{Options, Sizes};
-use proxy_userspace::node::{Edge, EdgeKind};
+use proxy_userspace::node::{Edge, EdgeKind, Ways};
 
 /// Runs `test` in a thread with a network namespace of its own, holding the veth pair `edge0`/`pod0`, both up.
 /// Says why and does nothing where that is not possible.
@@ -46,6 +46,7 @@ pub fn edge(name: &str) -> Edge {
         mtu: 1500,
         pod: true,
         detected: false,
+        ways: Ok(Ways { peer: true, neighbour: true }),
     }
 }
 

@@ -162,6 +162,12 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
+/// The mode of shortcuts in which agents run: `SLUICE_SHORTCUTS`, or the agent's own default.
+#[must_use]
+pub fn shortcuts() -> String {
+    std::env::var("SLUICE_SHORTCUTS").unwrap_or_else(|_| "established".to_owned())
+}
+
 /// A running agent. Dropping it kills it; its data plane stays until the bed goes.
 #[derive(Debug)]
 pub struct Agent {
@@ -180,6 +186,9 @@ impl Agent {
         let mut arguments = vec!["run".to_owned()];
         arguments.extend(home.flags.clone());
         arguments.extend(home.node_flags());
+        if !arguments.iter().any(|argument| argument == "--shortcuts") {
+            arguments.extend(["--shortcuts".to_owned(), shortcuts()]);
+        }
         let child = home
             .command(&arguments)
             .stdout(log.try_clone()?)

@@ -3,22 +3,39 @@
 use std::net::IpAddr;
 
 use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Reason};
-use proxy_common::path::{self, Packet, Verdict};
+use proxy_common::path::{self, Packet, TEST_MTU, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
-use super::story::{At, Flows, Node, Outcome};
+use super::story::{Action, At, Flows, Node, Outcome, PassedBy};
 use super::world::{self, CATCH_ALL_IFINDEX, Writer};
 use crate::simulation::check_table;
 
 /// Pairs the flow table has room for.
 pub const PAIRS: u32 = 64;
+/// Bytes of payload in each segment of a super-packet.
+pub const SEGMENT: u32 = 1000;
 
 /// A frame in a vector.
 pub struct Frame {
     pub bytes: Vec<u8>,
     pub mark: u32,
     pub ifindex: u32,
+    pub note: u16,
+    /// Bytes of payload in each segment; 0: no super-packet.
+    pub segment: u32,
+    /// Where routes lead, in the order in which they are asked; 0: nowhere.
+    pub routes: [u32; 2],
+    /// Where it has been sent, past the stack.
+    pub sent: Option<(u32, bool)>,
+}
+
+impl Frame {
+    /// One that carries no note.
+    #[must_use]
+    pub const fn new(bytes: Vec<u8>, mark: u32, ifindex: u32) -> Self {
+        Self { bytes, mark, ifindex, note: 0, segment: 0, routes: [0; 2], sent: None }
+    }
 }
 
 impl Packet for Frame {
@@ -71,6 +88,28 @@ impl Packet for Frame {
         self.ifindex
     }
 
+    fn note(&self) -> u16 {
+        self.note
+    }
+
+    fn set_note(&mut self, note: u16) {
+        self.note = note;
+    }
+
+    fn segment(&self) -> u32 {
+        self.segment
+    }
+
+    fn route<const N: usize>(&mut self, _ends: &FlowKey<N>, _length: u32) -> Option<(u32, u32)> {
+        let [first, second] = self.routes;
+        self.routes = [second, 0];
+        (first != 0).then_some((first, TEST_MTU))
+    }
+
+    fn send(&mut self, device: u32, peer: bool) {
+        self.sent = Some((device, peer));
+    }
+
     /// BPF_PROG_TEST_RUN gives every packet a socket.
     fn is_own(&self) -> bool {
         true
@@ -78,6 +117,17 @@ impl Packet for Frame {
 
     fn is_caught(&self) -> bool {
         self.ifindex == CATCH_ALL_IFINDEX
+    }
+}
+
+/// What the kernel would be told of a packet that has been `sent` past the stack, or has not.
+fn action(verdict: Verdict, sent: Option<(u32, bool)>) -> Action {
+    match (verdict, sent) {
+        (Verdict::Pass, None) => Action::Pass,
+        (Verdict::Drop(_), None) => Action::Drop,
+        (Verdict::Reject(_), None) => Action::Reject,
+        (Verdict::Shortcut, Some((device, peer))) => Action::Shortcut(PassedBy { device, peer }),
+        (verdict, sent) => unreachable!("{verdict:?}, and it was sent to {sent:?}"),
     }
 }
 
@@ -111,7 +161,13 @@ impl Host {
 
 impl Node for Host {
     fn run(&mut self, hook: &At, bytes: &[u8], mark: u32) -> Outcome {
-        let mut frame = Frame { bytes: bytes.to_vec(), mark, ifindex: hook.ifindex };
+        let segment = if hook.segments > 0 { SEGMENT } else { 0 };
+        let mut frame = Frame {
+            note: hook.note,
+            segment,
+            routes: hook.routes,
+            ..Frame::new(bytes.to_vec(), mark, hook.ifindex)
+        };
         let l3 = if hook.ethernet { 14 } else { 0 };
         let verdict = match (hook.ingress, &bytes[12..14]) {
             (true, [0x08, 0x00]) => path::ingress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), l3),
@@ -120,7 +176,8 @@ impl Node for Host {
             (false, [0x86, 0xdd]) => path::egress(&mut frame, &self.v6, &mut Headers::EMPTY.clone(), l3),
             _ => Verdict::Pass,
         };
-        Outcome { action: verdict.into(), bytes: frame.bytes, mark: frame.mark }
+        let action = action(verdict, frame.sent);
+        Outcome { action, bytes: frame.bytes, mark: frame.mark, note: frame.note }
     }
 
     fn reset(&mut self) {
@@ -195,10 +252,10 @@ mod tests {
 
     fn sees(maps: &Maps<1>, from: End, to: End, hook: Way) -> (Action, End, End) {
         let bytes = packet(protocol::UDP, SYN, from, to, b"x");
-        let mut frame = Frame { bytes, mark: 0, ifindex: world::IFINDEX };
+        let mut frame = Frame::new(bytes, 0, world::IFINDEX);
         let verdict = hook(&mut frame, maps, &mut Headers::EMPTY.clone(), 14);
         let made = read(&frame.bytes);
-        (verdict.into(), made.src, made.dst)
+        (action(verdict, None), made.src, made.dst)
     }
 
     /// Two datagrams of one new flow at two CPUs, as a resolver sends them: they have one pair, and go to one endpoint from one

@@ -16,8 +16,8 @@ use proxy_common::abi::{
 use proxy_userspace::OBJECT;
 use proxy_userspace::datapath::Summed;
 
-use super::host::PAIRS;
-use super::story::{Action, At, Flows, Node, Outcome};
+use super::host::{PAIRS, SEGMENT};
+use super::story::{Action, At, Flows, Node, Outcome, PassedBy};
 use super::world::{self, CATCH_ALL_IFINDEX, IFINDEX, PODS_IFINDEX, Writer};
 use crate::sys::{Wire, create_map};
 
@@ -27,13 +27,23 @@ const MARK_AT: usize = 8;
 const IFINDEX_AT: usize = 40;
 const SEGMENTS_AT: usize = 164;
 const SEGMENT_SIZE_AT: usize = 176;
-/// Bytes of payload in each segment of a super-packet.
-const SEGMENT: u32 = 1000;
+/// `cb`, where programs in test mode keep a packet's note and where they have sent it.
+const NOTE_AT: usize = 48;
+const SENT_AT: usize = 52;
+const SENT_TO_PEER_AT: usize = 56;
+/// Where they find the devices that routes lead to.
+const ROUTES_AT: usize = 60;
 
 /// Return values of tc programs.
 const TC_ACT_UNSPEC: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 const TC_ACT_REDIRECT: u32 = 7;
+
+/// A word of `__sk_buff`.
+fn word(context: &[u8; CONTEXT], at: usize) -> u32 {
+    let [a, b, c, d] = context[at..at + 4] else { unreachable!("four bytes") };
+    u32::from_ne_bytes([a, b, c, d])
+}
 
 /// By hook and device: see [`program`].
 const PROGRAMS: [&str; 6] = [
@@ -146,7 +156,7 @@ impl Kernel {
         }
         let mut draws: PerCpuArray<_, u32> = self.writable("DRAWS")?;
         draws.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
-        let mut counters: PerCpuArray<_, u64> = self.writable("REASONS")?;
+        let mut counters: PerCpuArray<_, u64> = self.writable("COUNTERS")?;
         for reason in 0..Reason::COUNT {
             counters.set(reason, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
@@ -306,6 +316,10 @@ impl Node for Kernel {
         context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
         context[IFINDEX_AT..IFINDEX_AT + 4].copy_from_slice(&at.ifindex.to_ne_bytes());
         context[SEGMENTS_AT..SEGMENTS_AT + 4].copy_from_slice(&at.segments.to_ne_bytes());
+        context[NOTE_AT..NOTE_AT + 4].copy_from_slice(&u32::from(at.note).to_ne_bytes());
+        for (at, device) in (ROUTES_AT..).step_by(4).zip(at.routes) {
+            context[at..at + 4].copy_from_slice(&device.to_ne_bytes());
+        }
         let size = if at.segments > 0 { SEGMENT } else { 0 };
         context[SEGMENT_SIZE_AT..SEGMENT_SIZE_AT + 4].copy_from_slice(&size.to_ne_bytes());
         let mut answer = [0; CONTEXT];
@@ -320,12 +334,14 @@ impl Node for Kernel {
         let action = match result.return_value {
             TC_ACT_UNSPEC => Action::Pass,
             TC_ACT_SHOT => Action::Drop,
-            TC_ACT_REDIRECT => Action::Reject,
+            TC_ACT_REDIRECT => match word(&answer, SENT_AT) {
+                0 => Action::Reject,
+                device => Action::Shortcut(PassedBy { device, peer: word(&answer, SENT_TO_PEER_AT) != 0 }),
+            },
             other => unreachable!("a tc program returned {other}"),
         };
-        let [.., a, b, c, d] = answer[..MARK_AT + 4] else { unreachable!("a context is longer") };
-        let mark = u32::from_ne_bytes([a, b, c, d]);
-        Outcome { action, bytes: out, mark }
+        let note = word(&answer, NOTE_AT).try_into().expect("a note has 16 bits");
+        Outcome { action, bytes: out, mark: word(&answer, MARK_AT), note }
     }
 
     fn reset(&mut self) {
@@ -362,7 +378,7 @@ impl Node for Kernel {
     }
 
     fn counts(&mut self) -> Vec<u64> {
-        let map: PerCpuArray<_, u64> = self.writable("REASONS").expect("a per-CPU array");
+        let map: PerCpuArray<_, u64> = self.writable("COUNTERS").expect("a per-CPU array");
         let sum = |reason: &Reason| map.get(&(*reason as u32), 0).expect("read the counter").iter().sum();
         Reason::ALL.iter().map(sum).collect()
     }

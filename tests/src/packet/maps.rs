@@ -39,6 +39,15 @@ impl<const N: usize> Entry<N> for Held<N> {
     fn set_proof(&self, proof: u32) {
         self.change(|flow| flow.proof = proof);
     }
+    fn set_lease(&self, lease: u32) {
+        self.change(|flow| flow.lease = lease);
+    }
+    fn set_far(&self, ifindex: u32) {
+        self.change(|flow| flow.far = ifindex);
+    }
+    fn set_size(&self, bytes: u32) {
+        self.change(|flow| flow.size = bytes);
+    }
 }
 
 /// The maps of one family, and what both families share.
@@ -193,8 +202,11 @@ impl<const N: usize> Tables<N> for Maps<N> {
         words.copy_from_slice(from);
         (words != [0; N]).then_some(Addr(words))
     }
-    fn device_flags(&self, ifindex: u32) -> Option<u32> {
-        self.devices.get(&ifindex).map(|device| device.flags)
+    fn edge(&self, ifindex: u32) -> Option<(u32, u32)> {
+        self.devices.get(&ifindex).map(|device| (device.flags, device.mtu))
+    }
+    fn config_flags(&self) -> u32 {
+        self.config.get().flags
     }
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
         self.sockets.borrow().contains(&(key.protocol, *address, port))

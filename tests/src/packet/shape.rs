@@ -29,6 +29,8 @@ pub enum Shape {
     NoChecksum,
     /// A checksum that the device is to finish: the sum over the pseudo header (P-80), of SCTP none.
     Unfinished,
+    /// So many hops are left.
+    Hops(u8),
     /// SCTP: the chunk is of this type.
     Chunk(u8),
     /// A client's segment that acknowledges, or a packet that is tagged with, what nobody has told.
@@ -69,6 +71,10 @@ pub fn shaped(mut frame: Vec<u8>, shapes: &[Shape]) -> Vec<u8> {
             Shape::Fragment(offset, more) => {
                 let word = (offset / 8) | (u16::from(more) << 13);
                 frame[ETHERNET + 6..ETHERNET + 8].copy_from_slice(&word.to_be_bytes());
+                Vec::new()
+            }
+            Shape::Hops(left) => {
+                frame[ETHERNET + if v6 { 7 } else { 8 }] = left;
                 Vec::new()
             }
             Shape::Protocol(number) => {

@@ -4,7 +4,6 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 
 use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Kind, Reason, state};
-use proxy_common::path::Verdict;
 use proxy_userspace::datapath::Summed;
 
 use crate::lab::command;
@@ -19,16 +18,15 @@ pub enum Action {
     Pass,
     Drop,
     Reject,
+    Shortcut(PassedBy),
 }
 
-impl From<Verdict> for Action {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Pass => Self::Pass,
-            Verdict::Drop(_) => Self::Drop,
-            Verdict::Reject(_) => Self::Reject,
-        }
-    }
+/// The way of a packet that leaves past the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassedBy {
+    pub device: u32,
+    /// Straight into the namespace at its other end.
+    pub peer: bool,
 }
 
 /// A packet after a hook.
@@ -37,6 +35,8 @@ pub struct Outcome {
     pub action: Action,
     pub bytes: Vec<u8>,
     pub mark: u32,
+    /// What it carries through the stack.
+    pub note: u16,
 }
 
 /// Which program sees a packet, and how.
@@ -48,10 +48,15 @@ pub struct At {
     /// Segments of a super-packet (P-81); 0: an ordinary packet.
     pub segments: u32,
     pub ifindex: u32,
+    /// What the packet carries.
+    pub note: u16,
+    /// Devices that routes lead to, in the order in which they are asked; 0: to none.
+    pub routes: [u32; 2],
 }
 
 impl At {
-    pub const INGRESS: Self = Self { ingress: true, ethernet: true, segments: 0, ifindex: IFINDEX };
+    pub const INGRESS: Self =
+        Self { ingress: true, ethernet: true, segments: 0, ifindex: IFINDEX, note: 0, routes: [0; 2] };
     pub const EGRESS: Self = Self { ingress: false, ..Self::INGRESS };
 }
 
@@ -184,6 +189,7 @@ impl Node for Both {
             assert_eq!(kernel.action, host.action, "kernel (left) and host disagree on the verdict");
             if host.action != Action::Drop {
                 assert_eq!(kernel.mark, host.mark, "kernel (left) and host disagree on the mark");
+                assert_eq!(kernel.note, host.note, "kernel (left) and host disagree on the note");
                 assert_eq!(
                     hex(&kernel.bytes),
                     hex(&host.bytes),

@@ -15,6 +15,7 @@ use proxy_common::abi::{Config, Device, Reason, protocol};
 
 use super::frame::{ACK, FIN, Flags, RST, SYN, SYN_ACK};
 use super::shape::Shape;
+use super::story::PassedBy;
 use super::world::{
     BACKEND_PORT, CATCH_ALL_IFINDEX, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, Plan,
 };
@@ -92,6 +93,8 @@ pub struct Spec {
     pub shapes: Vec<Shape>,
     /// Segments of a super-packet.
     pub segments: u32,
+    /// Devices that the node's routes lead to, in the order in which they are asked; 0: to none.
+    pub routes: [u32; 2],
 }
 
 impl Spec {
@@ -104,6 +107,14 @@ impl Spec {
     pub fn with(mut self, shapes: &[Shape]) -> Self {
         self.shapes.extend(shapes);
         self
+    }
+
+    /// The node's routes lead such packets, and if asked for their answers those, to these devices.
+    #[must_use]
+    pub fn routed(self, devices: &[u32]) -> Self {
+        let mut routes = [0; 2];
+        routes.iter_mut().zip(devices).for_each(|(to, device)| *to = *device);
+        Self { routes, ..self }
     }
 
     #[must_use]
@@ -121,7 +132,7 @@ macro_rules! segments {
     ($($name:ident $flags:ident),*) => { $(
         #[must_use]
         pub fn $name(from: Party, to: Party) -> Spec {
-            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0 }
+            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0, routes: [0; 2] }
         }
     )* };
 }
@@ -132,6 +143,8 @@ segments!(syn SYN, syn_ack SYN_ACK, ack ACK, fin FIN, rst RST);
 pub enum Expect {
     /// It goes on between these ends; nothing else about it has changed but checksums and, as said, the mark.
     Becomes(Party, Party, MarkChange),
+    /// It leaves past the stack between these ends, with a hop less.
+    PassesBy(Party, Party, MarkChange, PassedBy),
     /// It goes on as it is, mark included.
     Untouched,
     Dropped(Reason),
@@ -167,6 +180,7 @@ pub enum Step {
     Device(fn(&mut Device)),
     /// Another proxy has taken over (L-07).
     HandOver,
+    PodsDevice(fn(&mut Device)),
     /// The device that packets are seen on has been removed.
     DeviceGone,
     Count(Reason, u64),
@@ -308,6 +322,37 @@ impl Tale {
         self.expecting(Expect::Becomes(from, to, MarkChange::Cleared))
     }
 
+    /// It leaves past the stack, by the egress of [`IFINDEX`].
+    #[must_use]
+    pub fn passes_by(self, from: Party, to: Party) -> Self {
+        self.expecting(Expect::PassesBy(
+            from,
+            to,
+            MarkChange::Kept,
+            PassedBy { device: IFINDEX, peer: false },
+        ))
+    }
+
+    /// The same, straight into the pod behind [`PODS_IFINDEX`].
+    #[must_use]
+    pub fn passes_into_the_pod(self, from: Party, to: Party) -> Self {
+        let into = PassedBy { device: PODS_IFINDEX, peer: true };
+        self.expecting(Expect::PassesBy(from, to, MarkChange::Kept, into))
+    }
+
+    /// The same by the egress of [`PODS_IFINDEX`].
+    #[must_use]
+    pub fn passes_by_the_pods_device(self, from: Party, to: Party) -> Self {
+        let by = PassedBy { device: PODS_IFINDEX, peer: false };
+        self.expecting(Expect::PassesBy(from, to, MarkChange::Kept, by))
+    }
+
+    /// It leaves past the stack by the egress of this device, where it is to be masqueraded.
+    #[must_use]
+    pub fn passes_by_marked(self, from: Party, to: Party, device: u32) -> Self {
+        self.expecting(Expect::PassesBy(from, to, MarkChange::Set, PassedBy { device, peer: false }))
+    }
+
     #[must_use]
     pub fn untouched(self) -> Self {
         self.expecting(Expect::Untouched)
@@ -355,6 +400,11 @@ impl Tale {
     #[must_use]
     pub fn handed_over(self) -> Self {
         self.step(Step::HandOver)
+    }
+
+    #[must_use]
+    pub fn on_pods_device(self, change: fn(&mut Device)) -> Self {
+        self.step(Step::PodsDevice(change))
     }
 
     #[must_use]

@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use proxy_common::abi::{Config, Reason, protocol};
+use proxy_common::path::note;
 
 use super::frame::{self, ETHERNET, End, Flags, Read, read};
 use super::shape::{Shape, finished, shaped};
 use super::story::{Action, At, Both, Node, Outcome};
 use super::tale::{Expect, MarkChange, Party, Spec, Step, Tale};
-use super::world::{self, IFINDEX, Plan, plan};
+use super::world::{self, IFINDEX, PODS_IFINDEX, Plan, plan};
 use crate::harness::{Group, Story};
 
 /// Rows as stories: one for each family and protocol. Without `ethernet` they are told to the programs for devices that
@@ -85,7 +86,8 @@ pub struct Teller<'a> {
     plan: Plan,
     config: Config,
     /// What the last hook let through.
-    last: Option<Outcome>,
+    /// With the segments of it.
+    last: Option<(Outcome, u32)>,
     /// Where that came from.
     seen: Option<End>,
 }
@@ -131,6 +133,11 @@ impl<'a> Teller<'a> {
                 self.node.set_device(IFINDEX, Some(device));
             }
             Step::HandOver => self.node.set_guard(world::handed_over(&self.config)),
+            Step::PodsDevice(change) => {
+                let mut device = world::pods_device();
+                change(&mut device);
+                self.node.set_device(PODS_IFINDEX, Some(device));
+            }
             Step::DeviceGone => self.node.set_device(IFINDEX, None),
             Step::Count(reason, times) => {
                 let is = self.node.count(*reason);
@@ -157,13 +164,18 @@ impl<'a> Teller<'a> {
     }
 
     fn hook(&mut self, ingress: bool, ifindex: u32, spec: Option<&Spec>, expect: Expect) -> Result<()> {
-        let (bytes, mark) = match (spec, &self.last) {
-            (Some(spec), _) => (self.build(spec)?, spec.mark),
-            (None, Some(last)) => (last.bytes.clone(), last.mark),
+        let (bytes, mark, note, segments) = match (spec, &self.last) {
+            (Some(spec), _) => (self.build(spec)?, spec.mark, note::NONE, spec.segments),
+            (None, Some((last, segments))) => (last.bytes.clone(), last.mark, last.note, *segments),
             (None, None) => bail!("no packet has come out of a hook yet"),
         };
-        let segments = spec.map_or(0, |spec| spec.segments);
-        let at = At { ingress, ethernet: self.ethernet, segments, ifindex };
+        // Unless a story says otherwise, routes lead to where its packet leaves.
+        let routes = match (spec, expect) {
+            (Some(spec), _) if spec.routes != [0; 2] => spec.routes,
+            (_, Expect::PassesBy(.., by)) => [by.device; 2],
+            _ => [0; 2],
+        };
+        let at = At { ingress, ethernet: self.ethernet, segments, ifindex, note, routes };
         let before = self.node.counts();
         let shown = &bytes[if self.ethernet { 0 } else { ETHERNET }..];
         let mut out = self.node.run(&at, shown, mark);
@@ -173,11 +185,11 @@ impl<'a> Teller<'a> {
         let counted = difference(&before, &self.node.counts());
         let finished = spec.is_none_or(|spec| !spec.shapes.contains(&Shape::Unfinished));
         self.judge(&bytes, mark, &out, &counted, expect, finished)?;
-        if let (Action::Pass, Expect::Becomes(..)) = (out.action, expect) {
+        if let Expect::Becomes(..) | Expect::PassesBy(..) = expect {
             self.seen = Some(read(&out.bytes).src);
         }
-        if out.action == Action::Pass {
-            self.last = Some(out);
+        if let Action::Pass | Action::Shortcut(_) = out.action {
+            self.last = Some((out, segments));
         }
         Ok(())
     }
@@ -193,6 +205,7 @@ impl<'a> Teller<'a> {
     ) -> Result<()> {
         let (action, why) = match expect {
             Expect::Becomes(..) | Expect::Untouched => (Action::Pass, None),
+            Expect::PassesBy(_, _, _, by) => (Action::Shortcut(by), None),
             Expect::Dropped(reason) => (Action::Drop, Some(reason)),
             Expect::Refused(reason) => (Action::Reject, Some(reason)),
         };
@@ -203,7 +216,7 @@ impl<'a> Teller<'a> {
                 ensure!(out.bytes == sent, "the bytes have changed");
                 ensure!(out.mark == mark, "the mark was {mark:#x} and is {:#x}", out.mark);
             }
-            Expect::Becomes(from, to, change) => {
+            Expect::Becomes(from, to, change) | Expect::PassesBy(from, to, change, _) => {
                 let want = match change {
                     MarkChange::Kept => mark,
                     MarkChange::Set => mark | self.config.masquerade_mark,
@@ -213,7 +226,11 @@ impl<'a> Teller<'a> {
                 let (before, after) = (read(sent), read(&out.bytes));
                 self.is_end("source", after.src, from)?;
                 self.is_end("destination", after.dst, to)?;
-                ensure!(bare(sent, &before) == bare(&out.bytes, &after), "more has changed than the ends");
+                let mut sent = sent.to_vec();
+                if let Expect::PassesBy(..) = expect {
+                    sent[ETHERNET + if self.v6 { 7 } else { 8 }] -= 1;
+                }
+                ensure!(bare(&sent, &before) == bare(&out.bytes, &after), "more has changed than the ends");
             }
             Expect::Refused(_) if finished || self.protocol == protocol::SCTP => {
                 self.is_refusal(sent, &out.bytes)?

@@ -190,14 +190,14 @@ pub fn device() -> Device {
         masquerade_v4: addr(plan(false).masquerade),
         masquerade_v6: addr(plan(true).masquerade),
         mtu: 1500,
-        flags: 0,
+        flags: device_flags::SHORTCUT | device_flags::NEIGHBOUR,
     }
 }
 
 /// The entry of [`PODS_IFINDEX`].
 #[must_use]
 pub fn pods_device() -> Device {
-    Device { flags: device_flags::POD, ..device() }
+    Device { flags: device().flags | device_flags::POD | device_flags::PEER, ..device() }
 }
 
 /// What each address is to the node.

@@ -44,10 +44,12 @@ pub enum Event {
     TableFull,
     /// Nobody served a client, which was told so.
     Refused,
+    /// A packet has passed the stack by.
+    PassedBy,
 }
 
 impl Event {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Lost,
         Self::Doubled,
         Self::Overtook,
@@ -70,6 +72,7 @@ impl Event {
         Self::Pressed,
         Self::TableFull,
         Self::Refused,
+        Self::PassedBy,
     ];
 }
 

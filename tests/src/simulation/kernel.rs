@@ -106,8 +106,14 @@ impl<const N: usize> Kernel<N> {
 
     /// Runs one hook, and sees to it that the packet has not opened again what was closed: by FINs from both sides for good, and
     /// by a reset for a SYN-ACK, which may be one from before.
-    pub fn run_watched(&self, ingress: bool, bytes: Vec<u8>, mark: u32) -> Result<(Verdict, Frame), String> {
-        let frame = Frame { bytes, mark, ifindex: IFINDEX };
+    pub fn run_watched(
+        &self,
+        ingress: bool,
+        bytes: Vec<u8>,
+        mark: u32,
+        note: u16,
+    ) -> Result<(Verdict, Frame), String> {
+        let frame = Frame::new(bytes, mark, IFINDEX);
         let (mut room, hook) = (Headers::EMPTY, if ingress { Hook::Ingress } else { Hook::Egress });
         let _ = parse(&frame, ETHERNET as u32, hook, &mut room);
         let ends = if matches!(room.transport, Transport::Connection(flags) if flags & SYN_ACK == SYN_ACK) {
@@ -116,7 +122,7 @@ impl<const N: usize> Kernel<N> {
             state::FIN
         };
         let before = self.ends(&room.key, ends);
-        let ran = self.run(ingress, frame.bytes, mark);
+        let ran = self.run(ingress, Frame { note, routes: [IFINDEX; 2], ..frame });
         match (before, self.ends(&room.key, ends)) {
             (Some((serial, true)), Some((now, false))) if serial == now => {
                 Err(format!("a closed flow has been opened again: {:?}", room.key))
@@ -134,8 +140,7 @@ impl<const N: usize> Kernel<N> {
     }
 
     /// Runs one hook.
-    pub fn run(&self, ingress: bool, bytes: Vec<u8>, mark: u32) -> (Verdict, Frame) {
-        let mut frame = Frame { bytes, mark, ifindex: IFINDEX };
+    pub fn run(&self, ingress: bool, mut frame: Frame) -> (Verdict, Frame) {
         let mut room = Headers::EMPTY;
         let l3 = ETHERNET as u32;
         let verdict = if ingress {
@@ -228,8 +233,11 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
         self.maps.masquerade_address(ifindex)
     }
-    fn device_flags(&self, ifindex: u32) -> Option<u32> {
-        self.maps.device_flags(ifindex)
+    fn edge(&self, ifindex: u32) -> Option<(u32, u32)> {
+        self.maps.edge(ifindex)
+    }
+    fn config_flags(&self) -> u32 {
+        self.maps.config_flags()
     }
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
         self.maps.local_socket(key, address, port)

@@ -43,6 +43,8 @@ pub(crate) use store::Shadow;
 use traffic::Traffic;
 
 use crate::packet::frame::{SYN, packet};
+use crate::packet::host::Frame;
+use crate::packet::world::IFINDEX;
 
 pub use kernel::Fault;
 
@@ -149,7 +151,8 @@ fn the_end<const N: usize>(traffic: &mut Traffic<N>) -> Result<(), String> {
     let [from, to, _] = traffic.cluster.plan.outside;
     for port in 0..4 * traffic.cluster.kernel.maps.pairs as u16 {
         let frame = packet(protocol::UDP, SYN, (from, 1 + port), (to, 9), b"");
-        traffic.cluster.kernel.run(false, frame, traffic.cluster.kernel.maps.masquerade_mark());
+        let mark = traffic.cluster.kernel.maps.masquerade_mark();
+        traffic.cluster.kernel.run(false, Frame::new(frame, mark, IFINDEX));
         traffic.wait(100);
     }
     check_table(&traffic.cluster.kernel.maps)?;
@@ -161,6 +164,10 @@ fn config(plan: &Plan, seed: u32) -> Config {
     let mut config = crate::packet::world::config();
     (config.seed, config.test_clock) = (seed, 1000);
     config.flags = config_flags::DETECT_V4 | config_flags::DETECT_V6;
+    // Half of all histories know shortcuts.
+    if seed.is_multiple_of(2) {
+        config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
+    }
     match plan.pods[0] {
         IpAddr::V4(pod) => {
             let [a, b, ..] = pod.octets();

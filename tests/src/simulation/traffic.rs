@@ -26,6 +26,8 @@ const REST: u32 = 3;
 struct Flying {
     frame: Vec<u8>,
     mark: u32,
+    /// What it carries through the stack.
+    note: u16,
     ingress: bool,
     born: u32,
 }
@@ -223,7 +225,7 @@ impl<const N: usize> Traffic<N> {
         let frame = numbered(number, flags, numbers, from, to, &token.bytes());
         // The node's own packets pass no edge on their way into its stack.
         let ingress = from.0 != self.cluster.plan.node;
-        self.flying.push(Flying { frame, mark: 0, ingress, born: self.now });
+        self.flying.push(Flying { frame, mark: 0, note: 0, ingress, born: self.now });
     }
 
     /// A connection does something.
@@ -302,7 +304,8 @@ impl<const N: usize> Traffic<N> {
         if !flying.ingress && before.dst.0 == self.cluster.plan.node {
             return self.arrive(&before, token);
         }
-        let (verdict, out) = self.cluster.kernel.run_watched(flying.ingress, flying.frame, flying.mark)?;
+        let (verdict, out) =
+            self.cluster.kernel.run_watched(flying.ingress, flying.frame, flying.mark, flying.note)?;
         self.forget(self.conns[token.conn].protocol, flying.ingress, &before)?;
         check_pairs(&self.cluster.kernel.maps)?;
         // The handshake begins anew where the flow is not closed yet, though one side has sent FIN.
@@ -316,24 +319,23 @@ impl<const N: usize> Traffic<N> {
                 }
                 self.refused(token, reason)
             }
-            Verdict::Pass => {
+            Verdict::Pass | Verdict::Shortcut => {
                 let after = read(&out.bytes);
+                if verdict == Verdict::Shortcut {
+                    self.events.note(Event::PassedBy);
+                }
                 if !flying.ingress {
                     return self.arrive(&after, token);
                 }
                 if !token.from_server && !self.translated(token.conn, &before, &after)? {
                     return Ok(());
                 }
-                let (frame, mark) = (out.bytes, out.mark);
-                self.flying.push(Flying { frame, mark, ingress: false, born: flying.born });
+                // Past the stack, too, a packet meets the programs at the device's egress.
+                let (frame, mark, note) = (out.bytes, out.mark, out.note);
+                self.flying.push(Flying { frame, mark, note, ingress: false, born: flying.born });
                 Ok(())
             }
         }
-    }
-
-    /// A packet has come to a host.
-    fn arrive(&mut self, packet: &Read, token: Token) -> Done {
-        if token.from_server { self.hear(packet, token) } else { self.serve(packet, token.conn) }
     }
 
     /// A client hears.

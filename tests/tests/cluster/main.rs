@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use sluice_tests::cluster::{Bed, Client, Frontend, Held, Own, Settings, Where, until};
 use sluice_tests::harness::{Group, Skip, Story, main as run};
 
@@ -68,9 +68,13 @@ fn swap_in(suite: &mut Suite) -> Result<()> {
 /// The client gets an answer from a Service every time, and all endpoints answer.
 fn ask(bed: &Bed, client: &Client, service: &str, host: &str) -> Result<()> {
     let endpoints: BTreeSet<String> = bed.endpoints(service)?.into_iter().collect();
-    let line = format!("for i in $(seq {TIMES}); do curl -s -m 2 http://{host}/hostname; echo; done");
+    // A server on a busy machine may take seconds; what is lost or refused is told by curl.
+    let line = format!("for i in $(seq {TIMES}); do curl -sS -m 20 http://{host}/hostname 2>&1; echo; done");
     let told = bed.shell(client, &line)?;
     let answers: Vec<&str> = told.lines().filter(|line| !line.is_empty()).collect();
+    if let Some(lost) = answers.iter().find(|line| line.starts_with("curl:")) {
+        bail!("from {host} to {}: {lost}", client.name);
+    }
     let who: BTreeSet<String> = answers.iter().map(|name| (*name).to_owned()).collect();
     let count = answers.len();
     ensure!(count == TIMES, "{count} of {TIMES} answers from {host} to {}", client.name);

@@ -20,6 +20,7 @@ mod ports;
 mod restart;
 mod sctp;
 mod sender;
+mod shortcut;
 mod sockets;
 mod start;
 mod surroundings;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     groups.extend(change::groups());
     groups.extend(departure::groups());
     groups.extend(sender::groups());
+    groups.extend(shortcut::groups());
     groups.extend(restart::groups());
     groups.extend(kills::groups());
     groups.extend(upgrade::groups());

@@ -1,10 +1,13 @@
 //! P-14: a link on the path gets smaller under live connections; transfers go on. Experiment 3: redirects about
 //! translated flows do not reach pods.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail, ensure};
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::Dial;
+use sluice_tests::wait::PATIENCE;
 use sluice_tests::wire::{Packet, Transport};
 
 use crate::harness::{Group, Story};
@@ -134,7 +137,12 @@ fn transfer_goes_on(bed: &mut Bed, way: &Way, family: Family) -> Result<()> {
     let route = narrow_route(bed, way, family)?;
     bed.ip(way.narrow, &format!("route replace {route} mtu lock {NARROW}"))?;
     bed.capture.watch(|packet| matches!(packet, Packet::Error { redirect: false, .. }));
-    let moved = connection.bulk(1 << 20);
+    // Under a lease of before, packets pass the node's routes by for a while.
+    let begun = Instant::now();
+    let mut moved = connection.bulk(1 << 20);
+    while moved.is_ok() && bed.capture.peek_watched() == 0 && begun.elapsed() < PATIENCE {
+        moved = connection.bulk(1 << 20);
+    }
     let errors = bed.capture.peek_watched();
     bed.ip(way.narrow, &format!("route del {}", narrow_target(way, family)))?;
     restore_pod_route(bed, way, family)?;

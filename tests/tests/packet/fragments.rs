@@ -1,12 +1,14 @@
 //! Datagrams in parts (P-09 … P-12, J2).
 
 use anyhow::{Result, ensure};
-use proxy_common::abi::{Config, Reason, protocol};
+use proxy_common::abi::{Config, Reason, config_flags, protocol};
 use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{ACK, End, Flags, SYN, SYN_ACK, packet, read};
 use sluice_tests::packet::pieces::{ORDERS, cut, join};
 use sluice_tests::packet::story::{Action, At, Both, Node, Outcome};
-use sluice_tests::packet::world::{BACKEND_PORT, EMPTY_PORT, MARK, NODE_PORT, PORT, config, plan};
+use sluice_tests::packet::world::{
+    BACKEND_PORT, EMPTY_PORT, MARK, NODE_PORT, PODS_IFINDEX, PORT, config, plan,
+};
 
 use crate::table::{each_of, each_way};
 
@@ -21,6 +23,7 @@ pub fn stories() -> Vec<Story<Both>> {
         &[protocol::TCP, protocol::UDP],
         &[
             ("a datagram in three parts goes there and back through all four rewrites P-09", four_rewrites),
+            ("parts go by the stack though their flow has a lease P-09", by_the_stack),
             ("parts of a second flow with the same id do not mix P-11", same_id),
             ("an id comes back with a datagram that is not translated P-11", id_comes_back),
         ],
@@ -124,6 +127,22 @@ fn cluster_ip(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let answer = cut(&datagram(protocol, SYN_ACK, backend, client), 9, &CUTS);
     let (back, _) = through(node, &At::EGRESS, &answer, 0)?;
     ensure!(ends(&back)? == (front, client));
+    Ok(())
+}
+
+fn by_the_stack(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let mut on = config();
+    on.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
+    node.set_config(on);
+    let p = plan(v6);
+    let (client, front, backend) = ((p.pod, 40_001), (p.vip, PORT), (p.backend, BACKEND_PORT));
+    let opened = pass(node, &At::INGRESS, &packet(protocol, SYN, client, front, b"whole"), 0)?;
+    let far = At { ifindex: PODS_IFINDEX, note: opened.note, ..At::EGRESS };
+    pass(node, &far, &opened.bytes, 0)?;
+    let whole = node.run(&At::INGRESS, &packet(protocol, ACK, client, front, b"whole"), 0);
+    ensure!(matches!(whole.action, Action::Shortcut(_)), "no lease: {:?}", whole.action);
+    let (there, _) = through(node, &At::INGRESS, &cut(&datagram(protocol, ACK, client, front), 3, &CUTS), 0)?;
+    ensure!(ends(&there)? == (client, backend));
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 //! asking.rs     source ranges, session affinity     fragments.rs   datagrams in parts
 //! guard.rs      packets that pretend              sctp.rs        associations, and their checksum
 //! hand_over.rs  another proxy has taken over
+//! shortcut.rs   packets that pass the stack by
 //! ```
 
 mod asking;
@@ -23,6 +24,7 @@ mod malformed;
 mod masquerade;
 mod policy;
 mod sctp;
+mod shortcut;
 mod table;
 mod tcp;
 mod udp;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         ("table", table::rows()),
         ("guard", guard::rows()),
         ("hand_over", hand_over::rows()),
+        ("shortcut", shortcut::rows()),
     ];
     let mut groups: Vec<_> = rows.into_iter().map(|(name, rows)| group(name, stories(rows, true))).collect();
     // P-06.

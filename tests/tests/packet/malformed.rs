@@ -110,7 +110,7 @@ impl Template {
                     ensure!(out.bytes == cut, "cut to {length}: bytes have changed");
                     ensure!(dropped == 0 && out.mark == 0x1337, "cut to {length}: passed, but not untouched");
                 }
-                Action::Reject => anyhow::bail!("cut to {length}: answered"),
+                other => anyhow::bail!("cut to {length}: {other:?}"),
             }
             ensure!(teller.flows() == before.1, "cut to {length}: the flow table has changed");
         }

@@ -12,7 +12,7 @@ use aya::util::nr_cpus;
 use proxy_common::abi::{Addr, Cidr, Config, Flow, FlowKey, FrontendKind, LAYOUT, Reason, Turn};
 use proxy_userspace::datapath::{Datapath, Options, Sizes};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
-use proxy_userspace::node::{Edge, EdgeKind};
+use proxy_userspace::node::{Edge, EdgeKind, Ways};
 use proxy_userspace::sync::{Settings, Syncer};
 
 use crate::packet::world;
@@ -216,6 +216,7 @@ fn loopback() -> Edge {
         mtu: 1500,
         pod: true,
         detected: false,
+        ways: Ok(Ways { peer: true, neighbour: true }),
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use proxy_userspace::config::Shortcuts;
+
 use crate::api::Binaries;
 use crate::lab::app::{App, Backend, Via};
 use crate::lab::{Bed, BedConfig, Family, Who, Wiring};
@@ -82,7 +84,8 @@ pub enum Translator {
     /// Nobody: the endpoint itself is dialled, on a node without any rule.
     Nobody,
     KubeProxy(Mode),
-    Sluice,
+    /// With this mode of shortcuts.
+    Sluice(Shortcuts),
 }
 
 impl Translator {
@@ -92,7 +95,9 @@ impl Translator {
             Self::Nobody => "no proxy",
             Self::KubeProxy(Mode::Nftables) => "kube-proxy, nftables",
             Self::KubeProxy(Mode::Iptables) => "kube-proxy, iptables",
-            Self::Sluice => "Sluice",
+            Self::Sluice(Shortcuts::Off) => "Sluice, by the stack",
+            Self::Sluice(Shortcuts::Established) => "Sluice, established",
+            Self::Sluice(Shortcuts::Always) => "Sluice, always",
         }
     }
 }
@@ -125,7 +130,9 @@ impl Beds {
                 sites.push(Site::kube_proxy(&plane, mode)?);
             }
         }
-        sites.push(Site::sluice()?);
+        for mode in [Shortcuts::Off, Shortcuts::Always, Shortcuts::Established] {
+            sites.push(Site::sluice(mode)?);
+        }
         let missing = missing.map(|error| format!("without kube-proxy: {error:#}"));
         Ok(Self { sites, missing })
     }
@@ -160,14 +167,15 @@ impl Site {
         Self { proxy: Translator::KubeProxy(mode), bed }.served()
     }
 
-    fn sluice() -> Result<Self> {
+    fn sluice(mode: Shortcuts) -> Result<Self> {
         let mut bed = bed()?;
+        bed.home().flags.extend(["--shortcuts".to_owned(), mode.name().to_owned()]);
         bed.start_agent()?;
         for number in 1..SERVICES {
             bed.apply_unawaited(&app(number))?;
         }
         bed.apply(&app(SERVICES))?;
-        Self { proxy: Translator::Sluice, bed }.served()
+        Self { proxy: Translator::Sluice(mode), bed }.served()
     }
 
     /// Itself, once all that is dialled answers.

@@ -60,7 +60,7 @@ const FORWARDED: [Setting; 5] = [
     bare(Path::NODE_PORT_REMOTE),
 ];
 
-/// Samples of those who serve a setting, round by round; the last one of them, which is ours, is measured twice.
+/// Samples of those who serve a setting, round by round; the last one of them, which is ours by default, is measured twice.
 struct Samples<'a> {
     of: Vec<(&'a Site, Vec<f64>)>,
     again: Vec<f64>,
@@ -173,7 +173,7 @@ impl Findings {
             scenario,
             method: format!(
                 "{how}; {SERVICES} Services of one endpoint; ratios are those within a round, above 1 is faster; kube-proxy: the \
-                 better of its modes; no shortcuts"
+                 better of its modes; Sluice with each mode of `--shortcuts`"
             ),
             columns: vec![column, "to no proxy", "to kube-proxy"],
             rows: Vec::new(),

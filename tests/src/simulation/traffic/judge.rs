@@ -9,6 +9,11 @@ use super::{Done, Traffic, gone};
 use crate::packet::frame::{End, Read, SYN};
 
 impl<const N: usize> Traffic<N> {
+    /// A packet has come to a host.
+    pub(super) fn arrive(&mut self, packet: &Read, token: Token) -> Done {
+        if token.from_server { self.hear(packet, token) } else { self.serve(packet, token.conn) }
+    }
+
     /// A client's packet has passed its edge. False: it goes nowhere.
     pub(super) fn translated(&mut self, id: usize, before: &Read, after: &Read) -> Result<bool, String> {
         let now = self.now;
