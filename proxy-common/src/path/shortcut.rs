@@ -72,14 +72,9 @@ fn is_on<const N: usize, T: Tables<N>>(tables: &T, number: u8) -> bool {
 
 /// Has the packet ask for a lease, if it can have any use of one.
 #[inline(always)]
-pub(super) fn ask<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    asks: u16,
-) {
-    if is_on(tables, headers.key.protocol) && !headers.is_fragment() && packet.note() == note::NONE {
-        packet.set_note(asks);
+pub(super) fn ask<const N: usize, P: Packet, T: Tables<N>>(packet: &mut P, tables: &T, headers: &Headers<N>) {
+    if is_on(tables, headers.key.protocol) && !headers.is_fragment() {
+        ask_anew(packet, note::ASKS);
     }
 }
 
@@ -315,6 +310,12 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     verdict.into()
 }
 
+/// Whether shortcuts may begin at a device.
+#[inline(always)]
+fn is_open<const N: usize, T: Tables<N>>(tables: &T, ifindex: u32) -> bool {
+    tables.device_flags(ifindex).unwrap_or(0) & device_flags::SHORTCUT != 0
+}
+
 /// Whether routes alone give leases.
 #[inline(always)]
 fn are_routes_enough<const N: usize, T: Tables<N>>(tables: &T) -> bool {
@@ -349,11 +350,7 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
     });
     let Some(((far, mtu), (back, _))) = led.flatten() else { return Returned::NONE };
     let ways = ways_for(packet, tables, headers, far, size);
-    if ways == 0
-        || packet.ifindex() != own
-        || back != own
-        || tables.device_flags(own).unwrap_or(0) & device_flags::SHORTCUT == 0
-    {
+    if ways == 0 || packet.ifindex() != own || back != own || !is_open(tables, own) {
         return Returned::NONE;
     }
     if let Some(restore) = tables.flow(&entry.partner(&headers.key)) {
@@ -436,7 +433,7 @@ pub(super) fn grant<const N: usize, P: Packet, T: Tables<N>>(
         if is_answer && own != here
             // A port of a bridge shows itself by an answer.
             || !is_answer && ways & device_flags::NEIGHBOUR == 0 && far != here
-            || tables.device_flags(origin).unwrap_or(0) & device_flags::SHORTCUT == 0
+            || !is_open(tables, origin)
             || tables.handed_over()
         {
             return None;

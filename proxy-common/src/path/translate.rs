@@ -45,7 +45,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         if room.flow.state & state::MARK != 0 {
             packet.set_mark(packet.mark() | tables.masquerade_mark());
         }
-        shortcut::ask(packet, tables, headers, shortcut::note::ASKS);
+        shortcut::ask(packet, tables, headers);
         Ok(rewrite::packet(packet, headers, &room.flow))
     });
     pair::verdict(opened)

@@ -13,7 +13,7 @@ const DIAG_BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-const REQUEST: u16 = 1;
+pub const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 /// NLM_F_ROOT and NLM_F_MATCH.
 const DUMP: u16 = 0x300;
@@ -97,7 +97,8 @@ fn request(family: u8, id: &[u8; ID]) -> Vec<u8> {
     body
 }
 
-fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+/// One message for the kernel; its answer needs no number.
+pub fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(16 + body.len());
     bytes.extend((16 + body.len() as u32).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());

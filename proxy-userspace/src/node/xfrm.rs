@@ -8,6 +8,8 @@ use nix::sys::time::TimeVal;
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_XFRM;
 
+use super::diag::{REQUEST, message};
+
 /// Longest wait for the kernel, which answers at once.
 const PATIENCE: TimeVal = TimeVal::new(5, 0);
 
@@ -16,8 +18,6 @@ const NEW_SPD_INFO: u16 = 0x24;
 const GET_SPD_INFO: u16 = 0x25;
 /// The attribute with three counts of policies: of what comes in, goes out, is forwarded.
 const SPD_INFO: u16 = 1;
-/// NLM_F_REQUEST.
-const REQUEST: u16 = 1;
 
 /// How many policies there are for packets that go out or are forwarded. None where the kernel has no xfrm.
 ///
@@ -30,18 +30,10 @@ pub fn policies() -> io::Result<u32> {
         Err(error) => return Err(error),
     };
     setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
-    socket.send(&question(), 0)?;
+    socket.send(&message(GET_SPD_INFO, REQUEST, &[0; 4]), 0)?;
     let mut room = vec![0; 4096];
     let length = socket.recv(&mut &mut room[..], 0)?;
     count(&room[..length]).ok_or_else(|| io::Error::other("xfrm's answer is none"))
-}
-
-fn question() -> Vec<u8> {
-    let mut bytes = 20_u32.to_ne_bytes().to_vec();
-    bytes.extend(GET_SPD_INFO.to_ne_bytes());
-    bytes.extend(REQUEST.to_ne_bytes());
-    bytes.resize(20, 0);
-    bytes
 }
 
 /// The sum of what goes out and what is forwarded, of the kernel's answer.
@@ -74,11 +66,7 @@ mod tests {
             body.extend(attribute.to_ne_bytes());
             words.iter().for_each(|word| body.extend(word.to_ne_bytes()));
         }
-        let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.resize(16, 0);
-        bytes.extend(body);
-        bytes
+        message(kind, 0, &body)
     }
 
     #[test]

@@ -24,10 +24,7 @@ fn routed() -> Vec<Tale> {
     const THERE_AND_BACK: [u32; 2] = [PODS_IFINDEX, IFINDEX];
     let opened = |title: &str| {
         tale(title)
-            .configured(|config| {
-                on(config);
-                config.flags |= config_flags::SHORTCUT_ALWAYS;
-            })
+            .configured(always)
             .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
             .passes_into_the_pod(CLIENT, BACKEND)
             .enters(syn_ack(BACKEND, CLIENT).routed(&[IFINDEX]))
@@ -36,13 +33,7 @@ fn routed() -> Vec<Tale> {
     };
     let refused = |title: &str, routes: &[u32]| {
         by_the_stack(
-            tale(title)
-                .configured(|config| {
-                    on(config);
-                    config.flags |= config_flags::SHORTCUT_ALWAYS;
-                })
-                .enters(syn(CLIENT, VIP).routed(routes))
-                .becomes(CLIENT, BACKEND),
+            tale(title).configured(always).enters(syn(CLIENT, VIP).routed(routes)).becomes(CLIENT, BACKEND),
         )
     };
     let rows = [
@@ -72,10 +63,7 @@ fn routed() -> Vec<Tale> {
         ),
         refused("always: an edge of somebody else's is the stack's", &[5, IFINDEX]),
         tale("always: what is longer than the route's MTU is the stack's P-75")
-            .configured(|config| {
-                on(config);
-                config.flags |= config_flags::SHORTCUT_ALWAYS;
-            })
+            .configured(always)
             .enters(ack(CLIENT, VIP).carrying(&[7; 1480]).routed(&THERE_AND_BACK))
             .becomes(CLIENT, BACKEND)
             .udp(),
@@ -85,10 +73,7 @@ fn routed() -> Vec<Tale> {
             .by_a_pods_device()
             .untouched(),
         tale("always: a masqueraded flow passes by to the endpoint's edge, where it is masqueraded")
-            .configured(|config| {
-                on(config);
-                config.flags |= config_flags::SHORTCUT_ALWAYS;
-            })
+            .configured(always)
             .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK))
             .passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
             .goes_on()
@@ -104,6 +89,11 @@ fn routed() -> Vec<Tale> {
 
 fn on(config: &mut Config) {
     config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
+}
+
+fn always(config: &mut Config) {
+    on(config);
+    config.flags |= config_flags::SHORTCUT_ALWAYS;
 }
 
 /// Shortcuts are on from the first packet.
