@@ -35,8 +35,12 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         && is_astray(tables, packet.ifindex(), own)
     {
         // what is astray is neither translated nor noted.
-        let opens = matches!(kind, Kind::Translate) && headers.opens();
-        return if opens && makes_way(tables, headers) {
+        let asks = match kind {
+            Kind::Translate => headers.opens(),
+            // Of a connection straight to the client, whose answers the flow would take.
+            _ => is_challenge(headers, entry.state(), kind),
+        };
+        return if asks && makes_way(tables, headers) {
             Known::Ended
         } else {
             Known::Verdict(Verdict::Drop(Reason::Spoofed))
@@ -97,10 +101,12 @@ fn is_astray<const N: usize, T: Tables<N>>(tables: &T, here: u32, own: u32) -> b
 fn makes_way<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
     let Some(entry) = tables.flow(&headers.key) else { return true };
     let partner = entry.partner(&headers.key);
-    if tables.flow(&partner).is_some_and(|answer| answer.state() & state::SEEN != 0) {
+    let (kind, own) = (entry.kind(), entry.state());
+    let other = tables.flow(&partner).map_or(0, |other| other.state());
+    if if pair::is_reply(kind) { own } else { other } & state::SEEN != 0 {
         return false;
     }
-    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), false);
+    pair::remove(tables, &headers.key, &partner, kind, own | other, false);
     true
 }
 

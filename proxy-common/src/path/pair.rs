@@ -74,8 +74,7 @@ pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, ki
     entry.kind() as u32 == kind && entry.tag() == key.tag()
 }
 
-/// Removes the pair when its TCP connection is over: both sides have sent FIN, or one has reset. Whether there is none now.
-/// `stays` as for [`remove`].
+/// Removes the pair when its TCP connection is over, as [`is_over`] says. Whether there is none now. `stays` as for [`remove`].
 ///
 /// A subprogram of its own: its callers' frames have no room for another key.
 #[inline(never)]
@@ -88,14 +87,37 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
     if entry.tag() != key.tag() {
         return true;
     }
-    let partner = entry.partner(key);
-    let (kind, state) = (entry.kind(), entry.state());
-    let answered = tables.flow(&partner).map_or(state::RST, |entry| entry.state());
-    if !closed(state, answered) {
+    if !is_over(tables, key) {
         return false;
     }
-    remove(tables, key, &partner, kind, state | answered, stays);
+    let partner = entry.partner(key);
+    let other = tables.flow(&partner).map_or(0, |other| other.state());
+    remove(tables, key, &partner, entry.kind(), entry.state() | other, stays);
     true
+}
+
+/// Whether both sides of a connection have sent FIN, or one has reset, or half of its pair is lost.
+///
+/// A client's reset alone is believed after [`reclaim::DOUBT`], as whoever knows the ports can forge it: a new connection of its
+/// own goes on by the same pair meanwhile (P-43).
+///
+/// A subprogram of its own, as above.
+#[inline(never)]
+fn is_over<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+    let Some(entry) = tables.flow(key) else { return true };
+    let Some(partner) = tables.flow(&entry.partner(key)) else { return true };
+    let (forth, back) = if is_reply(entry.kind()) { (partner, entry) } else { (entry, partner) };
+    let now = tables.now();
+    let idle = reclaim::since(forth.seen(), now).min(reclaim::since(back.seen(), now));
+    let (forth, back) = (forth.state(), back.state());
+    let doubted = idle < reclaim::DOUBT && !closed(forth & !state::RST, back);
+    closed(forth, back) && !doubted
+}
+
+/// Whether an entry of this [`Kind`] is that of the answers.
+#[inline(always)]
+pub(super) const fn is_reply(kind: u8) -> bool {
+    kind == Kind::Restore as u8 || kind == Kind::Unmasquerade as u8
 }
 
 /// Starts the forward half in the scratch room: the packet will come from `src`. Where it goes is the caller's to say.

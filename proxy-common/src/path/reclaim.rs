@@ -16,7 +16,7 @@ const MOST_LOOKS: u32 = 8;
 /// almost half of what a new flow costs without it.
 const EASE: u32 = 8;
 /// Ticks in which data would show that a reset was not believed (P-43), or that datagrams go on.
-const DOUBT: u32 = 2;
+pub(super) const DOUBT: u32 = 2;
 
 /// What would be lost with a pair, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

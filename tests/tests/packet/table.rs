@@ -85,11 +85,11 @@ fn closed_first() -> Tale {
     each(tale, 200..260, syn).counted(FlowCreated, made + 60).counted(FlowTableFull, 0)
 }
 
-/// Clients that open and reset have one place each in the ring, however often they do so.
+/// Clients that open and are reset have one place each in the ring, however often they do so.
 fn over_and_over() -> Tale {
     let mut tale = tale("clients that come again and again take one place each P-65").tcp();
     for _ in 0..PAIRS / 2 {
-        tale = each(each(tale, 0..8, syn), 0..8, rst);
+        tale = answers(each(tale, 0..8, syn), 0..8, rst);
     }
     all_live_beside(tale)
 }

@@ -320,7 +320,25 @@ fn resets() -> Vec<Tale> {
     let reset_by_endpoint =
         |title: &str| connection(title).leaves(rst(BACKEND, CLIENT)).becomes(VIP, CLIENT).entries(2);
     vec![
+        reset_by_client("a forged RST and a SYN do not end a live connection P-43")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .counted(FlowCreated, 1)
+            .leaves(ack(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT)
+            .enters(ack(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .entries(2),
+        reset_by_client("a client that dials again right after its RST is served by the same flow P-42 P-43")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .leaves(syn_ack(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT)
+            .enters(ack(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .counted(FlowCreated, 1),
         reset_by_client("a SYN after the client's RST begins a new flow P-42 P-43")
+            .after(2)
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
             .counted(FlowCreated, 2)
