@@ -256,6 +256,20 @@ impl Packet for Skb {
         unsafe { (*self.ctx.skb.skb).ifindex }
     }
 
+    /// In test runs the upper half of the note's word says that it is not.
+    #[inline(always)]
+    fn is_for_host(&self) -> bool {
+        let skb = self.ctx.skb.skb;
+        if TEST_MODE.load() != 0 {
+            // SAFETY: the kernel hands every tc program a valid __sk_buff.
+            let place = unsafe { &raw const (*skb).cb };
+            // SAFETY: as above.
+            return unsafe { read_volatile(place.cast::<u16>().wrapping_add(1)) } == 0;
+        }
+        // SAFETY: as above.
+        unsafe { (*skb).pkt_type == PACKET_HOST }
+    }
+
     /// `tc_index`, which the stack keeps and only packet schedulers look at; in test runs, which do not show it, `cb`. Of different
     /// sizes, or LLVM would make one access to a computed place of both, which the verifier refuses.
     #[inline(always)]

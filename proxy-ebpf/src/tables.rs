@@ -14,14 +14,15 @@ use aya_ebpf::{
     },
     maps::{Queue, lpm_trie::Key},
 };
+use core::borrow::Borrow;
 use core::ffi::c_void;
 use core::marker::PhantomData;
 use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
-        Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Flow, FlowKey, Fragment, Frontend,
-        FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange, TURNS_HELD_BACK,
-        Turn, config_flags, device_flags, protocol,
+        Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Fragment,
+        Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
+        TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
     path::{Asked, Insert, Looked, Scratch, Tables},
 };
@@ -154,9 +155,21 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn edge(&self, ifindex: u32) -> Option<(u32, u32)> {
+    fn device(&self, ifindex: u32) -> Option<impl Borrow<Device>> {
         // SAFETY: a device's element is removed only after the device.
-        unsafe { DEVICES.get(ifindex) }.map(|device| (device.flags, device.mtu))
+        unsafe { DEVICES.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn set_frames(&self, ifindex: u32, frames: [u32; 3]) {
+        let Some(device) = DEVICES.get_ptr_mut(ifindex) else { return };
+        // SAFETY: the pointer is what the look-up has returned in this run of the program.
+        let first = unsafe { &raw mut (*device).frames }.cast::<u32>();
+        // The first word last: it says that the others are there.
+        for word in [2, 1, 0] {
+            // SAFETY: one of the three words. Volatile, so that their order is kept.
+            unsafe { first.wrapping_add(word).write_volatile(frames[word]) };
+        }
     }
 
     // Apart, so that the tuple is off the stack when the flow is inserted.

@@ -13,7 +13,16 @@ abi! {
         pub mtu: u32,
         /// Bits of [`device_flags`].
         pub flags: u32,
+        /// The hardware addresses, destination and source in wire order, of the frames that leave by it into a pod: what comes straight
+        /// into the pod must have them too, as a bridge may be behind it. Written by the programs. Zero: not known yet;
+        /// [`Device::SEVERAL`] in the first word: there is more than one destination.
+        pub frames: [u32; 3],
     }
+}
+
+impl Device {
+    /// Multicast, and so nobody's own.
+    pub const SEVERAL: u32 = u32::MAX;
 }
 
 /// Bits of [`Device::flags`].
@@ -28,4 +37,6 @@ pub mod device_flags {
     pub const PEER: u32 = 8;
     /// They may end at its egress: routes lead to it, and neighbours are found by it. Not so of a bridge's port.
     pub const NEIGHBOUR: u32 = 16;
+    /// A port of a bridge: what comes in may be for the bridge's address, or for another port's.
+    pub const PORT: u32 = 32;
 }

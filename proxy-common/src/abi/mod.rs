@@ -40,7 +40,7 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 /// Agents of two layouts take over each other's maps without knowing each other's types, so that flows survive an upgrade and
 /// the way back. Hence the rule: keys stay as they are, values of hashes, arrays and tries only grow at their end, and zero
 /// there means what was before. Whatever needs more is a map by another name, which starts empty.
-pub const LAYOUT: u32 = 10 + GROWS as u32;
+pub const LAYOUT: u32 = 11 + GROWS as u32;
 
 /// The first layout that the rule holds for.
 pub const INHERITS_FROM: u32 = 7;

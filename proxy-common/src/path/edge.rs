@@ -3,8 +3,8 @@
 use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::traits::{Packet, Returned, Tables, Verdict};
-use super::{catch_all, fragment, frontend, icmp, masquerade, reject, shortcut, translate};
-use crate::abi::{AddressClass, Hook, Reason};
+use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate};
+use crate::abi::{AddressClass, Hook, Reason, device_flags};
 use crate::wire::{Headers, Transport, parse};
 
 /// A packet enters the node's stack. `l3` is where its network header starts: 14 behind Ethernet, else 0.
@@ -18,16 +18,28 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     room: &mut Headers<N>,
     l3: u32,
 ) -> Verdict {
+    if is_for_others(packet, tables) {
+        room.clear();
+        return Verdict::Pass;
+    }
     shortcut::forget_note(packet);
     let mut verdict = enters(packet, tables, room, l3);
     if verdict == Verdict::Pass
         && packet.note() == shortcut::note::ASKS
-        && let Some(sent) = shortcut::routed(packet, tables, room).verdict()
+        && let Some(sent) = lease::routed(packet, tables, room).verdict()
     {
         verdict = sent;
     }
     let verdict = fragment::remember(packet, tables, room, verdict);
     if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
+}
+
+/// Whether a frame that enters is for somebody else on the link, or for everybody: a switch floods what it has not learnt, and each
+/// node sees it. The stack forwards none of them. An answer would tell the switch that the other's hardware address is here.
+#[inline(always)]
+fn is_for_others<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T) -> bool {
+    !packet.is_for_host()
+        && tables.device_flags(packet.ifindex()).is_none_or(|flags| flags & device_flags::PORT == 0)
 }
 
 #[inline(always)]
@@ -156,7 +168,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
         return counted(tables, Verdict::Drop(Reason::Unassigned));
     }
     if shortcut::is_asked(packet) {
-        shortcut::grant(packet, tables, headers);
+        lease::grant(packet, tables, headers);
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     match headers.transport {

@@ -1,7 +1,7 @@
 //! Packets of known flows.
 
 use super::traits::{Entry, Fields, Packet, Tables, Verdict};
-use super::{pair, rewrite, shortcut};
+use super::{lease, pair, rewrite, shortcut};
 use crate::abi::{Flow, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
@@ -210,7 +210,7 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(
             seen |= state::RST;
         }
         if flags != 0 {
-            shortcut::begins_or_ends(tables, &headers.key, flags, entry);
+            lease::begins_or_ends(tables, &headers.key, flags, entry);
         }
     }
     if seen != before {

@@ -15,7 +15,8 @@
 //! icmp.rs        errors and redirects about known flows
 //! reject.rs      answering with RST or port unreachable
 //! rewrite.rs     the bytes of a rewrite
-//! shortcut.rs    which packets of known flows pass the stack by
+//! shortcut.rs    packets of known flows that pass the stack by
+//! lease.rs       which flows may have theirs do so
 //! socket.rs      connect, sendmsg, recvmsg, getpeername
 //! ```
 
@@ -27,6 +28,7 @@ mod established;
 mod fragment;
 mod frontend;
 mod icmp;
+mod lease;
 mod masquerade;
 mod pair;
 mod reclaim;
@@ -39,9 +41,10 @@ mod translate;
 
 pub use affinity::sticky;
 pub use edge::{egress, ingress};
+pub use lease::LEASE;
 pub use pair::{Beyond, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
-pub use shortcut::{LEASE, note};
+pub use shortcut::note;
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
 
 /// The MTU of every way in runs that must be repeatable, in the kernel and on the host alike.

@@ -1,27 +1,23 @@
 //! Shortcuts: packets of flows that pass the node's stack by.
 //!
-//! A direction of a flow may do so under a *lease*: a packet of this very direction has just come out of the stack at the
-//! device that it leaves by, between the very ends that the flow has there. So whatever drops, renumbers, encrypts or masquerades
+//! A direction of a flow may do so under a *lease*, see [`super::lease`]. So whatever drops, renumbers, encrypts or masquerades
 //! packets on the way gives no lease, and what begins to do so later is noticed when the lease is over, as one packet then goes by
 //! the stack again; likewise for packets that are longer than any that has come out. Such a packet carries a note, which the stack
 //! keeps and does not look at.
 //!
-//! Where the operator says that nothing in the stack has anything against packets, the routes give leases without asking it, to the
-//! first packet already.
-//!
 //! What the stack may treat in a way of its own goes by it always: SYN, FIN, RST, fragments, SCTP, packets whose hops are used up or
-//! that do not fit the device. A FIN or a RST ends both leases for good: connection tracking sees how the connection ends.
+//! that do not fit the device. Where routes give the lease, only the last three do.
 
+use core::borrow::Borrow;
+
+use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
 use super::traits::{Entry, Fields, Packet, Returned, Tables, Verdict};
 use super::{pair, rewrite};
-use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol, state};
+use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// The ways out of a device, bits of [`device_flags`].
 const WAYS: u32 = device_flags::PEER | device_flags::NEIGHBOUR;
-
-/// Ticks that a lease lasts: less than a third of the shortest time after which connection tracking forgets, half a minute.
-pub const LEASE: u32 = 4;
 
 /// What a packet carries through the stack.
 pub mod note {
@@ -87,13 +83,6 @@ fn ask_anew<P: Packet>(packet: &mut P, asks: u16) -> u32 {
     0
 }
 
-/// Whether a direction has a lease now that was granted at this tick.
-#[inline(always)]
-fn is_live<const N: usize, T: Tables<N>>(tables: &T, granted: u32) -> bool {
-    // CPUs do not agree about the time to the tick.
-    granted != 0 && tables.now().wrapping_sub(granted).cast_signed() < LEASE.cast_signed()
-}
-
 /// The ways by which a packet of this direction may leave `device` past the stack; 0: it goes by the stack, and asks for a lease
 /// if there is none. The device is asked each time: what has come between it and the stack meanwhile counts at once.
 #[inline(always)]
@@ -146,25 +135,40 @@ fn leads_to<const N: usize, P: Packet>(
     packet.route(&ends.0, size).is_some_and(|(way, _)| way == device)
 }
 
-/// The ways by which a packet of so many bytes may leave `device` past the stack, whatever leases there are.
+/// The ways by which a packet of so many bytes may leave `device` past the stack, whatever leases there are. If it may go straight
+/// into the pod behind it, the frame is addressed to that.
 #[inline(always)]
-fn ways_for<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &P,
+pub(super) fn ways_for<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
     device: u32,
     size: u32,
 ) -> u32 {
-    let Some((flags, mtu)) = tables.edge(device) else { return 0 };
+    let Some(device) = tables.device(device) else { return 0 };
+    let Device { flags, mtu, frames, .. } = *device.borrow();
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     // What is left to be done is done by the program at the device's egress.
     let ways = ways(flags) & if marked { device_flags::NEIGHBOUR } else { WAYS };
-    if ways != 0 && size <= mtu && may_hop::<N, P>(packet, headers.l3) { ways } else { 0 }
+    if ways == 0 || size > mtu || !may_hop::<N, P>(packet, headers.l3) {
+        return 0;
+    }
+    if ways & device_flags::PEER == 0 || address(packet, frames) { ways } else { ways & !device_flags::PEER }
+}
+
+/// Gives the frame the hardware addresses of [`Device::frames`], if they are known.
+#[inline(always)]
+fn address<P: Packet>(packet: &mut P, frames: [u32; 3]) -> bool {
+    if matches!(frames[0], 0 | Device::SEVERAL) {
+        return false;
+    }
+    let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = frames.map(u32::to_ne_bytes);
+    packet.store(0, [a, b, c, d, e, f, g, h, i, j, k, l]).is_some()
 }
 
 /// Length in bytes of the packet as its device sends it: of its segments, if it is a super-packet.
 #[inline(always)]
-fn size<const N: usize, P: Packet>(packet: &P, headers: &Headers<N>) -> u32 {
+pub(super) fn size<const N: usize, P: Packet>(packet: &P, headers: &Headers<N>) -> u32 {
     let segment = packet.segment();
     if segment == 0 {
         return headers.end - headers.l3;
@@ -249,11 +253,11 @@ pub(super) fn unmasqueraded<const N: usize, P: Packet, T: Tables<N>>(
 
 /// Two words of it are read at once, which the verifier allows at such a place of the stack only.
 #[repr(align(8))]
-struct Aligned<const N: usize>(FlowKey<N>);
+pub(super) struct Aligned<const N: usize>(pub(super) FlowKey<N>);
 
 /// The ends that the flow gives a packet.
 #[inline(always)]
-fn made_of<const N: usize>(headers: &Headers<N>, flow: &impl Fields<N>, key: &mut FlowKey<N>) {
+pub(super) fn made_of<const N: usize>(headers: &Headers<N>, flow: &impl Fields<N>, key: &mut FlowKey<N>) {
     flow.get(|flow| {
         key.src = flow.src;
         key.dst = flow.dst;
@@ -310,186 +314,8 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     verdict.into()
 }
 
-/// Whether shortcuts may begin at a device.
-#[inline(always)]
-fn is_open<const N: usize, T: Tables<N>>(tables: &T, ifindex: u32) -> bool {
-    tables.device_flags(ifindex).unwrap_or(0) & device_flags::SHORTCUT != 0
-}
-
-/// Whether routes alone give leases.
-#[inline(always)]
-fn are_routes_enough<const N: usize, T: Tables<N>>(tables: &T) -> bool {
-    tables.config_flags() & config_flags::SHORTCUT_ALWAYS != 0 && !tables.handed_over()
-}
-
-/// A packet that asks for a lease for its direction, the client's, and has been rewritten: the routes may give one.
-///
-/// Both must lead where the flow says, as strict reverse path filtering asks: to the endpoint, and back to the client.
-///
-/// A subprogram of its own: few packets ask.
-#[inline(never)]
-pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> Returned {
-    if packet.note() != note::ASKS || !are_routes_enough(tables) {
-        return Returned::NONE;
-    }
-    let Some(entry) = tables.flow(&headers.key) else { return Returned::NONE };
-    if !pair::is_of(&entry, &headers.key, Kind::Translate as u32) {
-        return Returned::NONE;
-    }
-    let own = entry.get(|flow| flow.ifindex);
-    let size = size(packet, headers);
-    let led = tables.scratch(|room| {
-        made_of(headers, &entry, &mut room.reply_key);
-        let there = packet.route(&room.reply_key, size)?;
-        room.reply_key = room.reply_key.reply();
-        Some((there, packet.route(&room.reply_key, 0)?))
-    });
-    let Some(((far, mtu), (back, _))) = led.flatten() else { return Returned::NONE };
-    let ways = ways_for(packet, tables, headers, far, size);
-    if ways == 0 || packet.ifindex() != own || back != own || !is_open(tables, own) {
-        return Returned::NONE;
-    }
-    if let Some(restore) = tables.flow(&entry.partner(&headers.key)) {
-        restore.set_far(far);
-    }
-    entry.set_far(far);
-    entry.set_size(mtu | Flow::<N>::ROUTED);
-    entry.set_lease(tables.now());
-    send(packet, tables, headers.l3, far, ways).into()
-}
-
-/// The ways back to the client, of an answer that asks for a lease: the routes may give one.
-///
-/// A subprogram of its own, as above.
-#[inline(never)]
-fn ways_back<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    entry: &T::Entry,
-) -> u32 {
-    let own = entry.get(|flow| flow.ifindex);
-    let size = size(packet, headers);
-    // As it leaves: from the frontend.
-    let mut ends = Aligned(headers.key);
-    made_of(headers, entry, &mut ends.0);
-    let Some((device, mtu)) = packet.route(&ends.0, size) else { return 0 };
-    let ways = ways_for(packet, tables, headers, device, size);
-    if device != own || ways == 0 {
-        return 0;
-    }
-    entry.set_size(mtu | Flow::<N>::ROUTED);
-    entry.set_lease(tables.now());
-    ways
-}
-
-/// Whether an answer shows which port of a bridge its endpoint is behind: requests do not, as a bridge floods its ports with
-/// what it knows no port for.
-#[inline(always)]
-fn is_learnt<const N: usize, T: Tables<N>>(tables: &T, entry: &T::Entry, here: u32) -> bool {
-    let is_port = tables.device_flags(here).is_some_and(|flags| ways(flags) == device_flags::PEER);
-    if is_port {
-        entry.set_far(here);
-    }
-    is_port
-}
-
 /// The ways out of a device with these [`device_flags`].
 #[inline(always)]
-const fn ways(flags: u32) -> u32 {
+pub(super) const fn ways(flags: u32) -> u32 {
     if flags & device_flags::SHORTCUT == 0 { 0 } else { flags & WAYS }
-}
-
-/// A packet that asks for a lease has come out of the stack: its direction gets one, if this is where its flow leads.
-///
-/// A subprogram of its own: few packets ask.
-#[inline(never)]
-pub(super) fn grant<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) {
-    let is_answer = packet.note() == note::ANSWER_ASKS;
-    packet.set_note(note::NONE);
-    let here = packet.ifindex();
-    let ways = ways(tables.device_flags(here).unwrap_or(0));
-    if ways == 0 || headers.is_fragment() {
-        return;
-    }
-    tables.scratch(|room| {
-        room.reply_key = if is_answer { headers.key } else { headers.key.mirrored() };
-        let restore = tables.flow(&room.reply_key)?;
-        if !pair::is_of(&restore, &room.reply_key, Kind::Restore as u32) {
-            return None;
-        }
-        let far = restore.get(|flow| flow.far);
-        let own = restore.get(|flow| flow.ifindex);
-        // Where a packet of this direction comes in.
-        let origin = if is_answer { far } else { own };
-        if is_answer && own != here
-            // A port of a bridge shows itself by an answer.
-            || !is_answer && ways & device_flags::NEIGHBOUR == 0 && far != here
-            || !is_open(tables, origin)
-            || tables.handed_over()
-        {
-            return None;
-        }
-        room.quoted.key = restore.partner(&room.reply_key);
-        let translate = tables.flow(&room.quoted.key)?;
-        if !pair::is_of(&translate, &room.quoted.key, Kind::Translate as u32) {
-            return None;
-        }
-        if (restore.state() | translate.state()) & (state::FIN | state::RST) != 0 {
-            return None;
-        }
-        if !is_answer {
-            restore.set_far(here);
-            translate.set_far(here);
-        }
-        let entry = if is_answer { restore } else { translate };
-        let size = size(packet, headers);
-        if size > entry.get(|flow| flow.size) & !Flow::<N>::ROUTED
-            || !is_live(tables, entry.get(|flow| flow.lease))
-        {
-            entry.set_size(size);
-        }
-        entry.set_lease(tables.now());
-        Some(())
-    });
-}
-
-/// A segment with SYN, FIN or RST (`flags` has no others) has met its entry, which has this key. The end of a connection ends
-/// the leases of both directions; the beginning of another one may ask for new ones.
-#[inline(always)]
-pub(super) fn begins_or_ends<const N: usize, T: Tables<N>>(
-    tables: &T,
-    key: &FlowKey<N>,
-    flags: u8,
-    entry: &T::Entry,
-) {
-    if entry.get(|flow| flow.size) & Flow::<N>::ROUTED != 0 {
-        return;
-    }
-    let granted = entry.get(|flow| flow.lease);
-    if flags == tcp_flags::SYN {
-        if granted == Flow::<N>::NO_LEASE {
-            entry.set_lease(0);
-        }
-    } else if granted != Flow::<N>::NO_LEASE && entry.get(|flow| flow.far) != 0 {
-        entry.set_lease(Flow::<N>::NO_LEASE);
-        revoke_partner(tables, key);
-    }
-}
-
-/// Ends the lease of the direction opposite to that of `key`.
-#[inline(never)]
-fn revoke_partner<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) {
-    let Some(entry) = tables.flow(key) else { return };
-    if let Some(partner) = tables.flow(&entry.partner(key)) {
-        partner.set_lease(Flow::<N>::NO_LEASE);
-    }
 }

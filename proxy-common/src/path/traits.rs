@@ -1,10 +1,12 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
+use core::borrow::Borrow;
+
 use super::pair::Beyond;
 use super::reclaim::Looked;
 use crate::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Fragment, Frontend, FrontendKey, MORE,
-    Port, Reason, Run, Service, Turn,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, Frontend,
+    FrontendKey, MORE, Port, Reason, Run, Service, Turn,
 };
 use crate::wire::{Diff, Headers, crc_difference};
 
@@ -148,6 +150,9 @@ pub trait Packet {
 
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
+
+    /// Whether its frame was sent to the device's own hardware address: not to everybody, nor to somebody else.
+    fn is_for_host(&self) -> bool;
 
     /// What it carries through the stack: a value of [`super::note`], or somebody else's.
     fn note(&self) -> u16;
@@ -383,13 +388,15 @@ pub trait Tables<const N: usize> {
     fn endpoint_generation(&self, id: u32) -> u32;
     /// Address that packets leaving by `ifindex` are masqueraded with.
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>>;
-    /// Bits of [`crate::abi::device_flags`] of this edge, and its MTU in bytes; `None`: it is none.
-    fn edge(&self, ifindex: u32) -> Option<(u32, u32)>;
-    /// The bits alone.
+    /// What is known of this edge; `None`: it is none.
+    fn device(&self, ifindex: u32) -> Option<impl Borrow<Device>>;
+    /// Bits of [`crate::abi::device_flags`] of this edge.
     #[inline(always)]
     fn device_flags(&self, ifindex: u32) -> Option<u32> {
-        self.edge(ifindex).map(|(flags, _)| flags)
+        self.device(ifindex).map(|device| device.borrow().flags)
     }
+    /// Writes [`Device::frames`] of an edge.
+    fn set_frames(&self, ifindex: u32, frames: [u32; 3]);
     /// Whether a socket of the node owns `address`:`port` towards the destination of `key` (P-64).
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool;
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use proxy_common::abi::{
-    Addr, AddressClass, Affinity, AffinityKey, Backend, Flow, FlowKey, Frontend, FrontendKey, FrontendKind,
-    Port, Reason, Run, Service, Turn, service_flags,
+    Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Frontend, FrontendKey,
+    FrontendKind, Port, Reason, Run, Service, Turn, service_flags,
 };
 use proxy_common::path::{self, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict, note};
 use proxy_common::wire::{Diff, Headers, apply};
@@ -57,6 +57,9 @@ impl Packet for Frame {
     }
     fn ifindex(&self) -> u32 {
         1
+    }
+    fn is_for_host(&self) -> bool {
+        true
     }
     fn note(&self) -> u16 {
         note::NONE
@@ -179,9 +182,10 @@ impl<const N: usize> Tables<N> for Node<N> {
     fn masquerade_address(&self, _ifindex: u32) -> Option<Addr<N>> {
         Some(addr(self.own))
     }
-    fn edge(&self, _ifindex: u32) -> Option<(u32, u32)> {
-        None
+    fn device(&self, _ifindex: u32) -> Option<impl std::borrow::Borrow<Device>> {
+        None::<Device>
     }
+    fn set_frames(&self, _ifindex: u32, _frames: [u32; 3]) {}
     fn local_socket(&self, _key: &FlowKey<N>, _address: &Addr<N>, _port: Port) -> bool {
         false
     }

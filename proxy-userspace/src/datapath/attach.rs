@@ -253,6 +253,8 @@ impl Datapath {
     /// # Errors
     /// If the map cannot be written.
     pub fn set_ways(&self, edge: &Edge, ways: Option<Ways>) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { operation: "write", map: "DEVICES", source };
+        let current = self.tables.devices.get(&edge.ifindex).map_err(failed)?;
         let device = Device {
             masquerade_v4: edge.masquerade_v4.map_or(Addr::UNSPECIFIED, |address| Addr::v4(address.octets())),
             masquerade_v6: edge.masquerade_v6.map_or(Addr::UNSPECIFIED, |address| Addr::v6(address.octets())),
@@ -263,10 +265,11 @@ impl Datapath {
                 (ways.is_some(), device_flags::SHORTCUT),
                 (ways.is_some_and(|ways| ways.peer), device_flags::PEER),
                 (ways.is_some_and(|ways| ways.neighbour), device_flags::NEIGHBOUR),
+                (edge.port, device_flags::PORT),
             ]),
+            // The programs write these.
+            frames: current.map_or([0; 3], |current| current.frames),
         };
-        let failed = |source| DatapathError::Map { operation: "write", map: "DEVICES", source };
-        let current = self.tables.devices.get(&edge.ifindex).map_err(failed)?;
         if current == Some(device) {
             return Ok(());
         }

@@ -188,7 +188,7 @@ impl CatchAll {
     #[must_use]
     pub fn edge(&self) -> Edge {
         let link = read_link(&self.inner);
-        let ways = ways(&link, EdgeKind::CatchAll, false);
+        let ways = ways(&link, EdgeKind::CatchAll, false, false);
         Edge {
             name: link.name,
             ifindex: link.ifindex,
@@ -198,6 +198,7 @@ impl CatchAll {
             masquerade_v6: Some(SOURCE_V6),
             mtu: link.mtu,
             pod: false,
+            port: false,
             detected: false,
             ways,
         }

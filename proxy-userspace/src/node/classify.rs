@@ -40,6 +40,8 @@ pub struct Link {
     pub mtu: u32,
     /// Device that this one is a port of.
     pub master: Option<u32>,
+    /// Its own hardware address.
+    pub address: Vec<u8>,
     /// The peer is in another network namespace.
     pub peer_elsewhere: bool,
     /// The root's queueing discipline.
@@ -138,6 +140,7 @@ mod tests {
             ethernet: true,
             mtu: 1500,
             master: None,
+            address: Vec::new(),
             peer_elsewhere: false,
             discipline: "noqueue".into(),
         }

@@ -100,7 +100,11 @@ impl Inventory {
             let master = link.master.and_then(|ifindex| self.links.get(&ifindex));
             let kind = selected(link, master.map(|master| master.kind), edges)?;
             // Routes lead to the bridge, so netfilter sees the bridge as the device that packets leave by, and come by.
-            let seen = master.filter(|master| master.kind == LinkType::Bridge).unwrap_or(link);
+            let bridge = master.filter(|master| master.kind == LinkType::Bridge);
+            let seen = bridge.unwrap_or(link);
+            let pod = matches!(kind, EdgeKind::Veth | EdgeKind::Netkit)
+                && link.peer_elsewhere
+                && !self.has_subnet(link.ifindex);
             let (masquerade_v4, masquerade_v6) = match kind {
                 EdgeKind::CatchAll => (Some(SOURCE_V4), Some(SOURCE_V6)),
                 _ => (own.v4(seen.ifindex), own.v6(seen.ifindex)),
@@ -113,11 +117,11 @@ impl Inventory {
                 masquerade_v4,
                 masquerade_v6,
                 mtu: link.mtu,
-                pod: matches!(kind, EdgeKind::Veth | EdgeKind::Netkit)
-                    && link.peer_elsewhere
-                    && !self.has_subnet(link.ifindex),
+                pod,
+                // By a NIC a switch floods what is for other hosts: as a rule the bridge has the NIC's address.
+                port: bridge.is_some_and(|bridge| pod || bridge.address != link.address),
                 detected: detect.is_pods(&seen.name),
-                ways: ways(link, kind, self.filtered.contains(&link.ifindex)),
+                ways: ways(link, kind, pod, self.filtered.contains(&link.ifindex)),
             })
         };
         // Service addresses, which kube-proxy's ipvs mode has left there: no NodePort is served on them.
@@ -223,6 +227,7 @@ mod tests {
             ethernet: true,
             mtu: 1500,
             master,
+            address: vec![2, 0, 0, 0, 0, ifindex as u8],
             peer_elsewhere: kind == LinkType::Veth,
             discipline: "noqueue".into(),
         }

@@ -216,6 +216,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
         ethernet: header.link_layer_type == LinkLayerType::Ether,
         mtu: 0,
         master: None,
+        address: Vec::new(),
         peer_elsewhere: false,
         discipline: String::new(),
     };
@@ -224,6 +225,7 @@ pub(super) fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(master) => link.master = (*master != 0).then_some(*master),
+            LinkAttribute::Address(address) => link.address.clone_from(address),
             LinkAttribute::Qdisc(name) => link.discipline.clone_from(name),
             LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {

@@ -42,6 +42,8 @@ pub struct Edge {
     pub mtu: u32,
     /// Leads to a pod rather than to other hosts.
     pub pod: bool,
+    /// A port of a bridge: what comes in may be for others than its own hardware address, and the node's all the same.
+    pub port: bool,
     /// What comes in by it is a pod's, by a detector that goes by device (F7).
     pub detected: bool,
     /// How shortcuts may end here, or what keeps them from beginning and ending here.

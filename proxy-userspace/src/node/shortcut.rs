@@ -15,11 +15,11 @@ pub struct Ways {
 /// `net.core.default_qdisc`. Others may be a bandwidth limit, which a shortcut into a pod would get round.
 const ORDINARY: [&str; 6] = ["noqueue", "pfifo_fast", "fq_codel", "fq", "mq", "sfq"];
 
-/// The ways out of `link`, an edge of this kind, or what stands between it and the stack. `filtered`: it has a place for filters
+/// The ways out of `link`, an edge of this kind that leads to a `pod` or not, or what stands between it and the stack. `filtered`: it has a place for filters
 /// of traffic control, `clsact` or `ingress`, which programs of ours run before.
 ///
 /// XDP programs do not matter: what comes in has passed them before ours see it.
-pub fn ways(link: &Link, kind: EdgeKind, filtered: bool) -> Result<Ways, String> {
+pub fn ways(link: &Link, kind: EdgeKind, pod: bool, filtered: bool) -> Result<Ways, String> {
     if kind == EdgeKind::CatchAll {
         return Err("the node's own processes are at its other end".to_owned());
     }
@@ -33,7 +33,8 @@ pub fn ways(link: &Link, kind: EdgeKind, filtered: bool) -> Result<Ways, String>
         return Err(format!("queueing discipline {}", link.discipline));
     }
     Ok(Ways {
-        peer: matches!(kind, EdgeKind::Veth | EdgeKind::Netkit) && link.peer_elsewhere,
+        // A NIC of that kind has a switch at its other end, for which frames must be addressed to the next hop.
+        peer: pod,
         // Routes lead to the bridge, or into the VRF, and not to its port.
         neighbour: link.master.is_none(),
     })
@@ -53,6 +54,7 @@ mod tests {
             ethernet: true,
             mtu: 1500,
             master: None,
+            address: Vec::new(),
             peer_elsewhere: kind == LinkType::Veth,
             discipline: "noqueue".to_owned(),
         }
@@ -107,7 +109,8 @@ mod tests {
             ),
         ];
         for (name, link, kind, filtered, want) in cases {
-            assert_eq!(super::ways(&link, kind, filtered), want, "{name}");
+            let pod = kind == EdgeKind::Veth && link.peer_elsewhere;
+            assert_eq!(super::ways(&link, kind, pod, filtered), want, "{name}");
         }
     }
 }

@@ -24,6 +24,8 @@ pub struct Frame {
     pub note: u16,
     /// Bytes of payload in each segment; 0: no super-packet.
     pub segment: u32,
+    /// Its frame is for somebody else.
+    pub flooded: bool,
     /// Where routes lead, in the order in which they are asked; 0: nowhere.
     pub routes: [u32; 2],
     /// Where it has been sent, past the stack.
@@ -34,7 +36,7 @@ impl Frame {
     /// One that carries no note.
     #[must_use]
     pub const fn new(bytes: Vec<u8>, mark: u32, ifindex: u32) -> Self {
-        Self { bytes, mark, ifindex, note: 0, segment: 0, routes: [0; 2], sent: None }
+        Self { bytes, mark, ifindex, note: 0, segment: 0, flooded: false, routes: [0; 2], sent: None }
     }
 }
 
@@ -86,6 +88,10 @@ impl Packet for Frame {
 
     fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    fn is_for_host(&self) -> bool {
+        !self.flooded
     }
 
     fn note(&self) -> u16 {
@@ -165,6 +171,7 @@ impl Node for Host {
         let mut frame = Frame {
             note: hook.note,
             segment,
+            flooded: hook.flooded,
             routes: hook.routes,
             ..Frame::new(bytes.to_vec(), mark, hook.ifindex)
         };
@@ -195,7 +202,7 @@ impl Node for Host {
     }
 
     fn set_device(&mut self, ifindex: u32, device: Option<Device>) {
-        for devices in [&mut self.v4.devices, &mut self.v6.devices] {
+        for devices in [&mut self.v4.devices, &mut self.v6.devices].map(std::cell::RefCell::get_mut) {
             match device {
                 Some(device) => _ = devices.insert(ifindex, device),
                 None => _ = devices.remove(&ifindex),

@@ -29,6 +29,7 @@ const SEGMENTS_AT: usize = 164;
 const SEGMENT_SIZE_AT: usize = 176;
 /// `cb`, where programs in test mode keep a packet's note and where they have sent it.
 const NOTE_AT: usize = 48;
+const FLOODED_AT: usize = 50;
 const SENT_AT: usize = 52;
 const SENT_TO_PEER_AT: usize = 56;
 /// Where they find the devices that routes lead to.
@@ -317,6 +318,7 @@ impl Node for Kernel {
         context[IFINDEX_AT..IFINDEX_AT + 4].copy_from_slice(&at.ifindex.to_ne_bytes());
         context[SEGMENTS_AT..SEGMENTS_AT + 4].copy_from_slice(&at.segments.to_ne_bytes());
         context[NOTE_AT..NOTE_AT + 4].copy_from_slice(&u32::from(at.note).to_ne_bytes());
+        context[FLOODED_AT] = at.flooded.into();
         for (at, device) in (ROUTES_AT..).step_by(4).zip(at.routes) {
             context[at..at + 4].copy_from_slice(&device.to_ne_bytes());
         }
@@ -340,7 +342,7 @@ impl Node for Kernel {
             },
             other => unreachable!("a tc program returned {other}"),
         };
-        let note = word(&answer, NOTE_AT).try_into().expect("a note has 16 bits");
+        let note = word(&answer, NOTE_AT) as u16;
         Outcome { action, bytes: out, mark: word(&answer, MARK_AT), note }
     }
 

@@ -61,7 +61,7 @@ pub struct Maps<const N: usize> {
     pub(crate) ranges: Vec<(u32, Addr<N>, u32)>,
     pub(crate) affinity: RefCell<HashMap<AffinityKey<N>, Affinity<N>>>,
     pub(crate) fragments: RefCell<HashMap<FlowKey<N>, Fragment<N>>>,
-    pub(crate) devices: HashMap<u32, Device>,
+    pub(crate) devices: RefCell<HashMap<u32, Device>>,
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
     pub(crate) config: Cell<Config>,
@@ -97,7 +97,7 @@ impl<const N: usize> Maps<N> {
             ranges: Vec::new(),
             affinity: RefCell::default(),
             fragments: RefCell::default(),
-            devices: HashMap::new(),
+            devices: RefCell::default(),
             flows: RefCell::default(),
             ring: RefCell::default(),
             config: Cell::new(config),
@@ -145,7 +145,7 @@ impl<const N: usize> Writer<N> for Maps<N> {
         self.ranges.push((service, address, length));
     }
     fn device(&mut self, ifindex: u32, device: Device) {
-        self.devices.insert(ifindex, device);
+        self.devices.borrow_mut().insert(ifindex, device);
     }
 }
 
@@ -196,14 +196,19 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.endpoints.borrow().get(&id).copied().unwrap_or(0)
     }
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
-        let device = self.devices.get(&ifindex)?;
+        let device = *self.devices.borrow().get(&ifindex)?;
         let mut words = [0; N];
         let from: &[u32] = if N == 1 { &device.masquerade_v4.0 } else { &device.masquerade_v6.0 };
         words.copy_from_slice(from);
         (words != [0; N]).then_some(Addr(words))
     }
-    fn edge(&self, ifindex: u32) -> Option<(u32, u32)> {
-        self.devices.get(&ifindex).map(|device| (device.flags, device.mtu))
+    fn device(&self, ifindex: u32) -> Option<impl std::borrow::Borrow<Device>> {
+        self.devices.borrow().get(&ifindex).copied()
+    }
+    fn set_frames(&self, ifindex: u32, frames: [u32; 3]) {
+        if let Some(device) = self.devices.borrow_mut().get_mut(&ifindex) {
+            device.frames = frames;
+        }
     }
     fn config_flags(&self) -> u32 {
         self.config.get().flags

@@ -50,13 +50,22 @@ pub struct At {
     pub ifindex: u32,
     /// What the packet carries.
     pub note: u16,
+    /// Its frame is for somebody else on the link.
+    pub flooded: bool,
     /// Devices that routes lead to, in the order in which they are asked; 0: to none.
     pub routes: [u32; 2],
 }
 
 impl At {
-    pub const INGRESS: Self =
-        Self { ingress: true, ethernet: true, segments: 0, ifindex: IFINDEX, note: 0, routes: [0; 2] };
+    pub const INGRESS: Self = Self {
+        ingress: true,
+        ethernet: true,
+        segments: 0,
+        ifindex: IFINDEX,
+        note: 0,
+        flooded: false,
+        routes: [0; 2],
+    };
     pub const EGRESS: Self = Self { ingress: false, ..Self::INGRESS };
 }
 

@@ -93,6 +93,8 @@ pub struct Spec {
     pub shapes: Vec<Shape>,
     /// Segments of a super-packet.
     pub segments: u32,
+    /// Its frame is for somebody else on the link.
+    pub flooded: bool,
     /// Devices that the node's routes lead to, in the order in which they are asked; 0: to none.
     pub routes: [u32; 2],
 }
@@ -107,6 +109,12 @@ impl Spec {
     pub fn with(mut self, shapes: &[Shape]) -> Self {
         self.shapes.extend(shapes);
         self
+    }
+
+    /// A switch shows it to every node.
+    #[must_use]
+    pub fn flooded(self) -> Self {
+        Self { flooded: true, ..self }
     }
 
     /// The node's routes lead such packets, and if asked for their answers those, to these devices.
@@ -132,7 +140,7 @@ macro_rules! segments {
     ($($name:ident $flags:ident),*) => { $(
         #[must_use]
         pub fn $name(from: Party, to: Party) -> Spec {
-            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0, routes: [0; 2] }
+            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0, flooded: false, routes: [0; 2] }
         }
     )* };
 }

@@ -1,7 +1,7 @@
 //! Tells rows: builds each packet, shows it to both nodes, and compares what comes out with what the row says.
 
 use anyhow::{Context, Result, bail, ensure};
-use proxy_common::abi::{Config, Reason, protocol};
+use proxy_common::abi::{Config, Device, Reason, protocol};
 use proxy_common::path::note;
 
 use super::frame::{self, ETHERNET, End, Flags, Read, read};
@@ -85,6 +85,8 @@ pub struct Teller<'a> {
     ethernet: bool,
     plan: Plan,
     config: Config,
+    /// Of what goes straight into the pod, as bytes: destination and source.
+    hardware: Vec<u8>,
     /// What the last hook let through.
     /// With the segments of it.
     last: Option<(Outcome, u32)>,
@@ -92,10 +94,17 @@ pub struct Teller<'a> {
     seen: Option<End>,
 }
 
+/// The hardware addresses that frames into the pod have, or will have when they are known.
+fn hardware(device: &Device) -> Vec<u8> {
+    let known = if device.frames == [0; 3] { world::pods_device().frames } else { device.frames };
+    known.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
 impl<'a> Teller<'a> {
     pub fn new(node: &'a mut Both, v6: bool, protocol: u8, ethernet: bool) -> Self {
         let (plan, config) = (plan(v6), world::config());
-        Self { node, v6, protocol, ethernet, plan, config, last: None, seen: None }
+        let hardware = hardware(&world::pods_device());
+        Self { node, v6, protocol, ethernet, plan, config, hardware, last: None, seen: None }
     }
 
     /// # Errors
@@ -136,6 +145,7 @@ impl<'a> Teller<'a> {
             Step::PodsDevice(change) => {
                 let mut device = world::pods_device();
                 change(&mut device);
+                self.hardware = hardware(&device);
                 self.node.set_device(PODS_IFINDEX, Some(device));
             }
             Step::DeviceGone => self.node.set_device(IFINDEX, None),
@@ -175,7 +185,8 @@ impl<'a> Teller<'a> {
             (_, Expect::PassesBy(.., by)) => [by.device; 2],
             _ => [0; 2],
         };
-        let at = At { ingress, ethernet: self.ethernet, segments, ifindex, note, routes };
+        let flooded = spec.is_some_and(|spec| spec.flooded);
+        let at = At { ingress, ethernet: self.ethernet, segments, ifindex, note, flooded, routes };
         let before = self.node.counts();
         let shown = &bytes[if self.ethernet { 0 } else { ETHERNET }..];
         let mut out = self.node.run(&at, shown, mark);
@@ -227,7 +238,10 @@ impl<'a> Teller<'a> {
                 self.is_end("source", after.src, from)?;
                 self.is_end("destination", after.dst, to)?;
                 let mut sent = sent.to_vec();
-                if let Expect::PassesBy(..) = expect {
+                if let Expect::PassesBy(.., by) = expect {
+                    if by.peer {
+                        sent[..12].copy_from_slice(&self.hardware);
+                    }
                     sent[ETHERNET + if self.v6 { 7 } else { 8 }] -= 1;
                 }
                 ensure!(bare(&sent, &before) == bare(&out.bytes, &after), "more has changed than the ends");

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::frame::{CLIENT_MAC, NODE_MAC};
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Cidr, Config, Device, Frontend, FrontendKey, FrontendKind, Guard, Port, Run,
     SERVICE_CIDRS, Service, config_flags, device_flags, protocol, service_flags,
@@ -191,7 +192,16 @@ pub fn device() -> Device {
         masquerade_v6: addr(plan(true).masquerade),
         mtu: 1500,
         flags: device_flags::SHORTCUT | device_flags::NEIGHBOUR,
+        frames: frames(NODE_MAC, CLIENT_MAC),
     }
+}
+
+/// Frames with these addresses.
+#[must_use]
+pub fn frames(to: [u8; 6], from: [u8; 6]) -> [u32; 3] {
+    let [a, b, c, d, e, f] = to;
+    let [g, h, i, j, k, l] = from;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
 }
 
 /// The entry of [`PODS_IFINDEX`].

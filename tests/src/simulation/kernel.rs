@@ -50,7 +50,7 @@ pub struct Kernel<const N: usize> {
 impl<const N: usize> Kernel<N> {
     pub fn new(pairs: u32, config: Config, device: Device, fault: Fault) -> Self {
         let mut maps = Maps::empty(pairs, config);
-        maps.device(IFINDEX, device);
+        Writer::device(&mut maps, IFINDEX, device);
         maps.journal = Some(RefCell::default());
         let real = Shadow::default();
         Self { maps, real, before: HashMap::new(), fault, calls: Cell::new(0), old_values: Cell::new(0) }
@@ -233,8 +233,11 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
         self.maps.masquerade_address(ifindex)
     }
-    fn edge(&self, ifindex: u32) -> Option<(u32, u32)> {
-        self.maps.edge(ifindex)
+    fn device(&self, ifindex: u32) -> Option<impl std::borrow::Borrow<Device>> {
+        self.maps.device(ifindex)
+    }
+    fn set_frames(&self, ifindex: u32, frames: [u32; 3]) {
+        self.maps.set_frames(ifindex, frames);
     }
     fn config_flags(&self) -> u32 {
         self.maps.config_flags()

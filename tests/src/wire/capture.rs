@@ -44,13 +44,21 @@ const VNET_HEADER: usize = 10;
 const OTHER_HOST: u8 = 3;
 const OUTGOING: u8 = 4;
 
+/// A device that was there when the tap was opened.
+#[derive(Debug)]
+struct Own {
+    name: String,
+    /// Its hardware address, if it has one.
+    address: Option<[u8; 6]>,
+}
+
 /// A packet socket in one namespace.
 #[derive(Debug)]
 pub struct Tap {
     socket: OwnedFd,
     rules: Rules,
-    /// Names by ifindex; loopback is left out.
-    devices: HashMap<usize, String>,
+    /// By ifindex; loopback is left out.
+    devices: HashMap<usize, Own>,
 }
 
 impl Tap {
@@ -63,10 +71,12 @@ impl Tap {
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)?;
         setsockopt(&socket, PacketVnetHdr, &true)?;
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
-        let devices = nix::net::if_::if_nameindex()?
-            .into_iter()
-            .map(|i| (i.index() as usize, i.name().to_string_lossy().into_owned()))
-            .collect();
+        let own = |interface: nix::ifaddrs::InterfaceAddress| {
+            let link = *interface.address?.as_link_addr()?;
+            let address = link.addr().filter(|_| link.hatype() == libc::ARPHRD_ETHER);
+            Some((link.ifindex(), Own { name: interface.interface_name, address }))
+        };
+        let devices = nix::ifaddrs::getifaddrs()?.filter_map(own).collect();
         Ok(Self { socket, rules, devices })
     }
 
@@ -81,7 +91,8 @@ impl Tap {
                 Err(error) => return Err(error.into()),
             };
             let Some(from) = from.filter(|_| length > VNET_HEADER) else { continue };
-            let name = self.devices.get(&from.ifindex()).map_or("?", String::as_str);
+            let device = self.devices.get(&from.ifindex());
+            let name = device.map_or("?", |device| device.name.as_str());
             if name == "lo" {
                 continue;
             }
@@ -93,6 +104,7 @@ impl Tap {
                 frame,
                 outgoing: from.pkttype() == OUTGOING,
                 foreign: from.pkttype() == OTHER_HOST,
+                own: device.and_then(|device| device.address),
                 offload: Offload { unfinished },
             };
             let violations = self.rules.judge(name, seen);

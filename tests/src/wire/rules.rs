@@ -39,6 +39,8 @@ pub struct Seen<'a> {
     pub outgoing: bool,
     /// For somebody else's hardware address: what a bridge floods. The namespace does not take it.
     pub foreign: bool,
+    /// The device's hardware address, where frames have some.
+    pub own: Option<[u8; 6]>,
     pub offload: Offload,
 }
 
@@ -109,6 +111,7 @@ impl Rules {
     /// Judges one packet and remembers it.
     pub fn judge(&mut self, device: &str, seen: Seen<'_>) -> Vec<Violation> {
         let mut broken = check::frame(seen.frame, seen.offload);
+        broken.extend(self.hardware(device, seen));
         let packet = match Packet::parse(seen.frame) {
             Ok(packet) => Some(packet),
             Err(_) if !broken.is_empty() => None,
@@ -134,6 +137,18 @@ impl Rules {
                 bytes: seen.frame[..seen.frame.len().min(160)].to_vec(),
             })
             .collect()
+    }
+
+    /// What a device takes for its own is addressed to it, or to many: behind it may be a bridge. What leaves a node comes from its own
+    /// address: a switch learns it from that.
+    fn hardware(&self, device: &str, seen: Seen<'_>) -> Option<String> {
+        let (to, from) = (seen.frame.get(..6)?, seen.frame.get(6..12)?);
+        let own = seen.own?;
+        if !seen.outgoing && !seen.foreign && to[0] & 1 == 0 && to != own {
+            return Some("taken in by a device with another hardware address".into());
+        }
+        let leaves = seen.outgoing && self.end == End::Node && device == self.uplink;
+        (leaves && from != own).then(|| "leaves a node with somebody else's hardware address".into())
     }
 
     /// P-24: no packet with a Service address as destination leaves an uplink.

@@ -28,7 +28,7 @@ fn rules(end: End) -> Rules {
 }
 
 fn judge(rules: &mut Rules, device: &str, outgoing: bool, frame: &[u8]) -> Vec<String> {
-    let seen = Seen { frame, outgoing, foreign: false, offload: Offload::default() };
+    let seen = Seen { frame, outgoing, foreign: false, own: None, offload: Offload::default() };
     rules.judge(device, seen).into_iter().map(|violation| violation.rule).collect()
 }
 
@@ -108,10 +108,33 @@ fn flooded_frames_are_judged_by_themselves() {
     let mut rules = rules(End::Host);
     let mut frame = udp(POD, 8_080, CLIENT, 40_000);
     let mut flooded = |frame: &[u8]| {
-        let seen = Seen { frame, outgoing: false, foreign: true, offload: Offload::default() };
+        let seen = Seen { frame, outgoing: false, foreign: true, own: None, offload: Offload::default() };
         rules.judge("eth0", seen).into_iter().map(|violation| violation.rule).collect::<Vec<_>>()
     };
     assert!(flooded(&frame).is_empty(), "an answer to somebody else");
     frame[41] ^= 1;
     assert_eq!(flooded(&frame), ["UDP checksum wrong"]);
+}
+
+#[test]
+fn frames_have_the_hardware_addresses_of_their_link() {
+    let frame = udp(CLIENT, 40_000, POD, 53);
+    let taken = "taken in by a device with another hardware address";
+    let leaves = "leaves a node with somebody else's hardware address";
+    // Destination and source of `udp` are 4 and 2.
+    let cases = [
+        ("for the device", End::Host, "eth0", false, false, 4, None),
+        ("for another", End::Host, "eth0", false, false, 3, Some(taken)),
+        ("flooded", End::Host, "eth0", false, true, 3, None),
+        ("from the node", End::Node, "eth0", true, false, 2, None),
+        ("from another", End::Node, "eth0", true, false, 3, Some(leaves)),
+        ("from another, by a port", End::Node, "pa", true, false, 3, None),
+        ("from another, of a pod that forges", End::Host, "eth0", true, false, 3, None),
+    ];
+    for (name, end, device, outgoing, foreign, own, want) in cases {
+        let seen =
+            Seen { frame: &frame, outgoing, foreign, own: Some([own; 6]), offload: Offload::default() };
+        let broken: Vec<_> = rules(end).judge(device, seen).into_iter().map(|v| v.rule).collect();
+        assert!(broken.iter().map(String::as_str).eq(want), "{name}: {broken:?}");
+    }
 }

@@ -31,6 +31,9 @@ fn group(wiring: Wiring) -> Group {
         stories.push(Story::new(format!("X01_loopback_addresses_from_a_pod::{family}"), move |bed| {
             martians(bed, family)
         }));
+        stories.push(Story::new(format!("what_a_switch_floods_is_not_answered::{family}"), move |bed| {
+            flooded(bed, family)
+        }));
     }
     Group {
         name: format!("guard::{wiring}"),
@@ -45,7 +48,8 @@ fn group(wiring: Wiring) -> Group {
                 bed.namespace(short).sysctls(&[("net/ipv4/conf/all/rp_filter", "0"), (&device, "0")])?;
             }
             bed.start()?;
-            bed.apply(&app())
+            bed.apply(&app())?;
+            bed.apply(&empty())
         }),
         stories,
     }
@@ -53,6 +57,30 @@ fn group(wiring: Wiring) -> Group {
 
 fn app() -> App {
     App::new("app", 1, [PB])
+}
+
+/// Nobody serves it: what dials it is refused.
+fn empty() -> App {
+    App::new("empty", 2, [])
+}
+
+/// A frame for another host, which a switch shows to this one as well. If it were refused, the switch would look for the other host
+/// here from then on.
+fn flooded(bed: &mut Bed, family: Family) -> Result<()> {
+    const ANOTHER: [u8; 6] = [2, 0, 0, 0, 0xff, 1];
+    let front = empty().address(Via::NodePort, family);
+    let client = (Who::Client.address(family), 4_001);
+    let frame = |to| packet(Transport::Tcp.number(), SYN, client, to, b"");
+    let count = |bed: &mut Bed, reason| bed.agent()?.home.dropped(reason);
+    let before = (count(bed, "no_endpoint")?, count(bed, "loopback")?);
+    send_by(bed.namespace("rt"), "n1", &ANOTHER, [frame((front.ip(), front.port()))])?;
+    // Behind it one that is for the node.
+    let own = hardware(&bed.ip("n1", "-o link show dev eth0")?, "link/ether")?;
+    let loopback = family.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+    send_by(bed.namespace("rt"), "n1", &own, [frame((loopback, 1))])?;
+    bed.agent()?.home.wait_dropped("loopback", |now| now > before.1)?;
+    ensure!(count(bed, "no_endpoint")? == before.0, "it has been refused");
+    Ok(())
 }
 
 /// Whatever a pod sends to loopback addresses, or from them, ends at its edge: a NodePort that the node's own sockets may dial
@@ -97,11 +125,14 @@ fn gateway_mac(bed: &Bed, family: Family) -> Result<[u8; 6]> {
     Dial::new(bed.place(Who::Pa), app().address(Via::ClusterIp, family), Transport::Tcp).probe().ok()?;
     let option = if family == Family::V4 { "-4" } else { "-6" };
     let known = bed.ip("pa", &format!("{option} neigh show dev eth0"))?;
-    let word = known
-        .lines()
-        .filter(|line| !line.starts_with("fe80"))
-        .find_map(|line| line.split_whitespace().skip_while(|word| *word != "lladdr").nth(1));
-    let word = word.with_context(|| format!("no neighbour in {known:?}"))?;
+    let known: String = known.lines().filter(|line| !line.starts_with("fe80")).collect();
+    hardware(&known, "lladdr")
+}
+
+/// The hardware address that follows `word` in what `ip` says.
+fn hardware(said: &str, word: &str) -> Result<[u8; 6]> {
+    let found = said.split_whitespace().skip_while(|is| *is != word).nth(1);
+    let word = found.with_context(|| format!("no {word} in {said:?}"))?;
     let mut mac = [0; 6];
     for (byte, digits) in mac.iter_mut().zip(word.split(':')) {
         *byte = u8::from_str_radix(digits, 16)?;

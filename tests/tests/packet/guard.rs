@@ -1,16 +1,17 @@
 //! Packets that pretend: loopback addresses on the wire, ends of somebody else's flow.
 
 use proxy_common::abi::Reason::{ChallengeAck, FlowCreated, Loopback, Spoofed};
+use proxy_common::abi::device_flags;
 use sluice_tests::packet::shape::Shape;
 use sluice_tests::packet::tale::{
     BACKEND, CLIENT, MASQUERADE, NODEPORT, Party, SEEN, STRANGER, Spec, Tale, VIP, Who, ack, fin, renumbered,
     rst, syn, syn_ack, tale,
 };
-use sluice_tests::packet::world::{MARK, NODE_PORT};
+use sluice_tests::packet::world::{EMPTY_PORT, MARK, NODE_PORT};
 
 /// Told to devices with Ethernet headers only: see [`sluice_tests::packet::world::Plan::loopback`].
 pub fn rows() -> Vec<Tale> {
-    [martians(), clients(), answers(), endpoints()].concat()
+    [martians(), flooded(), clients(), answers(), endpoints()].concat()
 }
 
 type Kind = fn(Party, Party) -> Spec;
@@ -37,6 +38,25 @@ fn martians() -> Vec<Tale> {
         tale("another protocol to a loopback address X-01 P-91")
             .enters(syn(STRANGER, lo(NODE_PORT)).with(&[Shape::Protocol(132)]))
             .dropped(Loopback),
+    ]
+}
+
+/// Frames for other hosts, which a switch shows to every host while it has not learnt where those are.
+fn flooded() -> Vec<Tale> {
+    let left_alone = |title: &str, packet: Spec| tale(title).enters(packet.flooded()).untouched().entries(0);
+    vec![
+        left_alone("what is flooded opens no flow", syn(STRANGER, NODEPORT)),
+        left_alone("nor is it refused for want of an endpoint", syn(STRANGER, (Who::Vip, EMPTY_PORT))),
+        left_alone("nor for want of a flow", ack(STRANGER, VIP)),
+        tale("what is flooded is not translated by a flow of its ends")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .enters(ack(CLIENT, VIP).flooded())
+            .untouched(),
+        tale("by a port of a bridge comes what is for the bridge, or for another port")
+            .on_device(|device| device.flags |= device_flags::PORT)
+            .enters(syn(CLIENT, VIP).flooded())
+            .becomes(CLIENT, BACKEND),
     ]
 }
 

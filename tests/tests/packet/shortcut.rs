@@ -62,6 +62,16 @@ fn routed() -> Vec<Tale> {
             &[PODS_IFINDEX, PODS_IFINDEX],
         ),
         refused("always: an edge of somebody else's is the stack's", &[5, IFINDEX]),
+        tale("always: into a pod frames are addressed as the stack addresses them P-75")
+            .configured(always)
+            .on_pods_device(|device| device.frames = OTHERS)
+            .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
+            .passes_into_the_pod(CLIENT, BACKEND),
+        tale("always: before the pod's hardware address is known the neighbours are asked P-75")
+            .configured(always)
+            .on_pods_device(|device| device.frames = [0; 3])
+            .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
+            .passes_by_the_pods_device(CLIENT, BACKEND),
         tale("always: what is longer than the route's MTU is the stack's P-75")
             .configured(always)
             .enters(ack(CLIENT, VIP).carrying(&[7; 1480]).routed(&THERE_AND_BACK))
@@ -86,6 +96,9 @@ fn routed() -> Vec<Tale> {
     ];
     rows.map(Tale::not_sctp).into()
 }
+
+/// Hardware addresses that no frame has had yet.
+const OTHERS: [u32; 3] = [0x1111_1102, 0x2202_1111, 0x2222_2222];
 
 fn on(config: &mut Config) {
     config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
@@ -354,7 +367,7 @@ fn devices() -> Vec<Tale> {
             .goes_on()
             .becomes(VIP, CLIENT)
     };
-    let port: Change = |device| device.flags &= !device_flags::NEIGHBOUR;
+    let port: Change = |device| device.flags = device.flags & !device_flags::NEIGHBOUR | device_flags::PORT;
     vec![
         answer_by_the_stack(by_the_stack(opened(
             tale("no shortcut to a device with a queueing discipline or a program of somebody else's")
@@ -372,6 +385,16 @@ fn devices() -> Vec<Tale> {
         .goes_on()
         .by_a_pods_device()
         .untouched(),
+        past_it(answer_past_it(opened(
+            tale("the pod's hardware address is learnt from what the stack sends it P-75")
+                .on_pods_device(|device| device.frames = [0; 3]),
+        ))),
+        opened(
+            tale("where several hardware addresses are behind a device the stack knows which is whose P-75")
+                .on_pods_device(|device| device.frames = OTHERS),
+        )
+        .enters(ack(CLIENT, VIP))
+        .passes_by_the_pods_device(CLIENT, BACKEND),
         past_it(
             answer_past_it(by_the_stack(opened(
                 tale("a port of a bridge is learnt by an answer, as bridges flood").on_pods_device(port),

@@ -70,6 +70,9 @@ fn pass(kind: Kind, way: Way, flags: Flags) -> Pass {
     let service = End { at: service_at.0, address: words(v6, net, 0), port_at: service_at.1 };
     let ends = ((ip(v6, Net::Clients, clients), FIRST_PORT), (ip(v6, net, 0), service_port));
     let (from, to) = if backwards { (ends.1, ends.0) } else { ends };
+    let mut packet = frame::packet(protocol, flags, from, to, &[0x5a; 64]);
+    // The loopback device's, on which test runs are.
+    packet[..6].fill(0);
     Pass {
         ingress: matches!(way, Way::ToService(_) | Way::ToStranger),
         drive: Drive {
@@ -81,7 +84,7 @@ fn pass(kind: Kind, way: Way, flags: Flags) -> Pass {
             service_port,
             mark: if way == Way::ToBackend { MARK } else { 0 },
         },
-        packet: frame::packet(protocol, flags, from, to, &[0x5a; 64]),
+        packet,
     }
 }
 
