@@ -1,4 +1,4 @@
-//! Small BPF programs of the laboratory's own, written as instructions: drivers and sinks of the bench.
+//! Small BPF programs of the laboratory's own, written as instructions: drivers, sinks and redirects of the bench.
 
 use std::fs::File;
 use std::io;
@@ -28,6 +28,8 @@ pub const R4: u8 = 4;
 pub const R6: u8 = 6;
 pub const R7: u8 = 7;
 pub const R8: u8 = 8;
+/// The end of the stack's frame.
+pub const R10: u8 = 10;
 
 /// Sizes of loads and stores.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,7 @@ pub enum Alu {
     And = 0x50,
     Lsh = 0x60,
     Rsh = 0x70,
+    Xor = 0xa0,
     Mov = 0xb0,
 }
 
@@ -113,9 +116,25 @@ impl Asm {
         self.push(0x85, 0, 0, 0, helper)
     }
 
+    /// Does `body` if the lower half of `reg` is `value`.
+    pub fn only_if(&mut self, reg: u8, value: i32, body: &Self) -> &mut Self {
+        self.push(0x56, reg, 0, body.0.len() as i16, value).append(body)
+    }
+
+    /// What `other` does comes next.
+    pub fn append(&mut self, other: &Self) -> &mut Self {
+        self.0.extend(&other.0);
+        self
+    }
+
     /// Returns `value`.
     pub fn exit(&mut self, value: i32) -> &mut Self {
-        self.imm(Alu::Mov, R0, value).push(0x95, 0, 0, 0, 0)
+        self.imm(Alu::Mov, R0, value).leave()
+    }
+
+    /// Returns what is in `R0`.
+    pub fn leave(&mut self) -> &mut Self {
+        self.push(0x95, 0, 0, 0, 0)
     }
 
     /// Loads it.

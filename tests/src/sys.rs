@@ -133,19 +133,36 @@ pub fn load_program(kind: u32, attach_type: u32, instructions: &[u64], name: &st
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct ProgramAttach {
     target: u32,
     program: u32,
     attach_type: u32,
     flags: u32,
+    replaced: u32,
+    relative: u32,
+    revision: u64,
 }
+
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` (include/uapi/linux/bpf.h).
+const TCX_INGRESS: u32 = 46;
+const TCX_EGRESS: u32 = 47;
 
 /// Attaches a program to a cgroup, beside others. It goes with the cgroup.
 pub fn attach_to_cgroup(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, attach_type: u32) -> io::Result<()> {
     /// `BPF_F_ALLOW_MULTI` (include/uapi/linux/bpf.h).
     const ALLOW_MULTI: u32 = 1 << 1;
     let (target, program) = (cgroup.as_raw_fd().cast_unsigned(), program.as_raw_fd().cast_unsigned());
-    let mut attributes = ProgramAttach { target, program, attach_type, flags: ALLOW_MULTI };
+    let mut attributes =
+        ProgramAttach { target, program, attach_type, flags: ALLOW_MULTI, ..Default::default() };
+    bpf(command::PROG_ATTACH, &mut attributes).map(drop)
+}
+
+/// Attaches a program by tcx to what a device of this thread's network namespace receives. It goes with the device.
+pub fn attach_to_ingress(ifindex: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd().cast_unsigned();
+    let mut attributes =
+        ProgramAttach { target: ifindex, program, attach_type: TCX_INGRESS, ..Default::default() };
     bpf(command::PROG_ATTACH, &mut attributes).map(drop)
 }
 
@@ -164,8 +181,7 @@ struct ProgramQuery {
 
 /// How many programs are attached by tcx to a device of this thread's network namespace.
 pub fn attached(ifindex: u32, ingress: bool) -> io::Result<u32> {
-    // BPF_TCX_INGRESS, BPF_TCX_EGRESS.
-    let attach_type = if ingress { 46 } else { 47 };
+    let attach_type = if ingress { TCX_INGRESS } else { TCX_EGRESS };
     let mut attributes = ProgramQuery { target: ifindex, attach_type, ..Default::default() };
     bpf(command::PROG_QUERY, &mut attributes)?;
     Ok(attributes.count)

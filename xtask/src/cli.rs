@@ -20,7 +20,7 @@ cargo xtask COMMAND
        [--coverage]         also print line coverage of each crate's files, and which tests name which behaviours
        [--seed N]           repeat a random run
        [--steps N]          length of random runs
-  bench [SCENARIO...]       scenarios: program control forwarding crr rr udp flood memory start
+  bench [SCENARIO...]       scenarios: program control start flood forwarding crr rr1 rr udp
        [--quick] [--json FILE]
   fuzz [TARGET...] [--seconds N]   libFuzzer on all targets, or on: packet manifest watch maps; a minute each
   lint                      formatting, clippy for host and eBPF, sources, object, dependencies
@@ -76,23 +76,9 @@ impl fmt::Display for WrongUse {
     }
 }
 
-/// Scenarios of the contract, and whether this version has them.
-const SCENARIOS: [(&str, bool); 9] = [
-    ("program", true),
-    ("control", true),
-    ("forwarding", true),
-    ("crr", true),
-    ("rr", true),
-    ("udp", true),
-    ("flood", true),
-    ("memory", false),
-    ("start", true),
-];
-
-/// The scenarios that this version does not have, for the line that says so.
-pub fn missing_scenarios() -> impl Iterator<Item = &'static str> {
-    SCENARIOS.iter().filter(|(_, exists)| !exists).map(|(name, _)| *name)
-}
+/// All scenarios, as the bench itself has them.
+const SCENARIOS: [&str; 9] =
+    ["program", "control", "start", "flood", "forwarding", "crr", "rr1", "rr", "udp"];
 
 pub fn parse(args: &[String]) -> Result<Command, WrongUse> {
     let mut words = args.iter().map(String::as_str);
@@ -157,9 +143,8 @@ fn bench(words: &[&str]) -> Result<Bench, WrongUse> {
                 let file = file.ok_or_else(|| WrongUse("bench --json: needs a file name".into()))?;
                 bench.json = Some(String::from(*file));
             }
-            name => match SCENARIOS.iter().find(|(scenario, _)| *scenario == name) {
-                Some((scenario, true)) => bench.scenarios.push(scenario),
-                Some((_, false)) => return Err(WrongUse(format!("bench {name}: not in this version"))),
+            name => match SCENARIOS.iter().find(|scenario| **scenario == name) {
+                Some(scenario) => bench.scenarios.push(scenario),
                 None => return Err(WrongUse(format!("bench {name}: no such scenario or option"))),
             },
         }
@@ -287,7 +272,6 @@ mod tests {
             ("test --seed x", "test --seed x: not a number"),
             ("test --steps -1", "test --steps -1: not a number"),
             ("test host kernels", "test kernels: not in this version"),
-            ("bench memory", "bench memory: not in this version"),
             ("bench fast", "bench fast: no such scenario or option"),
             ("bench --json", "bench --json: needs a file name"),
             ("bench --json --quick", "bench --json: needs a file name"),

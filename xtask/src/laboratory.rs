@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::cli::{self, Bench};
+use crate::cli::Bench;
 use crate::setup::{self, Group};
 use crate::shell::{self, Workspace};
 
@@ -24,9 +24,6 @@ pub fn demo(workspace: &Workspace, args: &[String]) -> Result<bool> {
 
 pub fn bench(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     let mut args: Vec<String> = bench.scenarios.iter().copied().map(String::from).collect();
-    if args.is_empty() {
-        println!("not in this version: {}", cli::missing_scenarios().collect::<Vec<_>>().join(", "));
-    }
     args.extend(bench.quick.then(|| "--quick".into()));
     if let Some(file) = &bench.json {
         args.extend(["--json".into(), file.clone()]);

@@ -7,8 +7,7 @@ use proxy_userspace::control::{Answer, Request, RunDir, ask};
 use proxy_userspace::status::Status;
 
 use super::control::{nanoseconds, resident};
-use super::report::{Aim, Figure, Row, Table, Unit};
-use super::stats::{Spread, spread};
+use super::report::{Aim, Row, Table, Unit};
 use super::{Effort, cluster};
 use crate::lab::{Agent, Bed, BedConfig, Wiring, agent::binary, agent::served, command};
 
@@ -30,10 +29,6 @@ pub fn run(effort: Effort) -> Result<Table> {
     let empty = synced(&mut bed)?;
     let adopted = (0..adoptions).map(|_| synced(&mut bed)).collect::<Result<Vec<_>>>()?;
     let size = std::fs::metadata(binary()?).context("no binary")?.len() as f64;
-    let row = |what: &str, unit, samples: &[f64], aims: &[Aim]| -> Result<Row> {
-        let spread = spread(samples).context("no samples")?;
-        Ok(Row { what: what.into(), figures: vec![Figure { unit, spread }], aims: aims.to_vec() })
-    };
     let time = Unit::Nanoseconds;
     Ok(Table {
         scenario: "start",
@@ -45,21 +40,17 @@ pub fn run(effort: Effort) -> Result<Table> {
         ),
         columns: vec!["figure"],
         rows: vec![
-            row("exec to first program attached", time, &first, &[Aim::AtMost(0.2e9)])?,
-            row(
+            Row::new("exec to first program attached", time, &first, &[Aim::AtMost(0.2e9)])?,
+            Row::new(
                 "a device appears until it is served, by the kernel's list of programs",
                 time,
                 &seen,
                 &[Aim::AtMost(50e6)],
             )?,
-            row("  of it: from the agent's event, as status tells", time, &told, &[])?,
-            row("exec to in sync, first time, from files", time, &[empty], &[])?,
-            row("exec to in sync, state adopted", time, &adopted, &[Aim::AtMost(1e9)])?,
-            Row {
-                what: "size of the binary".into(),
-                figures: vec![Figure { unit: Unit::Bytes, spread: Spread::exact(size) }],
-                aims: vec![Aim::AtMost(15.0 * MIB)],
-            },
+            Row::new("  of it: from the agent's event, as status tells", time, &told, &[])?,
+            Row::new("exec to in sync, first time, from files", time, &[empty], &[])?,
+            Row::new("exec to in sync, state adopted", time, &adopted, &[Aim::AtMost(1e9)])?,
+            Row::new("size of the binary", Unit::Bytes, &[size], &[Aim::AtMost(15.0 * MIB)])?,
         ],
         same: None,
         noisy: false,

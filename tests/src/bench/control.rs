@@ -12,7 +12,7 @@ use proxy_userspace::model::{Model, Settings as ModelSettings};
 use proxy_userspace::sync::{Report, Settings, Syncer};
 
 use super::place::{self, Bpffs};
-use super::report::{Aim, Figure, Row, Table, Unit};
+use super::report::{Aim, Row, Table, Unit};
 use super::stats::{is_noisy, ratios, spread};
 use super::{Effort, agent, cluster};
 
@@ -45,10 +45,6 @@ pub fn run(effort: Effort) -> Result<Table> {
     let even: Vec<f64> = samples.all.iter().skip(1).step_by(2).copied().collect();
     let same = spread(&ratios(&odd, &even));
     let most = |nanoseconds: f64| Aim::AtMost(nanoseconds);
-    let row = |what: &str, unit, samples: &[f64], aims: &[Aim]| -> Result<Row> {
-        let spread = spread(samples).context("no samples")?;
-        Ok(Row { what: what.into(), figures: vec![Figure { unit, spread }], aims: aims.to_vec() })
-    };
     let time = Unit::Nanoseconds;
     Ok(Table {
         scenario: "control",
@@ -60,14 +56,29 @@ pub fn run(effort: Effort) -> Result<Table> {
         ),
         columns: vec!["figure"],
         rows: vec![
-            row("objects in memory to last map write", time, &samples.all, &[most(0.3e9), most(0.15e9)])?,
-            row("  of it: model and plan", time, &samples.plan, &[])?,
-            row("  of it: difference and map writes", time, &samples.write, &[])?,
-            row("one endpoint, event to last map write", time, &samples.change, &[most(5e6), most(0.25e6)])?,
-            row("memory of model and syncer alone", Unit::Bytes, &samples.pipeline, &[])?,
-            row("memory of the agent", Unit::Bytes, &[agent], &[most(60.0 * MIB), most(40.0 * MIB)])?,
-            row("kernel memory of maps, without flows", Unit::Bytes, &samples.kernel, &[most(4.0 * MIB)])?,
-            row("  of it: before anything is programmed", Unit::Bytes, &samples.idle, &[])?,
+            Row::new(
+                "objects in memory to last map write",
+                time,
+                &samples.all,
+                &[most(0.3e9), most(0.15e9)],
+            )?,
+            Row::new("  of it: model and plan", time, &samples.plan, &[])?,
+            Row::new("  of it: difference and map writes", time, &samples.write, &[])?,
+            Row::new(
+                "one endpoint, event to last map write",
+                time,
+                &samples.change,
+                &[most(5e6), most(0.25e6)],
+            )?,
+            Row::new("memory of model and syncer alone", Unit::Bytes, &samples.pipeline, &[])?,
+            Row::new("memory of the agent", Unit::Bytes, &[agent], &[most(60.0 * MIB), most(40.0 * MIB)])?,
+            Row::new(
+                "kernel memory of maps, without flows",
+                Unit::Bytes,
+                &samples.kernel,
+                &[most(4.0 * MIB)],
+            )?,
+            Row::new("  of it: before anything is programmed", Unit::Bytes, &samples.idle, &[])?,
         ],
         noisy: same.is_some_and(|same| is_noisy(&same, NOISE)),
         same,

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::Effort;
 use super::control::nanoseconds;
-use super::report::{Aim, Figure, Row, Table, Unit};
-use super::stats::{Spread, is_noisy, ratios, spread};
+use super::report::{Aim, Row, Table, Unit};
+use super::stats::{is_noisy, ratios, spread};
 use crate::lab::app::{App, Backend, Via};
 use crate::lab::{Bed, BedConfig, Family, Who, Wiring};
 use crate::packet::frame::{SYN, packet};
@@ -75,15 +75,6 @@ fn table(
 ) -> Result<Table> {
     let (odd, even): (Vec<_>, Vec<_>) = before.chunks_exact(2).map(|pair| (pair[0], pair[1])).unzip();
     let same = spread(&ratios(&odd, &even));
-    let row = |what: &str, unit, samples: &[f64], aims: &[Aim]| -> Result<Row> {
-        let spread = spread(samples).context("no samples")?;
-        Ok(Row { what: what.into(), figures: vec![Figure { unit, spread }], aims: aims.to_vec() })
-    };
-    let exact = |what: &str, unit, value, aims: &[Aim]| Row {
-        what: what.into(),
-        figures: vec![Figure { unit, spread: Spread::exact(value) }],
-        aims: aims.to_vec(),
-    };
     let base = median(before)?;
     let relative: Vec<f64> = after.windows.iter().map(|rate| rate / base).collect();
     Ok(Table {
@@ -99,17 +90,17 @@ fn table(
         ),
         columns: vec!["figure"],
         rows: vec![
-            exact("live flows lost", Unit::Count, lost as f64, &[Aim::AtMost(0.0)]),
-            exact("SYNs sent", Unit::PerSecond, rates[0], &[]),
-            exact("datagrams sent", Unit::PerSecond, rates[1], &[]),
-            row("connections before", Unit::PerSecond, before, &[])?,
-            row("connections after, to those before", Unit::Ratio, &relative, &[])?,
-            exact(
+            Row::new("live flows lost", Unit::Count, &[lost as f64], &[Aim::AtMost(0.0)])?,
+            Row::new("SYNs sent", Unit::PerSecond, &rates[..1], &[])?,
+            Row::new("datagrams sent", Unit::PerSecond, &rates[1..], &[])?,
+            Row::new("connections before", Unit::PerSecond, before, &[])?,
+            Row::new("connections after, to those before", Unit::Ratio, &relative, &[])?,
+            Row::new(
                 "end of the flood to the first window as fast as before",
                 Unit::Nanoseconds,
-                nanoseconds(after.took),
+                &[nanoseconds(after.took)],
                 &[Aim::AtMost(nanoseconds(RECOVERY))],
-            ),
+            )?,
         ],
         noisy: same.is_some_and(|same| is_noisy(&same, NOISE)),
         same,

@@ -8,7 +8,7 @@
 //! control.rs           programming them
 //! agent.rs             starts of the real agent
 //! flood.rs             live flows beside strangers' floods
-//! traffic/             Services beside kube-proxy and beside no proxy
+//! traffic/             Services beside kube-proxy, beside no proxy and beside redirects alone
 //! ```
 
 mod agent;
@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use report::{Report, Table};
-use traffic::{Beds, Kind};
+use traffic::{Beds, CRR, FORWARDING, Kind, RR1, RR32, UDP};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,29 +57,25 @@ impl Session {
         self.beds.as_ref().context("they have just been built")
     }
 
-    fn transactions(&mut self, kind: Kind) -> Result<Table> {
+    fn traffic(&mut self, scenario: &'static str, kind: Kind) -> Result<Table> {
         let effort = self.effort;
-        traffic::transactions(self.beds()?, kind, effort)
-    }
-
-    fn forwarding(&mut self) -> Result<Table> {
-        let effort = self.effort;
-        traffic::forwarding(self.beds()?, effort)
+        traffic::run(scenario, self.beds()?, kind, effort)
     }
 }
 
 type Scenario = fn(&mut Session) -> Result<Table>;
 
 /// Every scenario, by its name. Those that share beds come last: the others have the machine to themselves.
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 9] = [
     ("program", |session| program::run(session.effort)),
     ("control", |session| control::run(session.effort)),
     ("start", |session| agent::run(session.effort)),
     ("flood", |session| flood::run(session.effort)),
-    ("forwarding", Session::forwarding),
-    ("crr", |session| session.transactions(Kind::Crr)),
-    ("rr", |session| session.transactions(Kind::Rr)),
-    ("udp", |session| session.transactions(Kind::Udp)),
+    ("forwarding", |session| session.traffic("forwarding", FORWARDING)),
+    ("crr", |session| session.traffic("crr", CRR)),
+    ("rr1", |session| session.traffic("rr1", RR1)),
+    ("rr", |session| session.traffic("rr", RR32)),
+    ("udp", |session| session.traffic("udp", UDP)),
 ];
 
 /// Names of all scenarios, in the order in which they run.

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
+use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::stats::Spread;
+use super::stats::{Spread, spread};
 
 /// What numbers count. They are kept in the unit's own size: nanoseconds, bytes, or plain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -40,32 +41,55 @@ impl Unit {
     }
 }
 
-/// One number with its spread.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// One number with its spread, and what it should reach.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
     pub unit: Unit,
     #[serde(flatten)]
     pub spread: Spread,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub aims: Vec<Judged>,
 }
 
 impl Figure {
+    #[must_use]
+    pub const fn new(unit: Unit, spread: Spread) -> Self {
+        Self { unit, spread, aims: Vec::new() }
+    }
+
+    /// Of samples.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn of(unit: Unit, samples: &[f64]) -> Result<Self> {
+        Ok(Self::new(unit, spread(samples).context("no samples")?))
+    }
+
+    /// Judged by these aims, unless there was nothing to measure.
+    #[must_use]
+    pub fn aiming(mut self, aims: &[Aim]) -> Self {
+        let value = self.spread.median;
+        if !value.is_nan() {
+            self.aims.extend(aims.iter().map(|&aim| Judged { aim, met: aim.is_met(value) }));
+        }
+        self
+    }
+
     fn show(&self) -> String {
         let Spread { low, median, high } = self.spread;
         if low == high || median.is_nan() {
             return self.unit.show(median);
         }
-        format!("{} [{} {}]", self.unit.show(median), bare(self.unit, low), bare(self.unit, high))
-    }
-}
-
-/// Without the unit's name.
-fn bare(unit: Unit, value: f64) -> String {
-    let shown = unit.show(value);
-    shown.split(' ').next().map_or_else(String::new, |number| match shown.split_once(' ') {
+        let shown = self.unit.show(median);
+        let suffix = |shown: &str| shown.split_once(' ').map(|(_, suffix)| suffix.to_owned());
+        let of = suffix(&shown);
         // Quartiles of another magnitude keep their unit, or they would mislead.
-        Some((_, "ns" | "MiB" | "/s" | "k/s" | "us" | "ms")) | None => number.to_owned(),
-        Some(_) => shown.clone(),
-    })
+        let quartile = |value| {
+            let quartile = self.unit.show(value);
+            if suffix(&quartile) == of { quartile.split(' ').take(1).collect() } else { quartile }
+        };
+        format!("{shown} [{} {}]", quartile(low), quartile(high))
+    }
 }
 
 /// What a figure should reach.
@@ -84,23 +108,51 @@ impl Aim {
             Self::AtLeast(least) => value >= least,
         }
     }
+}
 
-    fn show(self, unit: Unit, value: f64) -> String {
-        let (sign, limit) = match self {
-            Self::AtMost(limit) => ("<=", limit),
-            Self::AtLeast(limit) => (">=", limit),
+/// An aim, and whether the median reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Judged {
+    #[serde(flatten)]
+    pub aim: Aim,
+    pub met: bool,
+}
+
+impl Judged {
+    fn show(self, unit: Unit) -> String {
+        let (sign, limit) = match self.aim {
+            Aim::AtMost(limit) => ("<=", limit),
+            Aim::AtLeast(limit) => (">=", limit),
         };
-        let verdict = if self.is_met(value) { "met" } else { "MISSED" };
-        format!("{sign} {} {verdict}", unit.show(limit))
+        format!("{sign} {} {}", unit.show(limit), if self.met { "met" } else { "MISSED" })
     }
 }
 
-/// One line of a table. The last figure is the one that counts, and that the aim is about.
+/// One line of a table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     pub what: String,
     pub figures: Vec<Figure>,
-    pub aims: Vec<Aim>,
+}
+
+impl Row {
+    /// One figure.
+    ///
+    /// # Errors
+    /// No samples.
+    pub fn new(what: &str, unit: Unit, samples: &[f64], aims: &[Aim]) -> Result<Self> {
+        Ok(Self { what: what.into(), figures: vec![Figure::of(unit, samples)?.aiming(aims)] })
+    }
+
+    /// All aims; with the column's name where there are several columns.
+    fn aims(&self, columns: &[&str]) -> String {
+        let named = self.figures.iter().zip(columns).filter(|(figure, _)| !figure.aims.is_empty());
+        let shown = named.map(|(figure, column)| {
+            let aims = figure.aims.iter().map(|aim| aim.show(figure.unit)).collect::<Vec<_>>().join(", ");
+            if columns.len() == 1 { aims } else { format!("{column} {aims}") }
+        });
+        shown.collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// A scenario's result.
@@ -122,15 +174,13 @@ impl Table {
     /// The table for the terminal.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut lines: Vec<Vec<String>> =
-            vec![[self.scenario].iter().chain(&self.columns).map(ToString::to_string).collect()];
+        let head = [self.scenario].into_iter().chain(self.columns.iter().copied()).chain(["aim"]);
+        let mut lines: Vec<Vec<String>> = vec![head.map(String::from).collect()];
         for row in &self.rows {
             let mut line = vec![row.what.clone()];
             line.extend(row.figures.iter().map(Figure::show));
-            let last = row.figures.last();
             line.resize(1 + self.columns.len(), String::new());
-            let aims = row.aims.iter().filter_map(|aim| last.map(|f| aim.show(f.unit, f.spread.median)));
-            line.push(aims.collect::<Vec<_>>().join(", "));
+            line.push(row.aims(&self.columns));
             lines.push(line);
         }
         let mut text = aligned(&lines);
@@ -207,33 +257,47 @@ mod tests {
     }
 
     #[test]
-    fn aims_are_judged_by_the_last_figure() {
-        let figure = |median| Figure {
-            unit: Unit::Nanoseconds,
-            spread: Spread { low: median - 1.0, median, high: median + 1.0 },
-        };
+    fn quartiles_of_another_magnitude_keep_their_unit() {
+        let spread = Spread { low: 9_000.0, median: 9_716.0, high: 10_300.0 };
+        assert_eq!(Figure::new(Unit::PerSecond, spread).show(), "9716 /s [9000 10.3 k/s]");
+        assert_eq!(Figure::new(Unit::Ratio, spread).show(), "9716.00 [9000.00 10300.00]");
+    }
+
+    #[test]
+    fn aims_are_judged_beside_their_figures() {
+        let figure =
+            |median| Figure::new(Unit::Nanoseconds, Spread { low: median - 1.0, median, high: median + 1.0 });
         let table = Table {
             scenario: "program",
             method: "how".into(),
-            columns: vec!["floor", "net"],
+            columns: vec!["floor", "net", "to nobody"],
             rows: vec![Row {
                 what: "established".into(),
-                figures: vec![figure(90.0), figure(61.0)],
-                aims: vec![Aim::AtMost(60.0), Aim::AtLeast(10.0)],
+                figures: vec![
+                    figure(90.0),
+                    figure(61.0).aiming(&[Aim::AtMost(60.0), Aim::AtLeast(10.0)]),
+                    figure(f64::NAN).aiming(&[Aim::AtMost(1.0)]),
+                ],
             }],
             same: Some(Spread::exact(1.0)),
             noisy: true,
             notes: vec!["a note".into()],
         };
         let text = table.text();
-        for part in
-            ["90.0 ns [89.0 91.0]", "<= 60.0 ns MISSED, >= 10.0 ns met", "too noisy", "  a note", "  how"]
-        {
+        for part in [
+            "90.0 ns [89.0 91.0]",
+            "net <= 60.0 ns MISSED, >= 10.0 ns met\n",
+            "too noisy",
+            "  a note",
+            "  how",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         let json = serde_json::to_value(&table).unwrap();
         assert_eq!(json["rows"][0]["figures"][1]["median"], 61.0);
-        assert_eq!(json["rows"][0]["aims"][0]["at_most"], 60.0);
+        let aims = &json["rows"][0]["figures"][1]["aims"];
+        assert_eq!((&aims[0]["at_most"], &aims[0]["met"]), (&60.0.into(), &false.into()));
+        assert_eq!((&aims[1]["at_least"], &aims[1]["met"]), (&10.0.into(), &true.into()));
         assert_eq!(json["rows"][0]["figures"][0]["unit"], "nanoseconds");
     }
 }

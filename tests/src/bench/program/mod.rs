@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use super::Effort;
 use super::place::{self, Bpffs};
 use super::report::{Figure, Row, Table, Unit};
-use super::stats::{Spread, differences, is_noisy, order, ratios, spread};
+use super::stats::{differences, is_noisy, order, ratios, spread};
 use crate::bpf::{Asm, Type};
 use crate::sys::{Run, test_run};
 use cases::{Case, Pass};
@@ -208,19 +208,15 @@ impl<'a> Bench<'a> {
     }
 
     fn row(&self, notes: &mut Vec<String>) -> Option<Row> {
-        let figure = |spread: Spread| Figure { unit: Unit::Nanoseconds, spread };
         let net = differences(&self.samples.with, &self.samples.floor);
-        let figures =
-            [&self.samples.with, &self.samples.floor, &net].map(|samples| spread(samples).map(figure));
+        let figures = [&self.samples.with, &self.samples.floor, &net]
+            .map(|samples| Figure::of(Unit::Nanoseconds, samples).ok());
         let [Some(with), Some(floor), Some(net)] = figures else {
             notes.push(format!("{}: not measured, flows were refused", self.case.what));
             return None;
         };
-        Some(Row {
-            what: self.case.what.clone(),
-            figures: vec![with, floor, net],
-            aims: self.case.aims.clone(),
-        })
+        let figures = vec![with, floor, net.aiming(&self.case.aims)];
+        Some(Row { what: self.case.what.clone(), figures })
     }
 }
 

@@ -14,7 +14,7 @@ use proxy_userspace::sync::{Settings, Syncer};
 use crate::bench::Effort;
 use crate::bench::place::Bpffs;
 use crate::bench::report::{Figure, Row, Unit};
-use crate::bench::stats::{differences, spread};
+use crate::bench::stats::differences;
 use crate::lab::cgroup::Cgroup;
 use crate::lab::{cleanup as lab, command};
 
@@ -41,14 +41,10 @@ pub fn row(bpffs: &Bpffs, effort: Effort) -> Result<Row> {
     let (inside, outside) = samples(&cgroup, effort.rounds(15, 61))?;
     cleanup(&options, Named::ALL)?;
     let net = differences(&inside, &outside);
-    let figure = |samples: &[f64]| {
-        let spread = spread(samples).context("no samples")?;
-        anyhow::Ok(Figure { unit: Unit::Nanoseconds, spread })
-    };
+    let figure = |samples: &[f64]| Figure::of(Unit::Nanoseconds, samples);
     Ok(Row {
         what: "connect(2), udp v4, to a Service; floor: to its endpoint, no program".into(),
         figures: vec![figure(&inside)?, figure(&outside)?, figure(&net)?],
-        aims: Vec::new(),
     })
 }
 

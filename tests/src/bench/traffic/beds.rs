@@ -7,6 +7,9 @@ use anyhow::{Context, Result};
 
 use proxy_userspace::config::Shortcuts;
 
+use super::findings::Samples;
+use super::redirect;
+use super::settings::{SETTINGS, Setting};
 use crate::api::Binaries;
 use crate::lab::app::{App, Backend, Via};
 use crate::lab::{Bed, BedConfig, Family, Who, Wiring};
@@ -31,19 +34,24 @@ pub struct Path {
     pub name: &'static str,
     pub client: Who,
     pub server: Who,
-    via: Via,
+    /// `None`: straight, by the server's own address.
+    via: Option<Via>,
     pub family: Family,
 }
 
 impl Path {
     pub const LOCAL: Self =
-        Self { name: "local", client: Who::Pa, server: LOCAL, via: Via::ClusterIp, family: Family::V4 };
+        Self { name: "local", client: Who::Pa, server: LOCAL, via: Some(Via::ClusterIp), family: Family::V4 };
     pub const LOCAL_V6: Self = Self { name: "local, IPv6", family: Family::V6, ..Self::LOCAL };
     pub const REMOTE: Self = Self { name: "remote", server: REMOTE, ..Self::LOCAL };
     pub const NODE_PORT_LOCAL: Self =
-        Self { name: "NodePort, local", client: Who::Client, via: Via::NodePort, ..Self::LOCAL };
+        Self { name: "NodePort, local", client: Who::Client, via: Some(Via::NodePort), ..Self::LOCAL };
     pub const NODE_PORT_REMOTE: Self =
         Self { name: "NodePort, remote", server: REMOTE, ..Self::NODE_PORT_LOCAL };
+    /// A pod dials a Service whose endpoint it is itself.
+    pub const HAIRPIN: Self = Self { name: "hairpin", client: LOCAL, ..Self::LOCAL };
+    /// A pod dials another one, which belongs to no Service.
+    pub const STRAIGHT: Self = Self { name: "not for a Service", server: Who::Pc, via: None, ..Self::LOCAL };
 
     /// Where the server listens.
     #[must_use]
@@ -55,10 +63,10 @@ impl Path {
     #[must_use]
     pub fn target(self, proxy: Translator) -> Option<SocketAddr> {
         let number = if self.server == REMOTE { REMOTE_SERVICE } else { LOCAL_SERVICE };
-        match proxy {
-            Translator::Nobody if self == Self::NODE_PORT_REMOTE => None,
-            Translator::Nobody => Some(self.listens()),
-            _ => Some(app(number).address(self.via, self.family)),
+        match self.via {
+            Some(via) if proxy.translates() => Some(app(number).address(via, self.family)),
+            Some(_) if self == Self::NODE_PORT_REMOTE || self == Self::HAIRPIN => None,
+            _ => Some(self.listens()),
         }
     }
 }
@@ -75,6 +83,10 @@ const POLICY: &str = "table inet house {
     oifname eth0 accept; }
 }";
 
+/// A rule that needs conntrack, and finds nothing.
+const TRACKED: &str =
+    "table inet tracked { chain passing { type filter hook forward priority 0; ct state invalid drop; }; }";
+
 /// How long a proxy may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -83,6 +95,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Translator {
     /// Nobody: the endpoint itself is dialled, on a node without any rule.
     Nobody,
+    /// Likewise, but a rule asks for conntrack.
+    Conntrack,
+    /// Likewise, and packets are redirected by their destination alone: the limit.
+    Redirects,
     KubeProxy(Mode),
     /// With this mode of shortcuts.
     Sluice(Shortcuts),
@@ -93,12 +109,18 @@ impl Translator {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Nobody => "no proxy",
+            Self::Conntrack => "no proxy, conntrack",
+            Self::Redirects => "redirects alone",
             Self::KubeProxy(Mode::Nftables) => "kube-proxy, nftables",
             Self::KubeProxy(Mode::Iptables) => "kube-proxy, iptables",
             Self::Sluice(Shortcuts::Off) => "Sluice, by the stack",
             Self::Sluice(Shortcuts::Established) => "Sluice, established",
             Self::Sluice(Shortcuts::Always) => "Sluice, always",
         }
+    }
+
+    const fn translates(self) -> bool {
+        matches!(self, Self::KubeProxy(_) | Self::Sluice(_))
     }
 }
 
@@ -123,7 +145,8 @@ impl Beds {
     pub fn build() -> Result<Self> {
         let lacks = |name| Binaries::cached(name).err();
         let missing = ["etcd", "kube-apiserver", "kube-proxy"].into_iter().find_map(lacks);
-        let mut sites = vec![Site::nobody()?];
+        let alone = [Translator::Nobody, Translator::Conntrack, Translator::Redirects];
+        let mut sites = alone.into_iter().map(Site::alone).collect::<Result<Vec<_>>>()?;
         if missing.is_none() {
             let plane = Plane::start(&cases())?;
             for mode in Mode::BOTH {
@@ -135,6 +158,16 @@ impl Beds {
         }
         let missing = missing.map(|error| format!("without kube-proxy: {error:#}"));
         Ok(Self { sites, missing })
+    }
+
+    /// All that serve a setting, without samples yet.
+    #[must_use]
+    pub fn lanes(&self, setting: Setting) -> Samples<'_> {
+        let serves = |site: &&Site| {
+            site.bed.config.wiring == setting.wiring && setting.path.target(site.proxy).is_some()
+        };
+        let of = self.sites.iter().filter(serves).map(|site| (site, Vec::new())).collect();
+        Samples { setting, of, again: Vec::new() }
     }
 
     /// Runs `work` on nodes with a CNI's rules.
@@ -150,8 +183,15 @@ impl Beds {
 }
 
 impl Site {
-    fn nobody() -> Result<Self> {
-        Self { proxy: Translator::Nobody, bed: bed()? }.served()
+    /// Where nobody translates.
+    fn alone(proxy: Translator) -> Result<Self> {
+        let bed = bed()?;
+        match proxy {
+            Translator::Conntrack => bed.nft(TRACKED)?,
+            Translator::Redirects => redirect::attach(&bed)?,
+            _ => {}
+        }
+        Self { proxy, bed }.served()
     }
 
     fn kube_proxy(plane: &Plane, mode: Mode) -> Result<Self> {
@@ -180,8 +220,8 @@ impl Site {
 
     /// Itself, once all that is dialled answers.
     fn served(mut self) -> Result<Self> {
-        for path in [Path::LOCAL, Path::LOCAL_V6, Path::REMOTE, Path::NODE_PORT_LOCAL, Path::NODE_PORT_REMOTE]
-        {
+        let wiring = self.bed.config.wiring;
+        for path in SETTINGS.iter().filter(|setting| setting.wiring == wiring).map(|setting| setting.path) {
             let Some(to) = path.target(self.proxy) else { continue };
             let server = self.bed.serve(path.server, TARGET_PORT)?;
             let dial = Dial::new(self.bed.place(path.client), to, Transport::Tcp).patience(PATIENCE / 10);

@@ -21,10 +21,10 @@ const FLOWS: u32 = 1_024;
 const FIRST_PORT: u16 = 20_000;
 /// Packets that are received at once, as a driver would.
 const BATCH: u32 = 64;
-/// Of Ethernet, IPv4 and UDP: what the way through the stack changes, and each packet starts with.
-const HEADERS: usize = 42;
-const SOURCE_PORT: i16 = 34;
-const CHECKSUM: std::ops::Range<usize> = 40..42;
+/// Of UDP.
+const HEADER: i16 = 8;
+/// What a port is changed to is taken back right behind the headers, so the checksum is every packet's.
+const BALANCE: i16 = 2;
 /// `data` and `data_end` in `xdp_md`, and where its `ingress_ifindex` is; its size.
 const DATA: i16 = 0;
 const DATA_END: i16 = 4;
@@ -60,14 +60,14 @@ impl<'a> Injector<'a> {
             (ifindex, own, link(site, path.client.namespace(), "eth0")?.1)
         };
         let beyond = if path.server == Who::Pd { ROUTER } else { (path.server.namespace(), "eth0") };
-        let from = (path.client.address(Family::V4), FIRST_PORT);
+        let from = (path.client.address(path.family), FIRST_PORT);
         let to = path.target(site.proxy).context("nobody serves it")?;
-        let mut packet = frame::packet(protocol::UDP, frame::ACK, from, (to.ip(), to.port()), &[0x5a; 18]);
+        let mut payload = [0x5a; 18];
+        payload[..BALANCE as usize].copy_from_slice(&(!FIRST_PORT).to_be_bytes());
+        let mut packet = frame::packet(protocol::UDP, frame::ACK, from, (to.ip(), to.port()), &payload);
         packet.splice(..12, gateway.into_iter().chain(neighbour));
-        // None: source ports change.
-        packet.get_mut(CHECKSUM).context("a short packet")?.fill(0);
         let numbers = Words::new(1)?;
-        let program = assemble(&packet, &numbers).load_as(Type::Xdp, "bench_inject")?;
+        let program = assemble(&packet, path.family, &numbers).load_as(Type::Xdp, "bench_inject")?;
         let mut context = [0; XDP_MD];
         context[4..8].copy_from_slice(&(packet.len() as u32).to_ne_bytes());
         context[INGRESS].copy_from_slice(&ifindex.to_ne_bytes());
@@ -111,9 +111,9 @@ impl<'a> Injector<'a> {
         let nft = |rules: &str| {
             with_input("nsenter", &[&format!("--net={}", netns.display()), "nft", "-f", "-"], rules).map(drop)
         };
-        // IPv4 only: neighbours must still find each other.
+        // UDP only: neighbours must still find each other.
         let chain =
-            format!("type filter hook ingress device {} priority 0; meta protocol ip drop;", self.beyond.1);
+            format!("type filter hook ingress device {} priority 0; meta l4proto udp drop;", self.beyond.1);
         nft(&format!("table netdev bench {{ chain in {{ {chain} }}; }}"))?;
         let done = work();
         nft("delete table netdev bench")?;
@@ -135,19 +135,23 @@ fn link(site: &Site, netns: &str, device: &str) -> Result<(u32, [u8; 6])> {
 }
 
 /// Writes all headers anew, as pages come back from the stack as it has left them, then the next flow's source port.
-fn assemble(packet: &[u8], numbers: &Words) -> Asm {
+fn assemble(packet: &[u8], family: Family, numbers: &Words) -> Asm {
+    let transport: i16 = if family == Family::V4 { 34 } else { 54 };
+    let headers = transport + HEADER;
+    let end = headers + BALANCE;
     let mut asm = Asm::default();
     asm.reg(Alu::Mov, R6, R1).load(Width::Word, R7, R6, DATA).load(Width::Word, R8, R6, DATA_END);
-    asm.reg(Alu::Mov, R2, R7).imm(Alu::Add, R2, HEADERS as i32);
+    asm.reg(Alu::Mov, R2, R7).imm(Alu::Add, R2, end.into());
     asm.skip_if_at_most(R2, R8, 2).exit(XDP_DROP);
-    for (at, half) in (0..).step_by(2).zip(packet.chunks_exact(2).take(HEADERS / 2)) {
+    for (at, half) in (0..).step_by(2).zip(packet.chunks_exact(2).take((headers / 2) as usize)) {
         let value = u16::from_ne_bytes([half[0], half[1]]);
         asm.store_imm(Width::Half, R7, at, value.into());
     }
     asm.value(R1, numbers.as_fd()).load(Width::Double, R3, R1, 0);
     asm.reg(Alu::Mov, R4, R3).imm(Alu::Add, R4, 1).store(Width::Double, R1, 0, R4);
     asm.imm(Alu::And, R3, (FLOWS - 1).cast_signed()).imm(Alu::Add, R3, FIRST_PORT.into());
-    asm.wire(R3, 16).store(Width::Half, R7, SOURCE_PORT, R3);
+    asm.wire(R3, 16).store(Width::Half, R7, transport, R3);
+    asm.imm(Alu::Xor, R3, 0xffff).store(Width::Half, R7, headers, R3);
     asm.exit(XDP_PASS);
     asm
 }

@@ -17,18 +17,16 @@ use crate::lab::namespace::enter;
 
 /// Both ends stay on this one.
 const CPU: usize = 0;
-/// Connections of [`Kind::Rr`].
-const CONNECTIONS: usize = 32;
 /// A transaction that takes longer has been lost.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a transaction is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Load {
     /// A connection: opened, a byte each way, closed by the server.
     Crr,
-    /// A byte each way on one of 32 connections that stay.
-    Rr,
+    /// A byte each way on one of so many connections that stay.
+    Rr { connections: usize },
     /// A datagram each way, from a new socket.
     Udp,
 }
@@ -37,7 +35,7 @@ pub enum Kind {
 ///
 /// # Errors
 /// One of them fails.
-pub fn rate(site: &Site, path: Path, kind: Kind, length: Duration) -> Result<f64> {
+pub fn rate(site: &Site, path: Path, load: Load, length: Duration) -> Result<f64> {
     let to = path.target(site.proxy).context("nobody serves it")?;
     let stop = AtomicBool::new(false);
     let (ready, is_ready) = channel();
@@ -48,16 +46,16 @@ pub fn rate(site: &Site, path: Path, kind: Kind, length: Duration) -> Result<f64
         let server = scope.spawn(move || {
             enter(at)?;
             pin(CPU)?;
-            serve(kind, path.listens(), halt, ready).context("server")
+            serve(load, path.listens(), halt, ready).context("server")
         });
         let (stop, client_at) = (&stop, &client_at);
         let client = scope.spawn(move || {
             enter(client_at)?;
             pin(CPU)?;
             let told = is_ready.recv().context("the server has not started")?;
-            let counted = client(kind, to, length);
+            let counted = client(load, to, length);
             stop.store(true, Ordering::Relaxed);
-            wake(kind, told);
+            wake(load, told);
             counted.context("client")
         });
         let counted = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))?;
@@ -67,45 +65,59 @@ pub fn rate(site: &Site, path: Path, kind: Kind, length: Duration) -> Result<f64
 }
 
 /// Ends a server's wait, now that it is to stop. One that has seen so already cannot be reached.
-fn wake(kind: Kind, server: SocketAddr) {
-    match kind {
+fn wake(load: Load, server: SocketAddr) {
+    match load {
         // It ends when the last connection does.
-        Kind::Rr => {}
-        Kind::Crr => drop(TcpStream::connect(server)),
-        Kind::Udp => {
+        Load::Rr { .. } => {}
+        Load::Crr => drop(TcpStream::connect(server)),
+        Load::Udp => {
             let _ = UdpSocket::bind(any(server)).and_then(|socket| socket.send_to(b"!", server));
         }
     }
 }
 
-fn serve(kind: Kind, own: SocketAddr, stop: &AtomicBool, ready: Sender<SocketAddr>) -> Result<()> {
-    let mut byte = [0];
-    if kind == Kind::Udp {
+fn serve(load: Load, own: SocketAddr, stop: &AtomicBool, ready: Sender<SocketAddr>) -> Result<()> {
+    if load == Load::Udp {
         let socket = UdpSocket::bind(own)?;
         socket.set_read_timeout(Some(2 * PATIENCE))?;
         ready.send(own)?;
-        while !stop.load(Ordering::Relaxed) {
-            let (_, from) = socket.recv_from(&mut byte)?;
-            socket.send_to(&byte, from)?;
-        }
-        return Ok(());
+        return serve_datagrams(&socket, stop);
     }
     let listener = TcpListener::bind(own)?;
     // accept(2) waits no longer: its client may have failed.
     let timeout = TimeVal::milliseconds((2 * PATIENCE).as_millis() as i64);
     setsockopt(&listener, sockopt::ReceiveTimeout, &timeout)?;
     ready.send(own)?;
-    if kind == Kind::Crr {
-        while !stop.load(Ordering::Relaxed) {
-            let (mut connection, _) = listener.accept()?;
-            if connection.read(&mut byte)? == 1 {
-                connection.write_all(&byte)?;
-            }
-        }
-        return Ok(());
+    match load {
+        Load::Rr { connections } => serve_round_trips(&listener, connections),
+        _ => serve_connections(&listener, stop),
     }
+}
+
+fn serve_datagrams(socket: &UdpSocket, stop: &AtomicBool) -> Result<()> {
+    let mut byte = [0];
+    while !stop.load(Ordering::Relaxed) {
+        let (_, from) = socket.recv_from(&mut byte)?;
+        socket.send_to(&byte, from)?;
+    }
+    Ok(())
+}
+
+fn serve_connections(listener: &TcpListener, stop: &AtomicBool) -> Result<()> {
+    let mut byte = [0];
+    while !stop.load(Ordering::Relaxed) {
+        let (mut connection, _) = listener.accept()?;
+        if connection.read(&mut byte)? == 1 {
+            connection.write_all(&byte)?;
+        }
+    }
+    Ok(())
+}
+
+fn serve_round_trips(listener: &TcpListener, count: usize) -> Result<()> {
+    let mut byte = [0];
     let mut connections = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..count {
         let (connection, _) = listener.accept()?;
         connection.set_nodelay(true)?;
         connections.push(connection);
@@ -122,9 +134,9 @@ fn serve(kind: Kind, own: SocketAddr, stop: &AtomicBool, ready: Sender<SocketAdd
     }
 }
 
-fn client(kind: Kind, to: SocketAddr, length: Duration) -> Result<f64> {
-    match kind {
-        Kind::Crr => counted(length, 1, || {
+fn client(load: Load, to: SocketAddr, length: Duration) -> Result<f64> {
+    match load {
+        Load::Crr => counted(length, 1, || {
             let mut connection = TcpStream::connect_timeout(&to, PATIENCE)?;
             connection.set_read_timeout(Some(PATIENCE))?;
             connection.write_all(b"?")?;
@@ -134,21 +146,21 @@ fn client(kind: Kind, to: SocketAddr, length: Duration) -> Result<f64> {
             anyhow::ensure!(connection.read(&mut byte)? == 0, "the server sends more than it was asked for");
             Ok(())
         }),
-        Kind::Rr => {
+        Load::Rr { connections: count } => {
             let mut connections = Vec::new();
-            for _ in 0..CONNECTIONS {
+            for _ in 0..count {
                 let connection = TcpStream::connect_timeout(&to, PATIENCE)?;
                 connection.set_nodelay(true)?;
                 connection.set_read_timeout(Some(PATIENCE))?;
                 connections.push(connection);
             }
-            counted(length, CONNECTIONS, || {
+            counted(length, count, || {
                 connections.iter_mut().try_for_each(|connection| connection.write_all(b"?"))?;
                 connections.iter_mut().try_for_each(|connection| connection.read_exact(&mut [0]))?;
                 Ok(())
             })
         }
-        Kind::Udp => counted(length, 1, || {
+        Load::Udp => counted(length, 1, || {
             let socket = UdpSocket::bind(any(to))?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.connect(to)?;
