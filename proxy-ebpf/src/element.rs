@@ -49,6 +49,12 @@ impl<const N: usize> Entry<N> for Element<N> {
     }
 
     #[inline(always)]
+    fn set_ifindex(&self, ifindex: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).ifindex = ifindex };
+    }
+
+    #[inline(always)]
     fn set_size(&self, bytes: u32) {
         // SAFETY: as above.
         unsafe { (*self.0).size = bytes };

@@ -32,6 +32,9 @@ const CHECKSUM_UNNECESSARY: u8 = 1;
 /// The same of one whose checksum is left to a device.
 const CHECKSUM_PARTIAL: u8 = 3;
 
+/// The number in a VLAN's tag (IEEE 802.1Q).
+const VLAN_ID: u32 = 0xfff;
+
 /// Families as routes are asked for (include/linux/socket.h).
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -80,11 +83,11 @@ impl Skb {
         u16::from_be(unsafe { (*self.ctx.skb.skb).protocol } as u16)
     }
 
-    /// Whether the frame belongs to a VLAN: its own device serves it (P-04).
+    /// Whether the frame belongs to a VLAN: its own device serves it (P-04). A tag of number 0 gives it a priority, and no VLAN.
     #[inline(always)]
     pub fn is_tagged(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { (*self.ctx.skb.skb).vlan_present != 0 }
+        // SAFETY: as above. Zero without a tag.
+        unsafe { (*self.ctx.skb.skb).vlan_tci & VLAN_ID != 0 }
     }
 
     /// Volatile, or LLVM narrows the pointers to 32-bit values that the verifier takes for numbers.

@@ -40,11 +40,12 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
             // Of a connection straight to the client, whose answers the flow would take.
             _ => is_challenge(headers, entry.state(), kind),
         };
-        return if asks && makes_way(tables, headers) {
-            Known::Ended
-        } else {
-            Known::Verdict(Verdict::Drop(Reason::Spoofed))
-        };
+        if asks && makes_way(tables, headers) {
+            return Known::Ended;
+        }
+        if !(matches!(kind, Kind::Unmasquerade) && is_first_answer(tables, headers, packet.ifindex())) {
+            return Known::Verdict(Verdict::Drop(Reason::Spoofed));
+        }
     }
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
     let caught = packet.is_caught();
@@ -108,6 +109,19 @@ fn makes_way<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> 
     }
     pair::remove(tables, &headers.key, &partner, kind, own | other, false);
     true
+}
+
+/// Whether this is the first answer of a masqueraded flow, by another port of a bridge than its first packet left by: the bridge
+/// floods all ports with what it knows none for. The endpoint is where its answer comes from, and the pair is that port's from now on.
+#[inline(never)]
+fn is_first_answer<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, here: u32) -> bool {
+    let Some(entry) = tables.flow(&headers.key) else { return false };
+    let is_port = |ifindex| tables.device_flags(ifindex).unwrap_or(0) & device_flags::PORT != 0;
+    let first = entry.state() & state::SEEN == 0 && is_port(here) && is_port(entry.get(|flow| flow.ifindex));
+    if first {
+        entry.set_ifindex(here);
+    }
+    first
 }
 
 /// Ticks for which a backend that has left may be silent while its client sends. Longer than a segment is on its way: a SYN that

@@ -256,6 +256,8 @@ pub trait Entry<const N: usize>: Fields<N> {
     fn set_lease(&self, tick: u32);
     /// Overwrites [`Flow::far`].
     fn set_far(&self, ifindex: u32);
+    /// Writes [`Flow::ifindex`].
+    fn set_ifindex(&self, ifindex: u32);
     /// Overwrites [`Flow::size`].
     fn set_size(&self, bytes: u32);
 }

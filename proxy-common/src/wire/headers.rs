@@ -302,12 +302,12 @@ fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     let header: &[u8; IPV4] = packet.window(l3)?;
     let length = u32::from(header[0] & 0xf) * 4;
     let total = u32::from(u16::from_be_bytes(field(header, 2)?));
-    if header[0] >> 4 != 4 || length < 20 || total < length {
+    if header[0] >> 4 != 4 || length < 20 || total < length && !is_big(packet, total) {
         return None;
     }
     headers.key.protocol = header[9];
     headers.l4 = l3 + length;
-    headers.end = l3 + total;
+    headers.end = end(packet, l3, total);
     addresses(header, &mut headers.key.src, &mut headers.key.dst)?;
     let word = u16::from_be_bytes(field(header, 6)?);
     headers.part = part_of(word & 0x1fff, word & 0x2000);
@@ -315,6 +315,18 @@ fn network_v4<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
         headers.id = u32::from(u16::from_ne_bytes(field(header, 4)?));
     }
     Some(true)
+}
+
+/// Whether this is the length of a super-packet that is too long for the field (BIG TCP; `iph_totlen` in include/linux/ip.h).
+#[inline(always)]
+fn is_big<P: Packet>(packet: &P, length: u32) -> bool {
+    length == 0 && packet.segment() != 0
+}
+
+/// Where a packet ends that says of itself that it has so many bytes from `start` on.
+#[inline(always)]
+fn end<P: Packet>(packet: &P, start: u32, length: u32) -> u32 {
+    if is_big(packet, length) { packet.len() } else { start + length }
 }
 
 /// Which part of a datagram begins at this offset, with or without more to follow.
@@ -336,7 +348,7 @@ fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
         return None;
     }
     addresses(header, &mut headers.key.src, &mut headers.key.dst)?;
-    headers.end = l3 + 40 + u32::from(u16::from_be_bytes(field(header, 4)?));
+    headers.end = end(packet, l3 + 40, u16::from_be_bytes(field(header, 4)?).into());
     headers.key.protocol = header[6];
     headers.l4 = l3 + 40;
     if !is_extension(header[6]) {

@@ -102,6 +102,9 @@ impl<const N: usize> Entry<N> for Element<N> {
     fn set_lease(&self, lease: u32) {
         self.0.set(Flow { lease, ..self.read() });
     }
+    fn set_ifindex(&self, ifindex: u32) {
+        self.0.set(Flow { ifindex, ..self.read() });
+    }
     fn set_far(&self, far: u32) {
         self.0.set(Flow { far, ..self.read() });
     }

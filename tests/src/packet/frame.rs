@@ -1,15 +1,17 @@
 //! Building and reading frames. The reader and its checksums are etherparse's, not ours: a second opinion.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::Range;
 
 use etherparse::{
-    IcmpEchoHeader, Icmpv4Type, Icmpv6Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice, icmpv4,
-    icmpv6,
+    IcmpEchoHeader, Icmpv4Type, Icmpv6Type, Ipv4HeaderSlice, NetSlice, PacketBuilder, SlicedPacket,
+    TransportSlice, icmpv4, icmpv6,
 };
 use proxy_common::abi::protocol;
 
 use super::sctp;
+use super::shape::finish_header;
 
 /// An address and a port.
 pub type End = (IpAddr, u16);
@@ -185,9 +187,30 @@ pub struct Read {
     pub checksum: Range<usize>,
 }
 
+/// The frame of a super-packet that is too long for its length field, with the length of what there is.
+fn with_length(frame: &[u8]) -> Cow<'_, [u8]> {
+    let v6 = frame[ETHERNET] >> 4 == 6;
+    let at = ETHERNET + if v6 { 4 } else { 2 };
+    if frame[at..at + 2] != [0, 0] {
+        return frame.into();
+    }
+    let length = frame.len() - ETHERNET - if v6 { 40 } else { 0 };
+    let mut frame = frame.to_vec();
+    if !v6 {
+        let header = Ipv4HeaderSlice::from_slice(&frame[ETHERNET..]).expect("a header").to_header();
+        assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 header checksum");
+    }
+    frame[at..at + 2].copy_from_slice(&u16::try_from(length).expect("a story's packet").to_be_bytes());
+    if !v6 {
+        finish_header(&mut frame);
+    }
+    frame.into()
+}
+
 /// Reads a frame and panics, with the reason, when a checksum in it is wrong: this is the wire oracle of failures.md 0.
 #[must_use]
 pub fn read(frame: &[u8]) -> Read {
+    let frame = &*with_length(frame);
     let sliced = SlicedPacket::from_ethernet(frame).expect("the frame can be read");
     let (src, dst): (IpAddr, IpAddr) = match sliced.net.as_ref().expect("the frame has a network header") {
         NetSlice::Ipv4(ip) => {

@@ -42,6 +42,9 @@ impl<const N: usize> Entry<N> for Held<N> {
     fn set_lease(&self, lease: u32) {
         self.change(|flow| flow.lease = lease);
     }
+    fn set_ifindex(&self, ifindex: u32) {
+        self.change(|flow| flow.ifindex = ifindex);
+    }
     fn set_far(&self, ifindex: u32) {
         self.change(|flow| flow.far = ifindex);
     }

@@ -29,6 +29,8 @@ pub enum Shape {
     NoChecksum,
     /// A checksum that the device is to finish: the sum over the pseudo header (P-80), of SCTP none.
     Unfinished,
+    /// Longer than the length field can say, which is 0 (BIG TCP): for super-packets.
+    Big,
     /// So many hops are left.
     Hops(u8),
     /// SCTP: the chunk is of this type.
@@ -109,7 +111,7 @@ pub fn shaped(mut frame: Vec<u8>, shapes: &[Shape]) -> Vec<u8> {
                 frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
                 Vec::new()
             }
-            Shape::Tag(_) | Shape::Trailer(_) => continue,
+            Shape::Tag(_) | Shape::Trailer(_) | Shape::Big => continue,
         };
         let size = inserted.len();
         frame.splice(at..at, inserted);
@@ -128,7 +130,8 @@ pub(super) fn finish_header(frame: &mut [u8]) {
 fn finish(mut frame: Vec<u8>, v6: bool, shapes: &[Shape]) -> Vec<u8> {
     let length = frame.len() - ETHERNET - if v6 { 40 } else { 0 };
     let field = ETHERNET + if v6 { 4 } else { 2 };
-    let length = u16::try_from(length).expect("a packet that fits");
+    let big = shapes.contains(&Shape::Big);
+    let length = if big { 0 } else { u16::try_from(length).expect("a packet that fits") };
     frame[field..field + 2].copy_from_slice(&length.to_be_bytes());
     if !v6 {
         finish_header(&mut frame);

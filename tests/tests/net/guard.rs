@@ -8,6 +8,7 @@ use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::packet::frame::{ACK, FIN, Flags, RST, SYN, packet};
 use sluice_tests::traffic::{Connection, Dial, send, send_by};
+use sluice_tests::wait::PATIENCE;
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story, both_transports};
@@ -31,6 +32,10 @@ fn group(wiring: Wiring) -> Group {
         stories.push(Story::new(format!("X01_loopback_addresses_from_a_pod::{family}"), move |bed| {
             martians(bed, family)
         }));
+        stories
+            .push(Story::new(format!("P04_a_tag_that_gives_a_priority_is_no_VLAN::{family}"), move |bed| {
+                priority_tagged(bed, family)
+            }));
         stories.push(Story::new(format!("what_a_switch_floods_is_not_answered::{family}"), move |bed| {
             flooded(bed, family)
         }));
@@ -62,6 +67,27 @@ fn app() -> App {
 /// Nobody serves it: what dials it is refused.
 fn empty() -> App {
     App::new("empty", 2, [])
+}
+
+/// A datagram whose frame has a tag with a priority and the number 0 (IEEE 802.1Q) is translated like one without.
+fn priority_tagged(bed: &mut Bed, family: Family) -> Result<()> {
+    let front = app().address(Via::NodePort, family);
+    let own = SocketAddr::new(Who::Client.address(family), 4_002);
+    let client = UdpSocket::from(bed.place(Who::Client).bound(own, Transport::Udp)?);
+    client.set_read_timeout(Some(PATIENCE))?;
+    let plain = packet(
+        Transport::Udp.number(),
+        Flags::default(),
+        (own.ip(), own.port()),
+        (front.ip(), front.port()),
+        b"tagged",
+    );
+    let tagged = [&plain[..12], &[0x81, 0x00, 0xa0, 0x00], &plain[12..]].concat();
+    let node = hardware(&bed.ip("n1", "-o link show dev eth0")?, "link/ether")?;
+    send_by(bed.namespace("rt"), "n1", &node, [tagged])?;
+    let (_, from) = client.recv_from(&mut [0; 512]).context("no answer")?;
+    ensure!(from == front, "answered by {from}");
+    Ok(())
 }
 
 /// A frame for another host, which a switch shows to this one as well. If it were refused, the switch would look for the other host

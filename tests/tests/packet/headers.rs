@@ -2,7 +2,7 @@
 
 use proxy_common::abi::Reason;
 use sluice_tests::packet::shape::Shape::{
-    self, Authentication, Destination, Fragment, HopByHop, NoChecksum, Options, Protocol, Routing, Tag,
+    self, Authentication, Big, Destination, Fragment, HopByHop, NoChecksum, Options, Protocol, Routing, Tag,
     Trailer, Unfinished,
 };
 use sluice_tests::packet::tale::{
@@ -177,6 +177,17 @@ fn offloads() -> Vec<Tale> {
             .becomes(BACKEND, renumbered(STRANGER))
             .goes_on()
             .becomes(NODEPORT, STRANGER),
+        tale("so is one that is too long for its length field P-81")
+            .tcp()
+            .enters(syn(STRANGER, NODEPORT).of_segments(3).with(&[Big]))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .goes_on()
+            .becomes_unmarked(MASQUERADE, BACKEND),
+        tale("no packet but a super-packet is without a length P-01")
+            .tcp()
+            .enters(syn(STRANGER, NODEPORT).with(&[Big]))
+            .untouched()
+            .entries(0),
         tale("a super-packet is refused like any other P-81")
             .enters(syn(CLIENT, (Who::Vip, EMPTY_PORT)).of_segments(3))
             .refused(Reason::NoEndpoint),
