@@ -61,7 +61,11 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
         Some((there, packet.route(&room.reply_key, 0)?))
     });
     let Some(((far, mtu), (back, _))) = led.flatten() else { return Returned::NONE };
-    if packet.ifindex() != own || back != own || !is_open(tables, own) {
+    // Its answers must be able to leave there.
+    if packet.ifindex() != own
+        || back != own
+        || ways(tables.device_flags(own).unwrap_or(0)) & device_flags::NEIGHBOUR == 0
+    {
         return Returned::NONE;
     }
     let ways = ways_for(packet, tables, headers, far, size);
@@ -77,7 +81,8 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
     send(packet, tables, headers.l3, far, ways).into()
 }
 
-/// The ways back to the client, of an answer that asks for a lease: the routes may give one.
+/// The ways back to the client, of an answer that has these ends and asks for a lease: the routes may give one, if they have given
+/// one to what it answers. Connection tracking takes half a conversation for invalid.
 ///
 /// A subprogram of its own, as above.
 #[inline(never)]
@@ -85,12 +90,18 @@ pub(super) fn ways_back<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    key: &FlowKey<N>,
     entry: &T::Entry,
 ) -> u32 {
     let own = entry.get(|flow| flow.ifindex);
     let size = size(packet, headers);
+    let mut ends = Aligned(entry.partner(key));
+    let routed =
+        tables.flow(&ends.0).is_some_and(|asking| asking.get(|flow| flow.size) & Flow::<N>::ROUTED != 0);
+    if !routed {
+        return 0;
+    }
     // As it leaves: from the frontend.
-    let mut ends = Aligned(headers.key);
     made_of(headers, entry, &mut ends.0);
     let Some((device, mtu)) = packet.route(&ends.0, size) else { return 0 };
     if device != own {

@@ -292,7 +292,7 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     let device = entry.get(|flow| flow.ifindex);
     let mut ways = ways_out(packet, tables, headers, &entry, device, note::ANSWER_ASKS);
     if ways == 0 && packet.note() == note::ANSWER_ASKS && are_routes_enough(tables) {
-        ways = ways_back(packet, tables, headers, &entry);
+        ways = ways_back(packet, tables, headers, key, &entry);
     }
     if ways == 0 {
         return Returned::NONE;

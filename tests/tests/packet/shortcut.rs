@@ -62,6 +62,13 @@ fn routed() -> Vec<Tale> {
             &[PODS_IFINDEX, PODS_IFINDEX],
         ),
         refused("always: an edge of somebody else's is the stack's", &[5, IFINDEX]),
+        refused("always: what answers by routes answers what came by routes P-49", &[])
+            .goes_on()
+            .by_a_pods_device()
+            .untouched()
+            .enters(syn_ack(BACKEND, CLIENT).routed(&[IFINDEX]))
+            .by_a_pods_device()
+            .untouched(),
         tale("always: into a pod frames are addressed as the stack addresses them P-75")
             .configured(always)
             .on_pods_device(|device| device.frames = OTHERS)
