@@ -20,8 +20,8 @@ cargo xtask COMMAND
        [--coverage]         also print line coverage of each crate's files, and which tests name which behaviours
        [--seed N]           repeat a random run
        [--steps N]          length of random runs
-  bench [SCENARIO...]       scenarios: program control start flood forwarding crr rr1 rr udp
-       [--quick] [--json FILE]
+  bench [SCENARIO...]       scenarios: program control memory start flood scale forwarding crr rr1 rr udp
+       [--quick] [--json FILE] [--svg DIR]
   fuzz [TARGET...] [--seconds N]   libFuzzer on all targets, or on: packet manifest watch maps; a minute each
   lint                      formatting, clippy for host and eBPF, sources, object, dependencies
   image [--name NAME] [--output FILE]   the container image as an OCI archive, no engine needed
@@ -55,6 +55,7 @@ pub struct Bench {
     pub scenarios: Vec<&'static str>,
     pub quick: bool,
     pub json: Option<String>,
+    pub svg: Option<String>,
 }
 
 /// What `test` shall run; no suite means all.
@@ -77,8 +78,8 @@ impl fmt::Display for WrongUse {
 }
 
 /// All scenarios, as the bench itself has them.
-const SCENARIOS: [&str; 9] =
-    ["program", "control", "start", "flood", "forwarding", "crr", "rr1", "rr", "udp"];
+const SCENARIOS: [&str; 11] =
+    ["program", "control", "memory", "start", "flood", "scale", "forwarding", "crr", "rr1", "rr", "udp"];
 
 pub fn parse(args: &[String]) -> Result<Command, WrongUse> {
     let mut words = args.iter().map(String::as_str);
@@ -138,10 +139,11 @@ fn bench(words: &[&str]) -> Result<Bench, WrongUse> {
     while let Some(&word) = words.next() {
         match word {
             "--quick" => bench.quick = true,
-            "--json" => {
-                let file = words.next().filter(|file| !file.starts_with("--"));
-                let file = file.ok_or_else(|| WrongUse("bench --json: needs a file name".into()))?;
-                bench.json = Some(String::from(*file));
+            "--json" | "--svg" => {
+                let path = words.next().filter(|path| !path.starts_with("--"));
+                let path = path.ok_or_else(|| WrongUse(format!("bench {word}: needs a name")))?;
+                let output = if word == "--json" { &mut bench.json } else { &mut bench.svg };
+                *output = Some(String::from(*path));
             }
             name => match SCENARIOS.iter().find(|scenario| **scenario == name) {
                 Some(scenario) => bench.scenarios.push(scenario),
@@ -244,11 +246,12 @@ mod tests {
             ),
             ("bench", Command::Bench(Bench::default())),
             (
-                "bench control --quick --json out.json",
+                "bench control --quick --json out.json --svg plots",
                 Command::Bench(Bench {
                     scenarios: vec!["control"],
                     quick: true,
                     json: Some("out.json".into()),
+                    svg: Some("plots".into()),
                 }),
             ),
         ];
@@ -273,8 +276,8 @@ mod tests {
             ("test --steps -1", "test --steps -1: not a number"),
             ("test host kernels", "test kernels: not in this version"),
             ("bench fast", "bench fast: no such scenario or option"),
-            ("bench --json", "bench --json: needs a file name"),
-            ("bench --json --quick", "bench --json: needs a file name"),
+            ("bench --json", "bench --json: needs a name"),
+            ("bench --json --quick", "bench --json: needs a name"),
         ];
         for (line, expected) in table {
             let wrong = parse(&words(line)).expect_err(line).to_string();

@@ -25,8 +25,8 @@ pub fn demo(workspace: &Workspace, args: &[String]) -> Result<bool> {
 pub fn bench(workspace: &Workspace, bench: &Bench) -> Result<bool> {
     let mut args: Vec<String> = bench.scenarios.iter().copied().map(String::from).collect();
     args.extend(bench.quick.then(|| "--quick".into()));
-    if let Some(file) = &bench.json {
-        args.extend(["--json".into(), file.clone()]);
+    for (option, path) in [("--json", &bench.json), ("--svg", &bench.svg)] {
+        args.extend(path.iter().flat_map(|path| [option.into(), path.clone()]));
     }
     run(workspace, "bench", &[Group::Laboratory], &args)
 }

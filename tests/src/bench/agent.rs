@@ -1,4 +1,4 @@
-//! Scenario `start`, and what else needs the real agent: start, adoption, new devices, memory, size.
+//! Scenario `start`, and what else needs the real agent: start, adoption, new devices, size.
 
 use std::time::{Duration, Instant};
 
@@ -6,14 +6,15 @@ use anyhow::{Context, Result, bail};
 use proxy_userspace::control::{Answer, Request, RunDir, ask};
 use proxy_userspace::status::Status;
 
-use super::control::{nanoseconds, resident};
+use super::cluster::Cluster;
+use super::control::nanoseconds;
 use super::report::{Aim, Row, Table, Unit};
-use super::{Effort, cluster};
+use super::{Effort, MIB};
 use crate::lab::{Agent, Bed, BedConfig, Wiring, agent::binary, agent::served, command};
 
 /// Longest wait for anything the agent does.
 const PATIENCE: Duration = Duration::from_secs(60);
-const MIB: f64 = 1_048_576.0;
+const CLUSTER: Cluster = Cluster::USUAL;
 
 /// Measures starts, adoptions and new devices.
 ///
@@ -25,9 +26,9 @@ pub fn run(effort: Effort) -> Result<Table> {
     let first = (0..starts).map(|_| first_program(&mut bed)).collect::<Result<Vec<_>>>()?;
     let (told, seen) = devices(&mut bed, effort.rounds(20, 100))?;
     bed.agent = None;
-    cluster::write(bed.manifests.directory())?;
-    let empty = synced(&mut bed)?;
-    let adopted = (0..adoptions).map(|_| synced(&mut bed)).collect::<Result<Vec<_>>>()?;
+    CLUSTER.write(bed.manifests.directory())?;
+    let empty = synced(&mut bed, CLUSTER)?;
+    let adopted = (0..adoptions).map(|_| synced(&mut bed, CLUSTER)).collect::<Result<Vec<_>>>()?;
     let size = std::fs::metadata(binary()?).context("no binary")?.len() as f64;
     let time = Unit::Nanoseconds;
     Ok(Table {
@@ -35,7 +36,7 @@ pub fn run(effort: Effort) -> Result<Table> {
         method: format!(
             "the released binary in a namespace with four edges, objects from files; median [quartiles] of {starts} starts \
              on an empty node, {adoptions} restarts after SIGKILL with {} Services, {} new devices",
-            cluster::SERVICES,
+            CLUSTER.services,
             seen.len()
         ),
         columns: vec!["figure"],
@@ -58,15 +59,15 @@ pub fn run(effort: Effort) -> Result<Table> {
     })
 }
 
-/// Resident memory of an agent that has read the whole cluster from files, in bytes.
+/// Asks something of an agent that has read a whole cluster from files, by its process id.
 ///
 /// # Errors
 /// It does not come up.
-pub fn memory() -> Result<f64> {
+pub fn with_cluster<T>(cluster: Cluster, ask: impl FnOnce(u32) -> Result<T>) -> Result<T> {
     let mut bed = Bed::build(BedConfig::new(Wiring::Routed))?;
-    cluster::write(bed.manifests.directory())?;
-    synced(&mut bed)?;
-    resident(&bed.agent()?.pid().to_string())
+    cluster.write(bed.manifests.directory())?;
+    synced(&mut bed, cluster)?;
+    ask(bed.agent()?.pid())
 }
 
 /// From exec to the first program in the kernel's list, on a node where nothing is installed.
@@ -88,7 +89,7 @@ fn first_program(bed: &mut Bed) -> Result<f64> {
 }
 
 /// A start, measured until the agent is in sync; the one before is killed. The agent is left running.
-fn synced(bed: &mut Bed) -> Result<f64> {
+fn synced(bed: &mut Bed, cluster: Cluster) -> Result<f64> {
     if let Some(agent) = bed.agent.take() {
         agent.kill()?;
     }
@@ -98,7 +99,7 @@ fn synced(bed: &mut Bed) -> Result<f64> {
     bed.agent = Some(Agent::start(home)?);
     let took = until(started, "the agent to be in sync", || {
         Ok(status(&run_dir)
-            .is_some_and(|status| status.synced && status.services >= cluster::SERVICES as usize))
+            .is_some_and(|status| status.synced && status.services >= cluster.services as usize))
     })?;
     Ok(took)
 }

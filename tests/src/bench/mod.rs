@@ -1,11 +1,12 @@
 //! The bench: what packets, connections, changes and starts cost, each beside what it is to be compared with.
 //!
 //! ```text
-//! stats.rs, report.rs  figures and tables; pure
+//! stats.rs             figures; report.rs, svg.rs: tables and plots of them; pure
 //! place.rs             namespaces of the bench's own
 //! program/             the programs alone
-//! cluster.rs           10,000 Services, as objects and as files
+//! cluster.rs           many Services, as objects and as files
 //! control.rs           programming them
+//! memory.rs            what agent and kernel hold
 //! agent.rs             starts of the real agent
 //! flood.rs             live flows beside strangers' floods
 //! traffic/             Services beside kube-proxy, beside no proxy and beside redirects alone
@@ -15,10 +16,12 @@ mod agent;
 mod cluster;
 mod control;
 mod flood;
+mod memory;
 pub mod place;
 pub mod program;
 pub mod report;
 pub mod stats;
+mod svg;
 mod traffic;
 
 use std::path::Path;
@@ -27,6 +30,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use report::{Report, Table};
 use traffic::{Beds, CRR, FORWARDING, Kind, RR1, RR32, UDP};
+
+/// Bytes.
+const MIB: f64 = 1_048_576.0;
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +58,7 @@ impl Session {
     /// The beds of all variants, built when they are first asked for.
     fn beds(&mut self) -> Result<&Beds> {
         if self.beds.is_none() {
-            self.beds = Some(Beds::build()?);
+            self.beds = Some(Beds::build(self.effort)?);
         }
         self.beds.as_ref().context("they have just been built")
     }
@@ -66,11 +72,13 @@ impl Session {
 type Scenario = fn(&mut Session) -> Result<Table>;
 
 /// Every scenario, by its name. Those that share beds come last: the others have the machine to themselves.
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("program", |session| program::run(session.effort)),
     ("control", |session| control::run(session.effort)),
+    ("memory", |session| memory::run(session.effort)),
     ("start", |session| agent::run(session.effort)),
     ("flood", |session| flood::run(session.effort)),
+    ("scale", |session| traffic::scale(session.effort)),
     ("forwarding", |session| session.traffic("forwarding", FORWARDING)),
     ("crr", |session| session.traffic("crr", CRR)),
     ("rr1", |session| session.traffic("rr1", RR1)),
@@ -83,11 +91,20 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     SCENARIOS.iter().map(|(name, _)| *name)
 }
 
-/// Runs scenarios (none: all), prints their tables, and writes JSON where asked.
+/// Where results go beside the terminal.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outputs<'a> {
+    /// A file.
+    pub json: Option<&'a Path>,
+    /// A directory, for a plot a scenario.
+    pub svg: Option<&'a Path>,
+}
+
+/// Runs scenarios (none: all), prints their tables, and writes JSON and plots where asked.
 ///
 /// # Errors
 /// The first scenario that cannot be measured.
-pub fn run(names: &[String], effort: Effort, json: Option<&Path>) -> Result<()> {
+pub fn run(names: &[String], effort: Effort, outputs: Outputs<'_>) -> Result<()> {
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
         machine: machine(),
@@ -98,6 +115,9 @@ pub fn run(names: &[String], effort: Effort, json: Option<&Path>) -> Result<()> 
         bail!("{unknown}: no such scenario; there are: {}", self::names().collect::<Vec<_>>().join(", "));
     }
     println!("{}\n", report.machine);
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
     let mut session = Session { effort, beds: None };
     for (name, scenario) in
         SCENARIOS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name))
@@ -105,11 +125,15 @@ pub fn run(names: &[String], effort: Effort, json: Option<&Path>) -> Result<()> 
         let started = Instant::now();
         let table = scenario(&mut session).with_context(|| format!("scenario {name}"))?;
         println!("{}  took {:.0} s\n", table.text(), started.elapsed().as_secs_f64());
+        if let Some(directory) = outputs.svg {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+            write(&directory.join(format!("{name}.svg")), svg::plot(&table))?;
+        }
         report.scenarios.push(table);
     }
-    if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(path) = outputs.json {
+        write(path, serde_json::to_string_pretty(&report)? + "\n")?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a scenario found: a table for people, JSON for programs.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -74,11 +74,13 @@ impl Figure {
         }
         self
     }
+}
 
-    fn show(&self) -> String {
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Spread { low, median, high } = self.spread;
         if low == high || median.is_nan() {
-            return self.unit.show(median);
+            return f.write_str(&self.unit.show(median));
         }
         let shown = self.unit.show(median);
         let suffix = |shown: &str| shown.split_once(' ').map(|(_, suffix)| suffix.to_owned());
@@ -88,7 +90,7 @@ impl Figure {
             let quartile = self.unit.show(value);
             if suffix(&quartile) == of { quartile.split(' ').take(1).collect() } else { quartile }
         };
-        format!("{shown} [{} {}]", quartile(low), quartile(high))
+        write!(f, "{shown} [{} {}]", quartile(low), quartile(high))
     }
 }
 
@@ -178,7 +180,7 @@ impl Table {
         let mut lines: Vec<Vec<String>> = vec![head.map(String::from).collect()];
         for row in &self.rows {
             let mut line = vec![row.what.clone()];
-            line.extend(row.figures.iter().map(Figure::show));
+            line.extend(row.figures.iter().map(ToString::to_string));
             line.resize(1 + self.columns.len(), String::new());
             line.push(row.aims(&self.columns));
             lines.push(line);
@@ -259,8 +261,8 @@ mod tests {
     #[test]
     fn quartiles_of_another_magnitude_keep_their_unit() {
         let spread = Spread { low: 9_000.0, median: 9_716.0, high: 10_300.0 };
-        assert_eq!(Figure::new(Unit::PerSecond, spread).show(), "9716 /s [9000 10.3 k/s]");
-        assert_eq!(Figure::new(Unit::Ratio, spread).show(), "9716.00 [9000.00 10300.00]");
+        assert_eq!(Figure::new(Unit::PerSecond, spread).to_string(), "9716 /s [9000 10.3 k/s]");
+        assert_eq!(Figure::new(Unit::Ratio, spread).to_string(), "9716.00 [9000.00 10300.00]");
     }
 
     #[test]

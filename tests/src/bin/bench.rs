@@ -1,10 +1,10 @@
-//! `bench [SCENARIO…] [--quick] [--json FILE]`: what Sluice costs, beside what it is to be compared with.
+//! `bench [SCENARIO…] [--quick] [--json FILE] [--svg DIR]`: what Sluice costs, beside what it is to be compared with.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sluice_tests::bench::{self, Effort};
+use sluice_tests::bench::{self, Effort, Outputs};
 use sluice_tests::lab;
 
 /// Measures; prints a table for each scenario.
@@ -18,14 +18,18 @@ struct Arguments {
     /// Also write the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also write a plot of each scenario into this directory.
+    #[arg(long)]
+    svg: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let run = || {
         lab::enter()?;
         bench::place::prefer()?;
-        let Arguments { scenarios, quick, json } = Arguments::parse();
-        bench::run(&scenarios, Effort { quick }, json.as_deref())
+        let Arguments { scenarios, quick, json, svg } = Arguments::parse();
+        let outputs = Outputs { json: json.as_deref(), svg: svg.as_deref() };
+        bench::run(&scenarios, Effort { quick }, outputs)
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Case;
 use super::case::SPACE;
@@ -57,6 +57,23 @@ impl Plane {
         }
         for slice in case.slices() {
             admin.create(&format!("{SLICES}/{SPACE}/endpointslices"), &slice)?;
+        }
+        Ok(())
+    }
+
+    /// Creates Services, each with its slice, in a namespace of theirs.
+    ///
+    /// # Errors
+    /// The API server refuses one.
+    pub fn add(&self, space: &str, objects: impl Iterator<Item = [Value; 2]>) -> Result<()> {
+        let admin = self.plane.admin();
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}});
+        admin.create("/api/v1/namespaces", &object)?;
+        let services = format!("/api/v1/namespaces/{space}/services");
+        let slices = format!("{SLICES}/{space}/endpointslices");
+        for [service, slice] in objects {
+            admin.create(&services, &service)?;
+            admin.create(&slices, &slice)?;
         }
         Ok(())
     }

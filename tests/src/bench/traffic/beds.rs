@@ -10,7 +10,9 @@ use proxy_userspace::config::Shortcuts;
 use super::findings::Samples;
 use super::redirect;
 use super::settings::{SETTINGS, Setting};
-use crate::api::Binaries;
+use crate::api::{Binaries, Uplink};
+use crate::bench::Effort;
+use crate::bench::cluster::Cluster;
 use crate::lab::app::{App, Backend, Via};
 use crate::lab::{Bed, BedConfig, Family, Who, Wiring};
 use crate::oracle::case::{Case, Endpoint, State, TARGET_PORT};
@@ -19,14 +21,12 @@ use crate::traffic::Dial;
 use crate::wait::until;
 use crate::wire::Transport;
 
-/// Services of one endpoint each, all but the last one of [`LOCAL`], which is dialled there.
-pub const SERVICES: u8 = 90;
 /// Who serves on the node itself, and who does on another one.
 const LOCAL: Who = Who::Pb;
 const REMOTE: Who = Who::Pd;
-/// Numbers of the Services that are dialled.
-const LOCAL_SERVICE: u8 = SERVICES - 1;
-const REMOTE_SERVICE: u8 = SERVICES;
+/// Services with addresses of all kinds, each of one endpoint: those that are dialled. There are many more of one address.
+const LOCAL_SERVICE: u8 = 1;
+const REMOTE_SERVICE: u8 = 2;
 
 /// From where to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +87,11 @@ const POLICY: &str = "table inet house {
 const TRACKED: &str =
     "table inet tracked { chain passing { type filter hook forward priority 0; ct state invalid drop; }; }";
 
-/// How long a proxy may take until it serves.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a proxy may take until it serves, and a connection until it is tried again.
+const PATIENCE: Duration = Duration::from_secs(180);
+const DIAL: Duration = Duration::from_secs(3);
+/// The API's namespace of the many Services.
+pub const SPACE: &str = "bench";
 
 /// Who translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +136,8 @@ pub struct Site {
 /// All variants, and why some are missing.
 pub struct Beds {
     pub sites: Vec<Site>,
+    /// In each of them.
+    pub services: u32,
     pub missing: Option<String>,
 }
 
@@ -142,22 +147,28 @@ impl Beds {
     ///
     /// # Errors
     /// A bed cannot be built, or a proxy does not come to serve.
-    pub fn build() -> Result<Self> {
-        let lacks = |name| Binaries::cached(name).err();
-        let missing = ["etcd", "kube-apiserver", "kube-proxy"].into_iter().find_map(lacks);
-        let alone = [Translator::Nobody, Translator::Conntrack, Translator::Redirects];
-        let mut sites = alone.into_iter().map(Site::alone).collect::<Result<Vec<_>>>()?;
-        if missing.is_none() {
-            let plane = Plane::start(&cases())?;
-            for mode in Mode::BOTH {
-                sites.push(Site::kube_proxy(&plane, mode)?);
+    pub fn build(effort: Effort) -> Result<Self> {
+        let services = effort.rounds(100, 1_000) as u32;
+        let cluster = Cluster::new(services - u32::from(REMOTE_SERVICE), 1);
+        let missing = lacking();
+        let plane = if missing.is_none() { Some(plane()?) } else { None };
+        plane.iter().try_for_each(|plane| plane.add(SPACE, cluster.values()))?;
+        let mut sites = Vec::new();
+        for wiring in Wiring::BOTH {
+            if !Setting::need(wiring, effort.quick) {
+                continue;
+            }
+            for proxy in [Translator::Nobody, Translator::Conntrack, Translator::Redirects] {
+                sites.push(Site::alone(proxy, wiring)?);
+            }
+            for (plane, mode) in plane.iter().flat_map(|plane| Mode::BOTH.map(|mode| (plane, mode))) {
+                sites.push(Proxied::start(plane, mode, wiring)?.site.served()?);
+            }
+            for mode in [Shortcuts::Off, Shortcuts::Always, Shortcuts::Established] {
+                sites.push(Site::sluice(mode, wiring, cluster)?);
             }
         }
-        for mode in [Shortcuts::Off, Shortcuts::Always, Shortcuts::Established] {
-            sites.push(Site::sluice(mode)?);
-        }
-        let missing = missing.map(|error| format!("without kube-proxy: {error:#}"));
-        Ok(Self { sites, missing })
+        Ok(Self { sites, services, missing })
     }
 
     /// All that serve a setting, without samples yet.
@@ -182,10 +193,53 @@ impl Beds {
     }
 }
 
+/// A site of kube-proxy's that still follows the API server.
+pub struct Proxied {
+    pub site: Site,
+    _proxy: KubeProxy,
+    _uplink: Uplink,
+}
+
+impl Proxied {
+    /// Starts it, and waits until it has written what is there.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn start(plane: &Plane, mode: Mode, wiring: Wiring) -> Result<Self> {
+        let bed = bed(wiring)?;
+        let uplink = plane.connect(bed.namespace("n1"))?;
+        let plain = config(plane, mode, wiring, Variant::Plain);
+        let path = bed.directory().join("config.json");
+        std::fs::write(&path, plain.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        let log = bed.directory().join("kube-proxy.log");
+        let mut proxy = KubeProxy::start(bed.namespace("n1"), mode, &path, &log)?;
+        proxy.ready()?;
+        let site = Site { proxy: Translator::KubeProxy(mode), bed };
+        Ok(Self { site, _proxy: proxy, _uplink: uplink })
+    }
+}
+
+/// An API server with the Services that are dialled.
+///
+/// # Errors
+/// It does not come up.
+pub fn plane() -> Result<Plane> {
+    Plane::start(&[LOCAL_SERVICE, REMOTE_SERVICE].map(case))
+}
+
+/// Why there is no kube-proxy.
+#[must_use]
+pub fn lacking() -> Option<String> {
+    let lacks = |name| Binaries::cached(name).err();
+    let error = ["etcd", "kube-apiserver", "kube-proxy"].into_iter().find_map(lacks)?;
+    Some(format!("without kube-proxy: {error:#}"))
+}
+
 impl Site {
     /// Where nobody translates.
-    fn alone(proxy: Translator) -> Result<Self> {
-        let bed = bed()?;
+    fn alone(proxy: Translator, wiring: Wiring) -> Result<Self> {
+        let bed = bed(wiring)?;
         match proxy {
             Translator::Conntrack => bed.nft(TRACKED)?,
             Translator::Redirects => redirect::attach(&bed)?,
@@ -194,47 +248,59 @@ impl Site {
         Self { proxy, bed }.served()
     }
 
-    fn kube_proxy(plane: &Plane, mode: Mode) -> Result<Self> {
-        let bed = bed()?;
-        let _uplink = plane.connect(bed.namespace("n1"))?;
-        let plain = config(plane, mode, Wiring::Routed, Variant::Plain);
-        let path = bed.directory().join("config.json");
-        std::fs::write(&path, plain.to_string())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        let log = bed.directory().join("kube-proxy.log");
-        let mut proxy = KubeProxy::start(bed.namespace("n1"), mode, &path, &log)?;
-        proxy.ready()?;
-        Self { proxy: Translator::KubeProxy(mode), bed }.served()
-    }
-
-    fn sluice(mode: Shortcuts) -> Result<Self> {
-        let mut bed = bed()?;
-        bed.home().flags.extend(["--shortcuts".to_owned(), mode.name().to_owned()]);
-        bed.start_agent()?;
-        for number in 1..SERVICES {
+    /// Where Sluice serves a cluster.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn sluice(mode: Shortcuts, wiring: Wiring, cluster: Cluster) -> Result<Self> {
+        let mut bed = bed(wiring)?;
+        let limits = format!("services={0},frontends={0}", 2 * cluster.services.max(1 << 16));
+        bed.home().flags.extend(["--shortcuts".into(), mode.name().into(), "--limits".into(), limits]);
+        cluster.write(bed.manifests.directory())?;
+        for number in [LOCAL_SERVICE, REMOTE_SERVICE] {
             bed.apply_unawaited(&app(number))?;
         }
-        bed.apply(&app(SERVICES))?;
+        bed.start_agent()?;
         Self { proxy: Translator::Sluice(mode), bed }.served()
     }
 
     /// Itself, once all that is dialled answers.
-    fn served(mut self) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Something never does.
+    pub fn served(mut self) -> Result<Self> {
         let wiring = self.bed.config.wiring;
         for path in SETTINGS.iter().filter(|setting| setting.wiring == wiring).map(|setting| setting.path) {
-            let Some(to) = path.target(self.proxy) else { continue };
-            let server = self.bed.serve(path.server, TARGET_PORT)?;
-            let dial = Dial::new(self.bed.place(path.client), to, Transport::Tcp).patience(PATIENCE / 10);
-            until(&format!("{} serves {}", self.proxy.name(), path.name), PATIENCE, || dial.probe().ok())?;
-            // The port is the loads' from now on.
-            self.bed.servers.stop(server)?;
+            if let Some(to) = path.target(self.proxy) {
+                self.answers(path, to, Transport::Tcp)?;
+            }
         }
         Ok(self)
     }
+
+    /// Waits until the path's server answers its client that dials `to`.
+    ///
+    /// # Errors
+    /// It never does.
+    pub fn answers(&mut self, path: Path, to: SocketAddr, transport: Transport) -> Result<()> {
+        let server = self.bed.serve(path.server, TARGET_PORT)?;
+        let dial = Dial::new(self.bed.place(path.client), to, transport).patience(DIAL);
+        until(&format!("{} serves {}", self.proxy.name(), path.name), PATIENCE, || dial.probe().ok())?;
+        // The port is the loads' from now on.
+        self.bed.servers.stop(server)
+    }
 }
 
-fn bed() -> Result<Bed> {
-    Bed::build(BedConfig { watched: false, offload: true, ..BedConfig::new(Wiring::Routed) })
+fn bed(wiring: Wiring) -> Result<Bed> {
+    let bed = Bed::build(BedConfig { watched: false, offload: true, ..BedConfig::new(wiring) })?;
+    if wiring == Wiring::Bridged {
+        // As nodes for kube-proxy have it.
+        bed.namespace("n1").sysctls(&[
+            ("net/bridge/bridge-nf-call-iptables", "1"),
+            ("net/bridge/bridge-nf-call-ip6tables", "1"),
+        ])?;
+    }
+    Ok(bed)
 }
 
 fn name(number: u8) -> String {
@@ -249,12 +315,9 @@ const fn server(number: u8) -> Who {
     if number == REMOTE_SERVICE { REMOTE } else { LOCAL }
 }
 
-/// The same Services as the API has them.
-fn cases() -> Vec<Case> {
-    let case = |number| {
-        let mut case = Case::new(name(number), [Endpoint::new(server(number), State::Ready)]);
-        case.number = number;
-        case
-    };
-    (1..=SERVICES).map(case).collect()
+/// The same Service as the API has it.
+fn case(number: u8) -> Case {
+    let mut case = Case::new(name(number), [Endpoint::new(server(number), State::Ready)]);
+    case.number = number;
+    case
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::beds::{Beds, SERVICES, Site, Translator};
+use super::beds::{Beds, Site, Translator};
 use super::settings::{Base, Kind, Setting, aims};
 use crate::bench::report::{Figure, Row, Table, Unit};
 use crate::bench::stats::{is_noisy, ratios, spread};
@@ -85,9 +85,10 @@ pub fn table(
     Ok(Table {
         scenario,
         method: format!(
-            "{how}; {SERVICES} Services of one endpoint; ratios are those within a round, above 1 is faster; redirects: packets \
+            "{how}; {} Services of one endpoint; ratios are those within a round, above 1 is faster; redirects: packets \
              redirected by their destination and by nothing else; kube-proxy: the better of its modes; Sluice with each mode of \
-             `--shortcuts`"
+             `--shortcuts`",
+            beds.services
         ),
         columns,
         rows,

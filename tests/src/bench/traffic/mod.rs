@@ -1,10 +1,11 @@
-//! Scenarios `forwarding`, `crr`, `rr1`, `rr` and `udp`: a Service of one endpoint, beside kube-proxy, beside no proxy and beside
+//! Scenarios `forwarding`, `crr`, `rr1`, `rr`, `udp` and `scale`: a Service of one endpoint, beside kube-proxy, beside no proxy and beside
 //! redirects alone.
 //!
 //! ```text
 //! settings.rs  circumstances, and what is aimed at there    beds.rs      a bed for each variant
 //! load.rs      transactions                                 redirect.rs  the limit
 //! forward.rs   packets without sockets                      findings.rs  from samples to a table
+//! scale.rs     by the number of Services
 //! ```
 
 mod beds;
@@ -12,6 +13,7 @@ mod findings;
 mod forward;
 mod load;
 mod redirect;
+mod scale;
 mod settings;
 
 use std::time::Duration;
@@ -24,8 +26,9 @@ use super::stats::order;
 pub use beds::Beds;
 use beds::Site;
 use findings::Samples;
-use forward::Injector;
+use forward::{Flows, Injector};
 use load::Load;
+pub use scale::run as scale;
 use settings::Setting;
 pub use settings::{CRR, FORWARDING, Kind, RR1, RR32, UDP};
 
@@ -123,13 +126,8 @@ fn forwarding<'a>(
          CPU, median [quartiles] of {rounds} rounds of {packets} in random order"
     );
     let samples = sample(beds, settings, rounds, |setting, site| {
-        let injector = Injector::new(site, setting.path)?;
-        let before = injector.arrived()?;
-        let took = injector.dropping(|| injector.nanoseconds(packets as u32))?;
-        let arrived = injector.arrived()? - before;
-        // All but what waits for a neighbour's address the first time.
-        anyhow::ensure!(arrived >= packets, "{arrived} of {packets} packets arrived");
-        Ok(took)
+        let to = setting.path.target(site.proxy).context("nobody serves it")?;
+        Injector::new(site, setting.path, to, Flows::KNOWN)?.nanoseconds(packets as u32)
     })?;
     Ok((method, samples))
 }

@@ -48,6 +48,10 @@ impl Setting {
         Self { policy: true, ..self }
     }
 
+    const fn bridged(self) -> Self {
+        Self { wiring: Wiring::Bridged, ..self }
+    }
+
     /// As a row's name begins.
     #[must_use]
     pub fn name(&self) -> String {
@@ -63,14 +67,25 @@ impl Setting {
             && (self.policy, self.wiring) == (other.policy, other.wiring)
     }
 
+    /// Those of a run.
+    fn of(quick: bool) -> impl Iterator<Item = Self> {
+        SETTINGS.into_iter().filter(move |setting| setting.quick || !quick)
+    }
+
     /// Those of one kind.
     pub fn all(kind: Kind, quick: bool) -> impl Iterator<Item = Self> {
-        SETTINGS.into_iter().filter(move |it| it.kinds.contains(&kind) && (it.quick || !quick))
+        Self::of(quick).filter(move |setting| setting.kinds.contains(&kind))
+    }
+
+    /// Whether a run needs nodes that are wired so.
+    #[must_use]
+    pub fn need(wiring: Wiring, quick: bool) -> bool {
+        Self::of(quick).any(|setting| setting.wiring == wiring)
     }
 }
 
 /// Every setting.
-pub const SETTINGS: [Setting; 9] = [
+pub const SETTINGS: [Setting; 11] = [
     Setting::new(Path::LOCAL, &[FORWARDING, CRR, RR1, RR32, UDP]).quick(),
     Setting::new(Path::LOCAL, &[FORWARDING, CRR, RR32]).policy().quick(),
     Setting::new(Path::LOCAL_V6, &[FORWARDING, CRR, RR32, UDP]),
@@ -80,6 +95,8 @@ pub const SETTINGS: [Setting; 9] = [
     Setting::new(Path::NODE_PORT_REMOTE, &[CRR]).policy(),
     Setting::new(Path::HAIRPIN, &[CRR, RR32]),
     Setting::new(Path::STRAIGHT, &[FORWARDING, CRR, RR32]),
+    Setting::new(Path::LOCAL, &[FORWARDING, CRR, RR32]).bridged(),
+    Setting::new(Path::REMOTE, &[CRR]).bridged(),
 ];
 
 /// What a rate or a time is compared with, in the order of the columns.
