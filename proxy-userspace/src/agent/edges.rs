@@ -115,6 +115,7 @@ mod tests {
             masquerade_v6: None,
             mtu: 1500,
             pod: false,
+            address: Vec::new(),
             port: false,
             detected: false,
             ways: Ok(Ways { peer: false, neighbour: true }),

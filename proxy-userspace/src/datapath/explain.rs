@@ -246,7 +246,7 @@ impl Datapath {
         }
         // A test run always has an Ethernet header; the other programs differ by its length alone.
         let names = if edge.kind == EdgeKind::CatchAll { loader::CAUGHT } else { loader::ETHERNET };
-        let Some(packet) = probe::opening(ends, protocol) else { return Ok(None) };
+        let Some(mut packet) = probe::opening(ends, protocol) else { return Ok(None) };
         let mut explainer = match self.explainer.take() {
             Some(explainer) => explainer,
             None => Explainer::load(self)?,
@@ -264,6 +264,9 @@ impl Datapath {
         };
         let known = service(&explainer).map_err(failed("read", "FLOWS"))?.is_some();
         let before = explainer.counts()?;
+        // As if sent to this device: frames for others are left alone. The kernel compares six bytes, whatever addresses devices have.
+        let to = edge.address.iter().copied().chain(std::iter::repeat(0));
+        packet.iter_mut().take(6).zip(to).for_each(|(byte, own)| *byte = own);
         let (action, bytes, mark) = explainer.run(names[at], edge.ifindex, &packet, mark)?;
         let after = explainer.counts()?;
         let flow = service(&explainer).map_err(failed("read", "FLOWS"))?;

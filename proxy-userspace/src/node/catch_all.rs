@@ -190,6 +190,7 @@ impl CatchAll {
         let link = read_link(&self.inner);
         let ways = ways(&link, EdgeKind::CatchAll, false, false);
         Edge {
+            address: link.address,
             name: link.name,
             ifindex: link.ifindex,
             kind: EdgeKind::CatchAll,

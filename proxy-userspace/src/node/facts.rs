@@ -114,6 +114,7 @@ impl Inventory {
                 ifindex: link.ifindex,
                 kind,
                 ethernet: link.ethernet,
+                address: link.address.clone(),
                 masquerade_v4,
                 masquerade_v6,
                 mtu: link.mtu,

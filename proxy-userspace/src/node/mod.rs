@@ -35,6 +35,8 @@ pub struct Edge {
     pub kind: EdgeKind,
     /// Frames start with an Ethernet header.
     pub ethernet: bool,
+    /// Its hardware address; empty without.
+    pub address: Vec<u8>,
     /// What kernel MASQUERADE would take on the device that packets leave by (F1): for a bridge's port, the bridge.
     pub masquerade_v4: Option<Ipv4Addr>,
     pub masquerade_v6: Option<Ipv6Addr>,

@@ -45,6 +45,7 @@ pub fn edge(name: &str) -> Edge {
         masquerade_v6: None,
         mtu: 1500,
         pod: true,
+        address: Vec::new(),
         port: false,
         detected: false,
         ways: Ok(Ways { peer: true, neighbour: true }),

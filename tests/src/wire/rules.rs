@@ -139,14 +139,9 @@ impl Rules {
             .collect()
     }
 
-    /// What a device takes for its own is addressed to it, or to many: behind it may be a bridge. What leaves a node comes from its own
-    /// address: a switch learns it from that.
+    /// What leaves a node comes from its own hardware address: a switch learns where that is from it.
     fn hardware(&self, device: &str, seen: Seen<'_>) -> Option<String> {
-        let (to, from) = (seen.frame.get(..6)?, seen.frame.get(6..12)?);
-        let own = seen.own?;
-        if !seen.outgoing && !seen.foreign && to[0] & 1 == 0 && to != own {
-            return Some("taken in by a device with another hardware address".into());
-        }
+        let (from, own) = (seen.frame.get(6..12)?, seen.own?);
         let leaves = seen.outgoing && self.end == End::Node && device == self.uplink;
         (leaves && from != own).then(|| "leaves a node with somebody else's hardware address".into())
     }

@@ -117,23 +117,20 @@ fn flooded_frames_are_judged_by_themselves() {
 }
 
 #[test]
-fn frames_have_the_hardware_addresses_of_their_link() {
+fn what_leaves_a_node_has_its_hardware_address() {
     let frame = udp(CLIENT, 40_000, POD, 53);
-    let taken = "taken in by a device with another hardware address";
     let leaves = "leaves a node with somebody else's hardware address";
-    // Destination and source of `udp` are 4 and 2.
+    // The source of `udp` is 2.
     let cases = [
-        ("for the device", End::Host, "eth0", false, false, 4, None),
-        ("for another", End::Host, "eth0", false, false, 3, Some(taken)),
-        ("flooded", End::Host, "eth0", false, true, 3, None),
-        ("from the node", End::Node, "eth0", true, false, 2, None),
-        ("from another", End::Node, "eth0", true, false, 3, Some(leaves)),
-        ("from another, by a port", End::Node, "pa", true, false, 3, None),
-        ("from another, of a pod that forges", End::Host, "eth0", true, false, 3, None),
+        ("into the node", End::Node, "eth0", false, 3, None),
+        ("from the node", End::Node, "eth0", true, 2, None),
+        ("from another", End::Node, "eth0", true, 3, Some(leaves)),
+        ("from another, by a port", End::Node, "pa", true, 3, None),
+        ("from another, of a pod that forges", End::Host, "eth0", true, 3, None),
     ];
-    for (name, end, device, outgoing, foreign, own, want) in cases {
-        let seen =
-            Seen { frame: &frame, outgoing, foreign, own: Some([own; 6]), offload: Offload::default() };
+    for (name, end, device, outgoing, own, want) in cases {
+        let own = Some([own; 6]);
+        let seen = Seen { frame: &frame, outgoing, foreign: false, own, offload: Offload::default() };
         let broken: Vec<_> = rules(end).judge(device, seen).into_iter().map(|v| v.rule).collect();
         assert!(broken.iter().map(String::as_str).eq(want), "{name}: {broken:?}");
     }

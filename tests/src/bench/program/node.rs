@@ -215,6 +215,7 @@ fn loopback() -> Edge {
         masquerade_v6: Some([0xfd00, 0x10, 0, 0, 0, 0, 0xffff, 1].into()),
         mtu: 1500,
         pod: true,
+        address: Vec::new(),
         port: false,
         detected: false,
         ways: Ok(Ways { peer: true, neighbour: true }),
