@@ -96,4 +96,6 @@ pub mod config_flags {
     pub const SHORTCUT_UDP: u32 = 128;
     /// The routes alone give leases: nothing in the stack has anything against a packet.
     pub const SHORTCUT_ALWAYS: u32 = 256;
+    /// For the sake of shortcuts an agent has made connection tracking liberal, which it was not: for whoever cleans up.
+    pub const MADE_LIBERAL: u32 = 512;
 }

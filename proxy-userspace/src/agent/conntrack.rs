@@ -41,19 +41,19 @@ fn tune_below(root: &Path, settings: &Conntrack) -> Vec<Trouble> {
     wanted.iter().filter(ours).filter_map(|setting| write(root, setting).err()).collect()
 }
 
-/// Sees to it that connection tracking takes TCP segments as they come, whatever it has missed of their connection. Nothing to do
-/// where there is none.
-pub fn be_liberal() -> Result<(), Trouble> {
-    be_liberal_below(Path::new("/"))
+/// Sees to it that connection tracking takes TCP segments as they come, whatever it has missed of their connection; or puts back
+/// that it does not. Whether that is news. Nothing to do where there is none.
+pub fn be_liberal(be: bool) -> Result<bool, Trouble> {
+    be_liberal_below(Path::new("/"), be)
 }
 
-fn be_liberal_below(root: &Path) -> Result<(), Trouble> {
-    let setting = liberal();
-    if root.join(&setting.file).exists() { write(root, &setting) } else { Ok(()) }
+fn be_liberal_below(root: &Path, be: bool) -> Result<bool, Trouble> {
+    let setting = liberal(be);
+    if root.join(&setting.file).exists() { write(root, &setting) } else { Ok(false) }
 }
 
-fn liberal() -> Setting {
-    Setting { file: format!("{SYSCTLS}/nf_conntrack_tcp_be_liberal"), value: 1, at_least: false }
+fn liberal(be: bool) -> Setting {
+    Setting { file: format!("{SYSCTLS}/nf_conntrack_tcp_be_liberal"), value: be.into(), at_least: false }
 }
 
 fn wanted(settings: &Conntrack, cpus: u64) -> Vec<Setting> {
@@ -65,7 +65,7 @@ fn wanted(settings: &Conntrack, cpus: u64) -> Vec<Setting> {
         wanted.push(Setting { file: HASH_SIZE.to_owned(), value: max / 4, at_least: true });
     }
     if settings.tcp_be_liberal {
-        wanted.push(liberal());
+        wanted.push(liberal(true));
     }
     let timeouts = [
         ("nf_conntrack_tcp_timeout_established", settings.tcp_established),
@@ -88,7 +88,8 @@ fn cpus(online: &str) -> u64 {
     online.trim().split(',').filter_map(range).sum::<u64>().max(1)
 }
 
-fn write(root: &Path, setting: &Setting) -> Result<(), Trouble> {
+/// Whether it was another value.
+fn write(root: &Path, setting: &Setting) -> Result<bool, Trouble> {
     let Setting { file, value, at_least } = setting;
     let path = root.join(file);
     let trouble = |error: std::io::Error| {
@@ -103,11 +104,11 @@ fn write(root: &Path, setting: &Setting) -> Result<(), Trouble> {
     let text = std::fs::read_to_string(&path).map_err(trouble)?;
     let now = text.trim().parse::<u64>().ok();
     if now == Some(*value) || (*at_least && now.is_some_and(|now| now >= *value)) {
-        return Ok(());
+        return Ok(false);
     }
     std::fs::write(&path, value.to_string()).map_err(trouble)?;
     info!(file = format_args!("/{file}"), value, before = text.trim(), "set");
-    Ok(())
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -164,15 +165,17 @@ mod tests {
     #[test]
     fn shortcuts_need_liberal_connection_tracking_where_there_is_any() {
         let root = std::env::temp_dir().join(format!("sluice-liberal-{}", std::process::id()));
-        let file = root.join(liberal().file);
-        assert_eq!(be_liberal_below(&root), Ok(()), "no connection tracking");
+        let file = root.join(liberal(true).file);
+        assert_eq!(be_liberal_below(&root, true), Ok(false), "no connection tracking");
         std::fs::create_dir_all(&file).unwrap();
-        let told = be_liberal_below(&root).unwrap_err().to_string();
+        let told = be_liberal_below(&root, true).unwrap_err().to_string();
         assert!(told.starts_with("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal = 1: "), "{told}");
         std::fs::remove_dir(&file).unwrap();
         std::fs::write(&file, "0\n").unwrap();
-        assert_eq!(be_liberal_below(&root), Ok(()));
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "1");
+        for (be, news, text) in [(true, true, "1"), (true, false, "1"), (false, true, "0")] {
+            assert_eq!(be_liberal_below(&root, be), Ok(news));
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        }
         std::fs::remove_dir_all(root).unwrap();
     }
 

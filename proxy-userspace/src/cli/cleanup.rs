@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 
 use super::{CleanupArgs, Outcome, run};
-use crate::agent::Places;
+use crate::agent::{Places, make_conntrack_liberal};
 use crate::control::{ClientError, Lock, LockError, Request, RunDir, ask};
 use crate::datapath::{self, Cleaned, Named, Options};
 use crate::node::{Rules, remove_catch_all};
@@ -30,6 +30,8 @@ pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>, all: 
     let Places { bpffs, cgroup } = Places::choose(cgroup, bpffs);
     let mut cleaned = datapath::cleanup(&Options { bpffs, cgroup, ..Options::default() }, named)?;
     let device = catch_all()?;
+    let strict =
+        cleaned.made_liberal && make_conntrack_liberal(false).map_err(|trouble| anyhow!("{trouble}"))?;
     let nf_tables = "nf_tables; see whether another program locks or limits it, and try again";
     let rules = Rules::look().context(nf_tables)?;
     let removed = rules.remove(all).context(nf_tables)?;
@@ -37,7 +39,13 @@ pub fn remove(run_dir: &Path, cgroup: Option<&Path>, bpffs: Option<&Path>, all: 
         cleaned.left.extend(rules.left().iter().map(|left| left.trouble().to_string()));
     }
     dir.remove(lock)?;
-    writeln!(std::io::stdout(), "{}", told(&cleaned, device, removed))?;
+    let more = [
+        (device, "the catch-all device"),
+        (removed, "rules in nf_tables"),
+        (strict, "connection tracking's liberality in TCP"),
+    ];
+    let more: Vec<_> = more.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+    writeln!(std::io::stdout(), "{}", told(&cleaned, &more))?;
     Ok(())
 }
 
@@ -47,16 +55,16 @@ fn catch_all() -> anyhow::Result<bool> {
     Ok(runtime.block_on(remove_catch_all())?)
 }
 
-fn told(cleaned: &Cleaned, device: bool, rules: bool) -> String {
-    let Cleaned { devices, sockets, pins, left } = cleaned;
-    let nothing = devices.is_empty() && *sockets == 0 && *pins == 0 && !device && !rules;
+/// `more`: what else was taken away or put back.
+fn told(cleaned: &Cleaned, more: &[&str]) -> String {
+    let Cleaned { devices, sockets, pins, left, .. } = cleaned;
+    let nothing = devices.is_empty() && *sockets == 0 && *pins == 0 && more.is_empty();
     let mut lines = vec![if nothing {
         "nothing of sluice was here".to_owned()
     } else {
         let devices = if devices.is_empty() { "no device".to_owned() } else { devices.join(", ") };
-        let device = if device { "; the catch-all device" } else { "" };
-        let rules = if rules { "; rules in nf_tables" } else { "" };
-        format!("removed: programs from {devices}; {sockets} socket programs; {pins} pins{device}{rules}")
+        let more: String = more.iter().map(|more| format!("; {more}")).collect();
+        format!("removed: programs from {devices}; {sockets} socket programs; {pins} pins{more}")
     }];
     lines.extend(left.iter().map(|left| format!("left: {left}")));
     lines.join("\n")
@@ -98,22 +106,26 @@ mod tests {
 
     #[test]
     fn what_was_removed_and_what_was_left_is_told() {
-        let some = Cleaned { devices: vec!["eth0".to_owned()], sockets: 8, pins: 3, left: Vec::new() };
+        let some = Cleaned {
+            devices: vec!["eth0".to_owned()],
+            sockets: 8,
+            pins: 3,
+            made_liberal: true,
+            left: Vec::new(),
+        };
         let other = Cleaned { left: vec!["pins at /b".to_owned()], ..Cleaned::default() };
-        let cases = [
-            (Cleaned::default(), false, "nothing of sluice was here"),
-            (some, false, "removed: programs from eth0; 8 socket programs; 3 pins"),
+        let cases: [(_, &[&str], _); 4] = [
+            (Cleaned::default(), &[], "nothing of sluice was here"),
+            (some, &[], "removed: programs from eth0; 8 socket programs; 3 pins"),
             (
                 Cleaned::default(),
-                true,
-                "removed: programs from no device; 0 socket programs; 0 pins; the catch-all device",
+                &["the catch-all device", "rules in nf_tables"],
+                "removed: programs from no device; 0 socket programs; 0 pins; the catch-all device; rules in nf_tables",
             ),
-            (other, false, "nothing of sluice was here\nleft: pins at /b"),
+            (other, &[], "nothing of sluice was here\nleft: pins at /b"),
         ];
-        for (cleaned, device, want) in cases {
-            assert_eq!(told(&cleaned, device, false), want);
+        for (cleaned, more, want) in cases {
+            assert_eq!(told(&cleaned, more), want);
         }
-        let rules = told(&Cleaned::default(), false, true);
-        assert_eq!(rules, "removed: programs from no device; 0 socket programs; 0 pins; rules in nf_tables");
     }
 }

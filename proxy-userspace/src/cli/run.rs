@@ -38,7 +38,7 @@ fn init_only(config: &Config) -> Outcome {
     log(&config.logging);
     let mut failed = agent::tune_conntrack(&config.conntrack);
     if config.shortcuts != Shortcuts::Off {
-        failed.extend(agent::make_conntrack_liberal().err());
+        failed.extend(agent::make_conntrack_liberal(true).err());
     }
     let failed: Vec<_> = failed.iter().map(ToString::to_string).collect();
     if failed.is_empty() {

@@ -7,12 +7,16 @@ use super::{Config, DetectLocal, Profile, Sockets};
 
 impl Config {
     /// The settings that programs read (F3, F4, F5, F8). `earlier` is what is in force: the secret is kept, and with it the
-    /// ranges of `NodeCIDR`, until the Node is known (F6).
+    /// ranges of `NodeCIDR`, until the Node is known (F6), and what is to be put back.
     #[must_use]
     pub fn abi(&self, earlier: &abi::Config, seed: u32, netns_cookie: u64) -> abi::Config {
         const RANGES: u32 = config_flags::DETECT_V4 | config_flags::DETECT_V6;
+        let kept = flags([
+            (self.detect_local == DetectLocal::NodeCidr, RANGES),
+            (!self.conntrack.tcp_be_liberal, config_flags::MADE_LIBERAL),
+        ]);
         let mut config = abi::Config {
-            flags: if self.detect_local == DetectLocal::NodeCidr { earlier.flags & RANGES } else { 0 },
+            flags: earlier.flags & kept,
             masquerade_mark: 1 << self.masquerade_bit,
             seed,
             test_clock: 0,

@@ -32,6 +32,8 @@ pub struct Cleaned {
     pub sockets: usize,
     /// Pins and directories of pins, of every layout.
     pub pins: usize,
+    /// Agents have made connection tracking liberal, which it was not.
+    pub made_liberal: bool,
     /// What was left because it is another agent's, with what to do about it.
     pub left: Vec<String>,
 }
@@ -67,7 +69,11 @@ pub fn cleanup(options: &Options, named: Named) -> Result<Cleaned, DatapathError
     for (name, ifindex) in hooks::devices()? {
         let mut removed = 0;
         for hook in [TC_INGRESS, TC_EGRESS] {
-            removed += hooks::clear(Target::Device(ifindex), hook, &known)?;
+            let (taken, _) = hooks::clear_some(Target::Device(ifindex), hook, &known, |ours| {
+                cleaned.made_liberal |= owner::made_liberal(ours);
+                true
+            })?;
+            removed += taken;
         }
         if removed > 0 {
             cleaned.devices.push(name);
@@ -91,6 +97,7 @@ pub fn cleanup(options: &Options, named: Named) -> Result<Cleaned, DatapathError
         }
     }
     for pins in layouts {
+        cleaned.made_liberal |= owner::made_liberal_pins(&pins);
         cleaned.pins += pins.remove()?.len();
     }
     Ok(cleaned)

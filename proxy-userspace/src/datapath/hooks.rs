@@ -121,7 +121,7 @@ pub fn clear_some(
     target: Target<'_>,
     hook: Hook,
     known: &Known,
-    chosen: impl Fn(&Ours) -> bool,
+    chosen: impl FnMut(&Ours) -> bool,
 ) -> Result<(usize, usize), DatapathError> {
     let failed = |operation, source| {
         DatapathError::of(operation, source, |source| attach_error(operation, target, hook, source))

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use proxy_common::abi::Config;
+use proxy_common::abi::{Config, config_flags};
 
 use super::error::DatapathError;
 use super::hooks::{self, Known, Ours, SOCKETS};
@@ -49,22 +49,48 @@ impl Owners {
 
 /// `None`: this map does not tell, or may not be looked at.
 fn by_id(id: u32) -> Option<u64> {
+    read(config(id)?.as_fd())
+}
+
+/// The map with this id, if it is the settings.
+fn config(id: u32) -> Option<OwnedFd> {
     let map = sys::map_by_id(id).ok()?;
-    (sys::map_info(map.as_fd()).ok()?.name == CONFIG).then(|| read(map.as_fd())).flatten()
+    (sys::map_info(map.as_fd()).ok()?.name == CONFIG).then_some(map)
+}
+
+fn pinned(pins: &Pins) -> Option<OwnedFd> {
+    Pins::open(&pins.map(CONFIG)).ok()?
 }
 
 /// The same, for a directory of pins.
 pub fn of_pins(pins: &Pins) -> Option<u64> {
-    read(Pins::open(&pins.map(CONFIG)).ok()??.as_fd())
+    read(pinned(pins)?.as_fd())
+}
+
+/// Whether agents of this data plane have made connection tracking liberal.
+pub fn made_liberal(ours: &Ours) -> bool {
+    ours.info.maps.iter().any(|id| config(*id).is_some_and(|config| reads_made_liberal(config.as_fd())))
+}
+
+/// The same, for a directory of pins.
+pub fn made_liberal_pins(pins: &Pins) -> bool {
+    pinned(pins).is_some_and(|config| reads_made_liberal(config.as_fd()))
 }
 
 const CONFIG: &str = "CONFIG";
 
-/// Another layout's has this field at the same place.
 fn read(config: BorrowedFd<'_>) -> Option<u64> {
-    let value = sys::first_value(config).ok()?;
-    let cookie = value.get(offset_of!(Config, netns_cookie)..)?.first_chunk()?;
-    Some(u64::from_ne_bytes(*cookie))
+    field(config, offset_of!(Config, netns_cookie)).map(u64::from_ne_bytes)
+}
+
+fn reads_made_liberal(settings: BorrowedFd<'_>) -> bool {
+    let flags = field(settings, offset_of!(Config, flags)).map(u32::from_ne_bytes);
+    flags.is_some_and(|flags| flags & config_flags::MADE_LIBERAL != 0)
+}
+
+/// Another layout's has its fields at the same places.
+fn field<const N: usize>(config: BorrowedFd<'_>, at: usize) -> Option<[u8; N]> {
+    sys::first_value(config).ok()?.get(at..)?.first_chunk().copied()
 }
 
 #[cfg(test)]

@@ -79,8 +79,10 @@ impl ControlPlane {
         let binaries = Binaries::find()?;
         let scratch = Scratch::new()?;
         let netns = scratch::namespace("plane")?;
-        let addresses =
-            [format!("addr add {PLANE_ADDRESS}/32 dev lo"), format!("addr add {PLANE_ADDRESS6}/128 dev lo")];
+        let addresses = [
+            format!("addr add {PLANE_ADDRESS}/32 dev lo"),
+            format!("addr add {PLANE_ADDRESS6}/128 dev lo nodad"),
+        ];
         ip_batch(Some(netns.name()), &addresses)?;
         let (authority, next_authority) = (Authority::new("laboratory")?, Authority::new("laboratory-next")?);
         let (certificate, key) = write_files(&scratch, &authority)?;

@@ -200,6 +200,7 @@ fn cleanup(bed: &mut Bed) -> Result<()> {
     ensure!(left.programs.is_empty(), "programs are left: {:?}", left.programs);
     ensure!(left.pins.is_empty(), "pins are left: {:?}", left.pins);
     ensure!(!left.files.contains(&"control.sock".to_owned()), "files are left: {:?}", left.files);
+    ensure!(!left.sysctls.iter().any(|is| is.ends_with("tcp_be_liberal=1")), "left: {:?}", left.sysctls);
     bare(bed)?;
     let (status, _, err) = home.ask(&["cleanup"])?;
     ensure!(status.success(), "a second cleanup ended with {status}: {err}");
