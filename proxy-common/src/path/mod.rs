@@ -42,7 +42,7 @@ mod translate;
 pub use affinity::sticky;
 pub use edge::{egress, ingress};
 pub use lease::LEASE;
-pub use pair::{Beyond, remove_beyond};
+pub use pair::{Beyond, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use shortcut::note;
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};

@@ -163,6 +163,12 @@ pub(super) const fn candidate(secret: u32, attempt: u32) -> Port {
     Port::new((first + ((hash as u64 * count) >> 32)) as u16)
 }
 
+/// Source ports that the packet with this key may get in place of its own, in the order in which they are tried.
+pub fn other_ports<const N: usize>(seed: u32, key: &FlowKey<N>) -> impl Iterator<Item = Port> + use<N> {
+    let secret = seed ^ key.tag();
+    (0..PORT_TRIES).map(move |attempt| candidate(secret, attempt))
+}
+
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
 /// live flow owns it, this one takes another source port; without `keep_port` it does so in any case. `free` says whether
 /// a port may be used at all.

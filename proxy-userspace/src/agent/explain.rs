@@ -8,7 +8,7 @@ use proxy_common::path::Verdict;
 use super::start::OFF;
 use super::worker::Worker;
 use crate::control::Query;
-use crate::datapath::{Asked, Made};
+use crate::datapath::{Asked, Made, Question};
 use crate::model::Protocol;
 use crate::node::{Edge, EdgeKind, Routed, Way, way};
 use crate::status::{Explanation, Trouble, story};
@@ -68,15 +68,14 @@ impl Worker {
             {
                 Ok(Some(Origin::Socket))
             }
-            Way::Local => self.caught(query.to.ip(), told),
-            Way::Out { ifindex, ports } => {
-                let edge = self.edge_of(ifindex, &ports);
-                if edge.is_none() {
-                    told.steps
-                        .push(format!("{} is reached by device {ifindex}, which is no edge", query.from));
+            Way::Local => self.caught(query.to.ip(), "the node's own; its socket is not translated", told),
+            Way::Out { ifindex, ports } => match self.edge_of(ifindex, &ports) {
+                Some(edge) => Ok(Some(Origin::Edge(edge))),
+                None => {
+                    let how = format!("{} is reached by device {ifindex}, which is no edge", query.from);
+                    self.caught(query.to.ip(), &how, told)
                 }
-                Ok(edge.map(Origin::Edge))
-            }
+            },
             Way::Nowhere(why) => Err(Trouble::new(
                 format_args!("address {}", query.from),
                 format_args!("the device it would come in by is not known: {why}"),
@@ -85,19 +84,16 @@ impl Worker {
         }
     }
 
-    /// The node's own packet, where its socket is not translated.
-    fn caught(&self, to: IpAddr, told: &mut Explanation) -> Result<Option<Origin>, Trouble> {
+    /// A packet that comes by no edge, as it came `how`: the routes may lead it into the catch-all device.
+    fn caught(&self, to: IpAddr, how: &str, told: &mut Explanation) -> Result<Option<Origin>, Trouble> {
         let edge = self.edges.values().find(|served| served.edge.kind == EdgeKind::CatchAll);
         if let (Some(served), Way::Out { .. }) = (edge, self.way(Routed { to, from: None, mark: 0 })?)
             && self.is_caught(to)
         {
-            told.steps.push(
-                "the node's own; its socket is not translated; routed into the catch-all device".into(),
-            );
+            told.steps.push(format!("{how}; routed into the catch-all device"));
             return Ok(Some(Origin::Edge(served.edge.clone())));
         }
-        told.steps
-            .push("the node's own; its socket is not translated, and no catch-all route leads there".into());
+        told.steps.push(format!("{how}, and no catch-all route leads there"));
         Ok(None)
     }
 
@@ -122,7 +118,9 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let asked = self.datapath.asked(edge, ends, protocol).map_err(|error| unknown(&error))?;
         self.tell_asked(&asked, ends.1, told);
-        let Some(made) = self.made(edge, Hook::Ingress, (ends, 0), protocol, told)? else {
+        let Some(made) =
+            self.made(Question { edge, hook: Hook::Ingress, ends, mark: 0, protocol, asked: &asked }, told)?
+        else {
             finish(told, Verdict::Pass, "no_program");
             return Ok(());
         };
@@ -147,7 +145,7 @@ impl Worker {
             return Ok(());
         }
         // What is to be masqueraded meets the program of the device that it leaves by either way.
-        self.onwards(edge, &made, protocol, told)
+        self.onwards(edge, &made, (protocol, &asked), told)
     }
 
     /// From the stack to the device it leaves by.
@@ -155,7 +153,7 @@ impl Worker {
         &mut self,
         edge: &Edge,
         made: &Made,
-        protocol: Protocol,
+        (protocol, asked): (Protocol, &Asked),
         told: &mut Explanation,
     ) -> Result<(), Trouble> {
         let (source, to) = (made.ends.0.ip(), made.ends.1.ip());
@@ -181,7 +179,9 @@ impl Worker {
             return Ok(());
         };
         told.steps.push(format!("stack: routed to {}", out.name));
-        let Some(left) = self.made(&out, Hook::Egress, (made.ends, made.mark), protocol, told)? else {
+        let (ends, mark) = (made.ends, made.mark);
+        let question = Question { edge: &out, hook: Hook::Egress, ends, mark, protocol, asked };
+        let Some(left) = self.made(question, told)? else {
             return Ok(());
         };
         if left.verdict != Verdict::Pass {
@@ -210,8 +210,13 @@ impl Worker {
         };
         let edge = edge.edge.clone();
         let asked = self.datapath.asked(&edge, ends, protocol).map_err(|error| unknown(&error))?;
+        let asked = Asked { own: true, ..asked };
         self.tell_asked(&asked, ends.1, told);
-        let Some(made) = self.made(&edge, Hook::Ingress, (ends, 0), protocol, told)? else {
+        let Some(made) = self.made(
+            Question { edge: &edge, hook: Hook::Ingress, ends, mark: 0, protocol, asked: &asked },
+            told,
+        )?
+        else {
             finish(told, Verdict::Pass, "no_program");
             return Ok(());
         };
@@ -229,16 +234,9 @@ impl Worker {
         Ok(())
     }
 
-    fn made(
-        &mut self,
-        edge: &Edge,
-        hook: Hook,
-        (ends, mark): ((SocketAddr, SocketAddr), u32),
-        protocol: Protocol,
-        told: &mut Explanation,
-    ) -> Result<Option<Made>, Trouble> {
-        let made = self.datapath.make(edge, hook, (ends, mark), protocol, &told.candidates);
-        let made = made.map_err(|error| unknown(&error))?;
+    fn made(&mut self, question: Question<'_>, told: &mut Explanation) -> Result<Option<Made>, Trouble> {
+        let made = self.datapath.make(&question).map_err(|error| unknown(&error))?;
+        let Question { edge, hook, ends, .. } = question;
         let place = format!("{} {}", if hook == Hook::Ingress { "ingress" } else { "egress" }, edge.name);
         told.steps.push(match &made {
             None => format!("{place}: this agent's program is not there"),

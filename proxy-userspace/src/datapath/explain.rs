@@ -1,37 +1,32 @@
-//! Programs asked what they make of a packet, by BPF_PROG_TEST_RUN. Asked are copies of those that are attached: the same
-//! object with the same Services, endpoints, devices and settings, but with flows, rings and counters of their own, so
-//! that the answer changes nothing. Flows that the packet would meet are copied for it.
+//! Programs asked what they make of a packet, by BPF_PROG_TEST_RUN. Asked are copies of those that are attached.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 
-use aya::Ebpf;
-use aya::maps::{Map, MapData};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
-use proxy_common::abi::{Addr, AddressClass};
 use proxy_common::abi::{
-    Config, Flow, FlowKey, Frontend, FrontendKey, FrontendKind, Hook, Port, Reason, Run, Service,
+    Addr, AddressClass, Config, Flow, Frontend, FrontendKey, FrontendKind, Hook, Port, Reason, Run, Service,
     config_flags, device_flags, service_flags,
 };
 use proxy_common::path::Verdict;
 
+use super::copies::Copies;
 use super::error::DatapathError;
 use super::probe::{self, Ends};
-use super::store::{Net, Wire};
-use super::sys::Table;
+use super::store::{Net, Wire, failed};
 use super::tables::FamilyTables;
 use super::{Datapath, loader};
 use crate::model::Protocol;
 use crate::node::{Edge, EdgeKind};
 use crate::sync::Store;
 
-/// The copies, loaded at the first question.
-#[derive(Debug)]
-pub struct Explainer {
-    ebpf: Ebpf,
-    v4: Table<FlowKey<1>, Flow<1>>,
-    v6: Table<FlowKey<4>, Flow<4>>,
-    counters: Table<u32, u64>,
+/// A packet at a hook.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub edge: &'a Edge,
+    pub hook: Hook,
+    pub ends: Ends,
+    pub mark: u32,
+    pub protocol: Protocol,
+    pub asked: &'a Asked,
 }
 
 /// What a program made of a packet.
@@ -47,125 +42,6 @@ pub struct Made {
     pub known: bool,
 }
 
-/// Offset of the mark and of the device in `__sk_buff`, and its size.
-const MARK_AT: usize = 8;
-const IFINDEX_AT: usize = 40;
-const CONTEXT: usize = 192;
-
-fn failed(operation: &'static str, map: &'static str) -> impl Fn(std::io::Error) -> DatapathError {
-    move |source| DatapathError::Map { operation, map, source }
-}
-
-fn own<K: proxy_common::abi::Abi, V: proxy_common::abi::Abi>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-) -> Result<Table<K, V>, DatapathError> {
-    let missing = || DatapathError::NoProgram { program: name };
-    let data: &MapData = match ebpf.map(name).ok_or_else(missing)? {
-        Map::HashMap(data) | Map::PerCpuArray(data) => data,
-        _ => return Err(missing()),
-    };
-    let fd: OwnedFd = data.fd().as_fd().try_clone_to_owned().map_err(failed("open", name))?;
-    Table::new(fd).map_err(failed("open", name))
-}
-
-impl Explainer {
-    fn load(datapath: &Datapath) -> Result<Self, DatapathError> {
-        let mut ebpf = loader::load_copy(&datapath.pins, &datapath.recipe)?;
-        Ok(Self {
-            v4: own(&mut ebpf, "FLOWS_V4")?,
-            v6: own(&mut ebpf, "FLOWS_V6")?,
-            counters: own(&mut ebpf, "COUNTERS")?,
-            ebpf,
-        })
-    }
-
-    fn counts(&self) -> Result<Vec<u64>, DatapathError> {
-        let count =
-            |reason: Reason| self.counters.get_per_cpu(&(reason as u32)).map(|cpus| cpus.iter().sum());
-        Reason::ALL.into_iter().map(count).collect::<Result<_, _>>().map_err(failed("read", "COUNTERS"))
-    }
-
-    /// Runs one program on `packet`: return value, packet, mark.
-    fn run(
-        &mut self,
-        name: &'static str,
-        ifindex: u32,
-        packet: &[u8],
-        mark: u32,
-    ) -> Result<(u32, Vec<u8>, u32), DatapathError> {
-        loader::load_programs(&mut self.ebpf, &[name])?;
-        let missing = || DatapathError::NoProgram { program: name };
-        let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
-        let program: &mut SchedClassifier = program.try_into().map_err(|_| missing())?;
-        let mut context = [0; CONTEXT];
-        context[MARK_AT..MARK_AT + 4].copy_from_slice(&mark.to_ne_bytes());
-        context[IFINDEX_AT..IFINDEX_AT + 4].copy_from_slice(&ifindex.to_ne_bytes());
-        let (mut after, mut out) = ([0; CONTEXT], vec![0; packet.len() + 256]);
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(packet);
-        options.data_out = Some(&mut out);
-        options.ctx_in = Some(&context);
-        options.ctx_out = Some(&mut after);
-        let result = program.test_run(options).map_err(|error| DatapathError::Map {
-            operation: "test-run a program with",
-            map: name,
-            source: std::io::Error::other(error),
-        })?;
-        out.truncate(result.data_size_out as usize);
-        let [a, b, c, d] = [0, 1, 2, 3].map(|byte| after[MARK_AT + byte]);
-        Ok((result.return_value, out, u32::from_ne_bytes([a, b, c, d])))
-    }
-}
-
-/// The key under which a packet between these ends is known at `hook`.
-fn key<const N: usize>((src, dst): Ends, protocol: Protocol, hook: Hook) -> Option<FlowKey<N>>
-where
-    Net: Wire<N>,
-{
-    Some(FlowKey {
-        src: Net::wire(src.ip())?,
-        dst: Net::wire(dst.ip())?,
-        sport: Port::new(src.port()),
-        dport: Port::new(dst.port()),
-        protocol: protocol.number(),
-        hook: hook as u8,
-        pad: 0,
-    })
-}
-
-/// Copies what the node's table says of these keys, pairs whole, in place of everything that was copied before.
-fn copy<const N: usize>(
-    from: &FamilyTables<N>,
-    to: &Table<FlowKey<N>, Flow<N>>,
-    keys: impl Iterator<Item = FlowKey<N>>,
-) -> std::io::Result<()> {
-    for (key, _) in to.dump()? {
-        to.remove(&key)?;
-    }
-    for key in keys {
-        let Some(flow) = from.flows.get(&key)? else { continue };
-        to.set(&key, &flow)?;
-        let partner = flow.partner(&key);
-        if let Some(flow) = from.flows.get(&partner)? {
-            to.set(&partner, &flow)?;
-        }
-    }
-    Ok(())
-}
-
-fn meets<const N: usize>(ends: Ends, candidates: &[SocketAddr], protocol: Protocol) -> Vec<FlowKey<N>>
-where
-    Net: Wire<N>,
-{
-    let (client, dialled) = ends;
-    let with = |other: SocketAddr| {
-        [(client, other, Hook::Ingress), (client, other, Hook::Egress), (other, client, Hook::Egress)]
-    };
-    let all = std::iter::once(dialled).chain(candidates.iter().copied()).flat_map(with);
-    all.filter_map(|(src, dst, hook)| key((src, dst), protocol, hook)).collect()
-}
-
 /// Who is dialled, read from the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
@@ -173,6 +49,8 @@ pub struct Asked {
     pub service: Option<u32>,
     /// Endpoints that may be chosen for this client.
     pub candidates: Vec<SocketAddr>,
+    /// The client is a process of the node's own.
+    pub own: bool,
 }
 
 impl Datapath {
@@ -198,6 +76,7 @@ impl Datapath {
         Ok(Asked {
             service: Some(frontend.service),
             candidates: candidates.map_err(failed("read", "SLOTS"))?,
+            own: false,
         })
     }
 
@@ -227,50 +106,29 @@ impl Datapath {
         Ok(if inside { service.cluster } else { service.external })
     }
 
-    /// What the program at `hook` of `edge` makes of a packet between these ends. `candidates`: whose flows it may meet.
-    /// `None`: this agent's program is not there.
+    /// What the program at the question's hook makes of its packet. `None`: this agent's program is not there.
     ///
     /// # Errors
     /// The copies cannot be loaded or run.
-    pub fn make(
-        &mut self,
-        edge: &Edge,
-        hook: Hook,
-        (ends, mark): (Ends, u32),
-        protocol: Protocol,
-        candidates: &[SocketAddr],
-    ) -> Result<Option<Made>, DatapathError> {
-        let at = hook as usize;
-        if !self.inspect_edge(edge)?[at].ours {
+    pub fn make(&mut self, question: &Question<'_>) -> Result<Option<Made>, DatapathError> {
+        let (edge, hook, ends) = (question.edge, question.hook, question.ends);
+        if !self.inspect_edge(edge)?[hook as usize].ours {
             return Ok(None);
         }
         // A test run always has an Ethernet header; the other programs differ by its length alone.
         let names = if edge.kind == EdgeKind::CatchAll { loader::CAUGHT } else { loader::ETHERNET };
-        let Some(mut packet) = probe::opening(ends, protocol) else { return Ok(None) };
-        let mut explainer = match self.explainer.take() {
-            Some(explainer) => explainer,
-            None => Explainer::load(self)?,
+        let Some(packet) = probe::opening(&edge.address, ends, question.protocol) else { return Ok(None) };
+        let mut copies = match self.copies.take() {
+            Some(copies) => copies,
+            None => Copies::load(&self.pins, &self.recipe)?,
         };
-        let copied = match ends.0.is_ipv4() {
-            true => copy(&self.tables.v4, &explainer.v4, meets(ends, candidates, protocol).into_iter()),
-            false => copy(&self.tables.v6, &explainer.v6, meets(ends, candidates, protocol).into_iter()),
-        };
-        copied.map_err(failed("copy", "FLOWS"))?;
-        let service = |explainer: &Explainer| -> std::io::Result<Option<u32>> {
-            Ok(match ends.0.is_ipv4() {
-                true => served(&explainer.v4, key(ends, protocol, hook))?,
-                false => served(&explainer.v6, key(ends, protocol, hook))?,
-            })
-        };
-        let known = service(&explainer).map_err(failed("read", "FLOWS"))?.is_some();
-        let before = explainer.counts()?;
-        // As if sent to this device: frames for others are left alone. The kernel compares six bytes, whatever addresses devices have.
-        let to = edge.address.iter().copied().chain(std::iter::repeat(0));
-        packet.iter_mut().take(6).zip(to).for_each(|(byte, own)| *byte = own);
-        let (action, bytes, mark) = explainer.run(names[at], edge.ifindex, &packet, mark)?;
-        let after = explainer.counts()?;
-        let flow = service(&explainer).map_err(failed("read", "FLOWS"))?;
-        self.explainer = Some(explainer);
+        copies.meet(&self.tables, &self.pins, question)?;
+        let known = copies.service(question)?.is_some();
+        let before = copies.counts()?;
+        let (action, bytes, mark) = copies.run(names[hook as usize], edge.ifindex, &packet, question.mark)?;
+        let after = copies.counts()?;
+        let flow = copies.service(question)?;
+        self.copies = Some(copies);
         let verdict = verdict(action, &before, &after);
         let goes_on = matches!(verdict, Verdict::Pass | Verdict::Shortcut);
         let ends = if goes_on { probe::ends(&bytes).unwrap_or(ends) } else { ends };
@@ -298,14 +156,6 @@ fn verdict(action: u32, before: &[u64], after: &[u64]) -> Verdict {
         REDIRECT => Verdict::Reject(reason),
         _ => Verdict::Pass,
     }
-}
-
-fn served<const N: usize>(
-    flows: &Table<FlowKey<N>, Flow<N>>,
-    key: Option<FlowKey<N>>,
-) -> std::io::Result<Option<u32>> {
-    let Some(key) = key else { return Ok(None) };
-    Ok(flows.get(&key)?.map(|flow| flow.service))
 }
 
 fn class<const N: usize>(tables: &FamilyTables<N>, at: SocketAddr) -> std::io::Result<u32>

@@ -62,7 +62,7 @@ impl Inheritance {
                 Pins::put(fd.as_fd(), &pins.map(spec.name))?;
             }
             if pins.is_unfinished() {
-                other.share_chunks(pins)?;
+                other.share_inner(pins)?;
             }
             inheritance.dirs.push(other);
         }

@@ -293,11 +293,14 @@ pub const WRITTEN: [&str; 13] = [
 
 /// Prepares a copy of the object over the same maps, except for those that programs write: small ones of its own.
 pub fn load_copy(pins: &Pins, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
-    const RING: u32 = 64;
     const FLOWS: u32 = 65_536;
     let summed_at = recipe.summed_at();
     let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global("RING_SIZE", &RING, true).override_global("SUMMED_AT", &summed_at, true);
+    loader.btf(None).override_global("RING_SIZE", &recipe.ring_size, true).override_global(
+        "SUMMED_AT",
+        &summed_at,
+        true,
+    );
     for spec in &recipe.wanted {
         if !WRITTEN.contains(&spec.name) {
             loader.map_pin_path(spec.name, pins.map(spec.name));

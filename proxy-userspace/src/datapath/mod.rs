@@ -7,7 +7,8 @@
 //! hooks.rs   what is attached where       attach.rs  attaching, replacing, retiring
 //! cleanup.rs taking everything away       store.rs   the maps as `sync` sees them
 //! flows.rs   live flows, counters         trace.rs   the packet trace of one address
-//! explain.rs copies that answer questions probe.rs   packets to ask with
+//! explain.rs questions, and the answers   copies.rs  copies that are asked
+//! probe.rs   packets to ask with
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
 //! inherit.rs maps of another layout
@@ -15,6 +16,7 @@
 
 mod attach;
 mod cleanup;
+mod copies;
 mod error;
 mod explain;
 mod flows;
@@ -42,7 +44,7 @@ use proxy_common::abi::{CHUNK, Config, Guard, Port};
 pub use attach::{Attached, Change, HookState, Placement, Retired};
 pub use cleanup::{Cleaned, Named, cleanup};
 pub use error::DatapathError;
-pub use explain::{Asked, Made};
+pub use explain::{Asked, Made, Question};
 pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
 pub use sockets::Translated;
@@ -51,7 +53,7 @@ pub use summed::{Summed, Unsummed};
 pub use sys::{share_heap, socket_option, trim_heap};
 pub use trace::TraceLog;
 
-use explain::Explainer;
+use copies::Copies;
 use hooks::Known;
 use inherit::Inheritance;
 use loader::Recipe;
@@ -69,7 +71,7 @@ pub struct Datapath {
     /// Programs that trace, in place of the others while they are here.
     tracing: Option<Tracing>,
     /// Copies of the programs that answer questions, once one was asked.
-    explainer: Option<Explainer>,
+    copies: Option<Copies>,
     pins: Pins,
     recipe: Recipe,
     tables: Tables,
@@ -114,7 +116,7 @@ impl Datapath {
             tables: Tables::open(&mut loaded.maps)?,
             ebpf: loaded.ebpf,
             tracing: None,
-            explainer: None,
+            copies: None,
             pins: loaded.pins,
             recipe: loaded.recipe,
             cgroup: loaded.cgroup,

@@ -75,12 +75,15 @@ impl Pins {
         Ok(others)
     }
 
-    /// Pins the chunks of slots that are pinned here in `other`, too.
-    pub fn share_chunks(&self, other: &Self) -> Result<(), DatapathError> {
+    /// Pins the maps that lie in others and are pinned here in `other`, too.
+    pub fn share_inner(&self, other: &Self) -> Result<(), DatapathError> {
         for family in [Family::V4, Family::V6] {
             for index in 0..CHUNKS {
                 let Some(fd) = Self::open(&self.chunk(family, index))? else { break };
                 Self::put(fd.as_fd(), &other.chunk(family, index))?;
+            }
+            if let Some(fd) = Self::open(&self.records(family))? {
+                Self::put(fd.as_fd(), &other.records(family))?;
             }
         }
         Ok(())
@@ -149,18 +152,33 @@ impl Pins {
         self.dir.join(name)
     }
 
-    /// Pins a chunk of slots where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot open it by id.
-    pub fn keep_chunk(&self, fd: BorrowedFd<'_>, family: Family, index: u32) -> Result<(), DatapathError> {
-        if self.is_private() { Ok(()) } else { Self::put(fd, &self.chunk(family, index)) }
+    /// Pins a map that lies in another one, where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot open it by id.
+    pub fn keep(&self, fd: BorrowedFd<'_>, path: &Path) -> Result<(), DatapathError> {
+        if self.is_private() { Ok(()) } else { Self::put(fd, path) }
+    }
+
+    /// The map with this id that lies in another one: by its pin, or else by its id, and then it is pinned.
+    pub fn inner(&self, id: u32, path: &Path) -> Result<io::Result<OwnedFd>, DatapathError> {
+        if let Some(fd) = Self::open(path)?
+            && sys::map_info(fd.as_fd()).is_ok_and(|info| info.id == id)
+        {
+            return Ok(Ok(fd));
+        }
+        let found = sys::map_by_id(id);
+        if let Ok(fd) = &found {
+            self.keep(fd.as_fd(), path)?;
+        }
+        Ok(found)
     }
 
     /// The kernel refuses dots in names on a bpffs.
     pub fn chunk(&self, family: Family, index: u32) -> PathBuf {
-        let version = match family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        self.dir.join(format!("SLOTS_V{version}-{index}"))
+        self.dir.join(format!("SLOTS_V{}-{index}", version(family)))
+    }
+
+    /// Where the map of affinity records is pinned.
+    pub fn records(&self, family: Family) -> PathBuf {
+        self.dir.join(format!("AFFINITY_V{}-0", version(family)))
     }
 
     pub fn program(&self, name: &str, id: u32) -> PathBuf {
@@ -225,6 +243,13 @@ impl Pins {
         }
         removed.push(self.dir);
         Ok(removed)
+    }
+}
+
+const fn version(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
     }
 }
 

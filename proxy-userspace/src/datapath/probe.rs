@@ -9,8 +9,9 @@ const ETHERNET: usize = 14;
 /// Two ends of a connection.
 pub type Ends = (SocketAddr, SocketAddr);
 
-/// The first packet from one end to the other: SYN, a datagram, or INIT. `None`: the ends are of different families.
-pub fn opening((from, to): Ends, protocol: Protocol) -> Option<Vec<u8>> {
+/// The first packet from one end to the other: SYN, a datagram, or INIT, in a frame for the device with this hardware address. `None`:
+/// the ends are of different families.
+pub fn opening(device: &[u8], (from, to): Ends, protocol: Protocol) -> Option<Vec<u8>> {
     let mut transport = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
     let checksum_at = match protocol {
         Protocol::Tcp => {
@@ -54,8 +55,10 @@ pub fn opening((from, to): Ends, protocol: Protocol) -> Option<Vec<u8>> {
         let total = sum(&pseudo) + u32::from(protocol.number()) + u32::from(length) + sum(&transport);
         transport[checksum_at..checksum_at + 2].copy_from_slice(&finish(total));
     }
-    let addresses = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
-    Some([&addresses[..], &kind, &network, &transport].concat())
+    // The kernel takes a frame with another address for somebody else's.
+    let mut destination = [0; 6];
+    destination.iter_mut().zip(device).for_each(|(byte, of_device)| *byte = *of_device);
+    Some([&destination[..], &[2, 0, 0, 0, 0, 1], &kind, &network, &transport].concat())
 }
 
 /// The ends of a packet that was made by [`opening`] and may have been rewritten.
@@ -98,7 +101,8 @@ mod tests {
         for (from, to) in cases {
             let ends: Ends = (from.parse().unwrap(), to.parse().unwrap());
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
-                let packet = opening(ends, protocol).unwrap();
+                let packet = opening(&[2, 0, 0, 0, 0, 2], ends, protocol).unwrap();
+                assert_eq!(packet[..6], [2, 0, 0, 0, 0, 2]);
                 assert_eq!(super::ends(&packet), Some(ends), "{protocol:?}");
                 let network = &packet[ETHERNET..];
                 let (addresses, transport) = if ends.0.is_ipv4() {
@@ -115,6 +119,9 @@ mod tests {
                 }
             }
         }
-        assert_eq!(opening((cases[0].0.parse().unwrap(), cases[1].1.parse().unwrap()), Protocol::Tcp), None);
+        assert_eq!(
+            opening(&[], (cases[0].0.parse().unwrap(), cases[1].1.parse().unwrap()), Protocol::Tcp),
+            None
+        );
     }
 }

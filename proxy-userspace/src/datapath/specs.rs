@@ -71,7 +71,7 @@ fn default_flows() -> u32 {
 }
 
 /// What the programs count turns with: a lock of theirs and a number.
-type RingUsed = [u32; 2];
+pub type RingUsed = [u32; 2];
 
 /// Turns a ring holds beyond [`pairs`], for each CPU: one that looks at a turn must be able to queue it again, and CPUs that
 /// look at the number of turns at the same time may each add one.

@@ -55,7 +55,7 @@ impl Wire<4> for Net {
     }
 }
 
-fn failed(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> DatapathError {
+pub(super) fn failed(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> DatapathError {
     move |source| DatapathError::Map { operation, map, source }
 }
 
@@ -72,15 +72,7 @@ where
         let read = failed("read", "SLOTS");
         for index in 0..CHUNKS {
             let Some(id) = self.slots.get(&index).map_err(&read)? else { break };
-            // The pin serves an agent without CAP_SYS_ADMIN.
-            let fd = match Pins::open(&pins.chunk(family, index))? {
-                Some(fd) if sys::map_info(fd.as_fd()).map_err(&read)?.id == id => fd,
-                _ => {
-                    let fd = sys::map_by_id(id).map_err(&read)?;
-                    pins.keep_chunk(fd.as_fd(), family, index)?;
-                    fd
-                }
-            };
+            let fd = pins.inner(id, &pins.chunk(family, index))?.map_err(&read)?;
             self.chunks.push(Table::new(fd).map_err(&read)?);
         }
         Ok(())
@@ -92,7 +84,7 @@ where
         for number in numbers {
             let fd = sys::create_inner(spec.kind, spec.key, spec.value, CHUNK)
                 .map_err(failed("create", spec.name))?;
-            pins.keep_chunk(fd.as_fd(), family, *number)?;
+            pins.keep(fd.as_fd(), &pins.chunk(family, *number))?;
             fds.push(fd);
         }
         let values: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
@@ -104,13 +96,14 @@ where
     }
 
     /// Makes the map of affinity records where there is none yet.
-    fn open_affinity(&self, records: u32) -> Result<(), DatapathError> {
+    fn open_affinity(&self, pins: &Pins, family: Family, records: u32) -> Result<(), DatapathError> {
         if self.affinity.get(&0).map_err(failed("read", "AFFINITY"))?.is_some() {
             return Ok(());
         }
         let spec = specs::affinity::<N>();
         let fd = sys::create_inner(spec.kind, spec.key, spec.value, records)
             .map_err(failed("create", spec.name))?;
+        pins.keep(fd.as_fd(), &pins.records(family))?;
         let value = fd.as_raw_fd().cast_unsigned();
         self.affinity.set(&0, &value).map_err(failed("add records to", "AFFINITY"))
     }
@@ -370,8 +363,8 @@ impl Store for Datapath {
         match step {
             Step::Chunks(Family::V4, numbers) => self.tables.v4.add_chunks(&self.pins, Family::V4, numbers),
             Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
-            Step::Affinity(Family::V4) => v4.open_affinity(self.affinity_records),
-            Step::Affinity(Family::V6) => v6.open_affinity(self.affinity_records),
+            Step::Affinity(Family::V4) => v4.open_affinity(&self.pins, Family::V4, self.affinity_records),
+            Step::Affinity(Family::V6) => v6.open_affinity(&self.pins, Family::V6, self.affinity_records),
             Step::Endpoints(list) => {
                 list.iter().try_for_each(|(id, generation)| self.store_generation(*id, *generation))
             }

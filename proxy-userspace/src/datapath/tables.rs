@@ -9,6 +9,7 @@ use proxy_common::abi::{
 };
 
 use super::error::DatapathError;
+use super::specs::RingUsed;
 use super::sys::{Shared, Table};
 
 /// Maps of one family. `N` words an address.
@@ -34,6 +35,8 @@ pub struct Tables {
     pub config: Table<u32, Config>,
     pub guard: Table<u32, Guard>,
     pub counters: Table<u32, u64>,
+    ring_used: Table<u32, RingUsed>,
+    ring_pending: Table<u32, u32>,
     /// Storage of sockets: read by the iterator over sockets, not by key.
     pub sockets: OwnedFd,
     pub services: Shared,
@@ -74,12 +77,22 @@ impl Tables {
             config: take(maps, "CONFIG")?,
             guard: take(maps, "GUARD")?,
             counters: take(maps, "COUNTERS")?,
+            ring_used: take(maps, "RING_USED")?,
+            ring_pending: take(maps, "RING_PENDING")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services,
             endpoints: share::<Generations>(maps, "ENDPOINTS")?.0,
             sieve: share::<u64>(maps, "SIEVE")?.0,
             service_count,
         })
+    }
+
+    /// How many turns a family's ring holds, with what CPUs have held back.
+    pub fn turns(&self, ring: u32) -> Result<u32, DatapathError> {
+        let failed = |map| move |source| DatapathError::Map { operation: "read", map, source };
+        let shared = self.ring_used.get(&ring).map_err(failed("RING_USED"))?.map_or(0, |[_, turns]| turns);
+        let held_back = self.ring_pending.get_per_cpu(&ring).map_err(failed("RING_PENDING"))?;
+        Ok(held_back.into_iter().fold(shared, u32::wrapping_add))
     }
 }
 

@@ -13,8 +13,11 @@ use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story};
 
+mod special;
+
 pub fn groups() -> Vec<Group> {
-    Wiring::BOTH.into_iter().flat_map(|wiring| [group(wiring, "host"), group(wiring, "off")]).collect()
+    let usual = Wiring::BOTH.into_iter().flat_map(|wiring| [group(wiring, "host"), group(wiring, "off")]);
+    usual.chain(special::groups()).collect()
 }
 
 fn group(wiring: Wiring, sockets: &'static str) -> Group {
@@ -29,7 +32,9 @@ fn group(wiring: Wiring, sockets: &'static str) -> Group {
         }
     }
     if sockets == "host" {
-        stories.push(Story::new("a_known_flow_keeps_its_backend", known_flow));
+        stories.push(Story::new("every_reason_is_told_or_cannot_be", |_| {
+            special::all_told(&CASES.map(|case| case.reason))
+        }));
         stories.push(Story::new("an_edge_by_name", by_name));
         stories.push(Story::new("asked_often", often));
         stories.push(Story::new("wrong_use", wrong_use));
@@ -158,10 +163,6 @@ fn nobody() -> App {
     App::new("nobody", 77, [])
 }
 
-fn two() -> App {
-    App::new("two", 6, [Backend::new(Who::Pb, 8_080), Backend::new(Who::Pd, 8_080)])
-}
-
 fn setup(bed: &mut Bed, sockets: &str) -> Result<()> {
     for who in [Who::Pb, Who::Pd, Who::Client] {
         bed.serve(who, 8_080)?;
@@ -171,7 +172,7 @@ fn setup(bed: &mut Bed, sockets: &str) -> Result<()> {
     let mode = ["--proxy-mode", "nftables", "--nodeport-addresses", "0.0.0.0/0,::/0"];
     bed.home().flags.extend(["--sockets", sockets].into_iter().chain(mode).map(String::from));
     bed.start_agent()?;
-    [near(), far(), on_host(), empty(), two(), closed()].iter().try_for_each(|app| bed.apply(app))?;
+    [near(), far(), on_host(), empty(), closed()].iter().try_for_each(|app| bed.apply(app))?;
     let mut objects = local().objects();
     objects[0]["spec"]["externalTrafficPolicy"] = json!("Local");
     objects.push(json!({
@@ -249,26 +250,6 @@ fn translated(told: &Value, case: &Case, family: Family, answer: Answer) -> Resu
         None => case.from.address(family),
     };
     ensure!(answer.seen.ip() == source, "the endpoint saw {}, but told was {told:#}", answer.seen.ip());
-    Ok(())
-}
-
-fn known_flow(bed: &mut Bed) -> Result<()> {
-    for family in Family::BOTH {
-        let to = two().address(Via::ClusterIp, family);
-        let connection =
-            Dial::new(bed.place(Who::Pa), to, Transport::Tcp).open().or_else(|o| bail!("{o}"))?;
-        let client = connection.local()?;
-        let used = if connection.answer.backend.starts_with("pb") { Who::Pb } else { Who::Pd };
-        for _ in 0..8 {
-            let told = explain(bed, &client.to_string(), to, Transport::Tcp)?;
-            ensure!(told["reason"] == "known_flow", "{told:#}");
-            ensure!(told["backend"] == SocketAddr::new(used.address(family), 8_080).to_string(), "{told:#}");
-        }
-        let told = explain(bed, &client.ip().to_string(), to, Transport::Tcp)?;
-        let candidates = told["candidates"].as_array().context("a list")?;
-        ensure!(told["reason"] == "new_flow" && candidates.len() == 2, "{told:#}");
-        ensure!(candidates.contains(&told["backend"]), "{told:#}");
-    }
     Ok(())
 }
 

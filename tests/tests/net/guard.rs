@@ -158,7 +158,7 @@ fn gateway_mac(bed: &Bed, family: Family) -> Result<[u8; 6]> {
 }
 
 /// The hardware address that follows `word` in what `ip` says.
-fn hardware(said: &str, word: &str) -> Result<[u8; 6]> {
+pub fn hardware(said: &str, word: &str) -> Result<[u8; 6]> {
     let found = said.split_whitespace().skip_while(|is| *is != word).nth(1);
     let word = found.with_context(|| format!("no {word} in {said:?}"))?;
     let mut mac = [0; 6];
