@@ -54,13 +54,22 @@ impl Drop for Bpffs {
 /// # Errors
 /// The place cannot be made, or `work` fails.
 pub fn apart<T: Send>(work: impl FnOnce(&Bpffs) -> Result<T> + Send) -> Result<T> {
+    within(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, || {
+        pin(0)?;
+        command::run("ip", &["link", "set", "lo", "up"])?;
+        work(&Bpffs::mount()?)
+    })
+}
+
+/// Runs `work` in new namespaces, which go with it.
+///
+/// # Errors
+/// They cannot be made, or `work` fails.
+pub fn within<T: Send>(new: CloneFlags, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            let new = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
             unshare(new).context("cannot make namespaces; the bench needs root")?;
-            pin(0)?;
-            command::run("ip", &["link", "set", "lo", "up"])?;
-            work(&Bpffs::mount()?)
+            work()
         });
         inside.join().map_err(|_| anyhow::anyhow!("a thread of the bench panicked"))?
     })

@@ -196,7 +196,8 @@ impl<'a> Bench<'a> {
         driver.begin(first)?;
         let (returned, took) = once(driver, &self.case.measured, repeat)?;
         if returned != GOES_ON && !self.case.opens {
-            bail!("{}: the program returned {returned}, the packet did not go on", self.case.what);
+            let account = self.node.account()?;
+            bail!("{}: the packet did not go on, the program returned {returned}; {account}", self.case.what);
         }
         Ok(took)
     }

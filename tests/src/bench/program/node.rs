@@ -9,12 +9,14 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::SchedClassifier;
 use aya::util::nr_cpus;
+use nix::sched::CloneFlags;
 use proxy_common::abi::{Addr, Cidr, Config, Flow, FlowKey, FrontendKind, LAYOUT, Reason, Turn};
 use proxy_userspace::datapath::{Datapath, Options, Sizes};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use proxy_userspace::node::{Edge, EdgeKind, Ways};
 use proxy_userspace::sync::{Settings, Syncer};
 
+use crate::bench::place::within;
 use crate::packet::world;
 use crate::sys::Wire;
 
@@ -101,9 +103,13 @@ impl Node {
     pub fn load(bpffs: &Path, flows: u32) -> Result<Self> {
         let sizes = Sizes { flows, ..Sizes::default() };
         let options = Options { bpffs: Some(bpffs.to_owned()), sizes, ..Options::default() };
-        let mut datapath = Datapath::load(&options)?;
-        datapath.set_config(&config())?;
-        datapath.attach_edge(&loopback())?;
+        // In one namespace the next one would take over what is attached, with its maps.
+        let mut datapath = within(CloneFlags::CLONE_NEWNET, || {
+            let mut datapath = Datapath::load(&options)?;
+            datapath.set_config(&config())?;
+            datapath.attach_edge(&loopback())?;
+            Ok(datapath)
+        })?;
         let mut syncer = Syncer::adopt(&datapath, Settings::default())?;
         let report = syncer.replace_all(&mut datapath, desired(), Duration::ZERO);
         if !report.is_clean() {
@@ -178,6 +184,13 @@ impl Node {
             wanted.map(|(_, count)| count).sum()
         };
         Ok((sum(true), sum(false)))
+    }
+
+    /// All that was counted so far, for an error.
+    pub fn account(&self) -> Result<String> {
+        let counters = self.datapath.counters()?;
+        let some = counters.iter().filter(|(_, count)| *count > 0);
+        Ok(some.map(|(reason, count)| format!("{reason:?} {count}")).collect::<Vec<_>>().join(", "))
     }
 }
 
