@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    bindings::bpf_spin_lock,
+    bindings::{bpf_fib_lookup, bpf_redir_neigh, bpf_spin_lock},
     btf_maps::{Array as BtfArray, ArrayOfMaps, LruHashMap as BtfLruHashMap, SkStorage},
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, lpm_trie::LpmTrie},
@@ -42,6 +42,14 @@ pub struct Clock {
 pub struct RingUsed {
     pub lock: bpf_spin_lock,
     pub turns: u32,
+}
+
+/// What the routes are asked, and answer, and the neighbour that they name.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Route {
+    pub asked: bpf_fib_lookup,
+    pub next: bpf_redir_neigh,
 }
 
 /// Affinity records.
@@ -121,6 +129,9 @@ pub static SCRATCH_V6: PerCpuArray<Scratch<4>> = PerCpuArray::with_max_entries(1
 pub static HEADERS_V4: PerCpuArray<Headers<1>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static HEADERS_V6: PerCpuArray<Headers<4>> = PerCpuArray::with_max_entries(1, 0);
+/// Room for a packet's route.
+#[map]
+pub static ROUTES: PerCpuArray<Route> = PerCpuArray::with_max_entries(1, 0);
 /// Room for the turn that is being looked at, per family.
 #[map]
 pub static LOOKED_V4: PerCpuArray<Looked<1>> = PerCpuArray::with_max_entries(1, 0);

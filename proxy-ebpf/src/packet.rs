@@ -1,11 +1,11 @@
 //! Packet memory: every bounds check and every raw access of this crate.
 
-use crate::maps::{SUMMED_AT, TEST_MODE};
+use crate::maps::{ROUTES, Route, SUMMED_AT, TEST_MODE};
 use aya_ebpf::{
     EbpfContext,
     bindings::{
         BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LOOKUP_SKIP_NEIGH,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as Asked,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as Asked, bpf_redir_neigh,
     },
     helpers::generated::{
         bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_redirect_peer,
@@ -15,10 +15,10 @@ use aya_ebpf::{
 };
 use core::ffi::c_void;
 use core::mem::{transmute, zeroed};
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::{null_mut, read_volatile, write_volatile};
 use proxy_common::{
-    abi::{Addr, CAST_CALL, FlowKey},
-    path::{Packet, TEST_MTU},
+    abi::{CAST_CALL, FlowKey},
+    path::{Out, Packet, TEST_MTU},
     wire::{Diff, MAX_OFFSET, apply, grow, same_sum},
 };
 
@@ -322,28 +322,41 @@ impl Packet for Skb {
             unsafe { (*skb).cb[4] = 0 };
             return (device != 0).then_some((device, TEST_MTU));
         }
+        // SAFETY: this CPU's element; tc programs do not interrupt each other.
+        let Route { asked, next } = unsafe { ROUTES.get_ptr_mut(0)?.as_mut() }?;
         // SAFETY: numbers only, of which zero means nothing.
-        let mut asked: Asked = unsafe { zeroed() };
-        let word = |address: &Addr<N>, at: usize| address.0.get(at).copied().unwrap_or(0);
+        *asked = unsafe { zeroed() };
         asked.family = if N == 1 { AF_INET } else { AF_INET6 };
         asked.l4_protocol = ends.protocol;
         asked.sport = ends.sport.0;
         asked.dport = ends.dport.0;
         asked.__bindgen_anon_1.tot_len = length.min(u16::MAX.into()) as u16;
         asked.ifindex = self.ifindex();
-        asked.__bindgen_anon_3.ipv6_src = [0, 1, 2, 3].map(|at| word(&ends.src, at));
-        asked.__bindgen_anon_4.ipv6_dst = [0, 1, 2, 3].map(|at| word(&ends.dst, at));
+        // IPv4's address is the first word of IPv6's. One by one: arrays would be made on the stack.
+        let src = (&raw mut asked.__bindgen_anon_3).cast::<u32>();
+        let dst = (&raw mut asked.__bindgen_anon_4).cast::<u32>();
+        for at in 0..N.min(4) {
+            // SAFETY: a word of the four.
+            unsafe { *src.wrapping_add(at) = ends.src.0[at] };
+            // SAFETY: as above.
+            unsafe { *dst.wrapping_add(at) = ends.dst.0[at] };
+        }
         let size = size_of::<Asked>() as i32;
         // SAFETY: the kernel writes no more than `size` bytes.
-        let answer = unsafe { bpf_fib_lookup(skb.cast(), &raw mut asked, size, BPF_FIB_LOOKUP_SKIP_NEIGH) };
+        let answer = unsafe { bpf_fib_lookup(skb.cast(), &raw mut *asked, size, BPF_FIB_LOOKUP_SKIP_NEIGH) };
+        // A gateway may be of the other family.
+        next.nh_family = asked.family.into();
+        // SAFETY: in an answer this is the next hop, of whichever family: words, valid whatever they hold.
+        next.__bindgen_anon_1.ipv6_nh = unsafe { asked.__bindgen_anon_4.ipv6_dst };
         // SAFETY: in an answer this is the MTU.
         let mtu = unsafe { asked.__bindgen_anon_1.mtu_result };
         (answer == 0).then_some((asked.ifindex, mtu.into()))
     }
 
     #[inline(always)]
-    fn send(&mut self, device: u32, peer: bool) {
+    fn send(&mut self, device: u32, out: Out) {
         let skb = self.ctx.skb.skb;
+        let peer = matches!(out, Out::Peer);
         if TEST_MODE.load() != 0 {
             // SAFETY: as above.
             unsafe { (*skb).cb[1] = device };
@@ -359,10 +372,17 @@ impl Packet for Skb {
         if peer {
             // SAFETY: takes numbers only. What it returns is what the program returns for a shortcut.
             unsafe { bpf_redirect_peer(device, 0) };
-        } else {
-            // SAFETY: as above; without a neighbour the helper asks the routes.
-            unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) };
+            return;
         }
+        let mut next: (*mut bpf_redir_neigh, usize) = (null_mut(), 0);
+        if let Out::NextHop = out
+            && let Some(route) = ROUTES.get_ptr_mut(0)
+        {
+            // SAFETY: this CPU's element.
+            next = (unsafe { &raw mut (*route).next }, size_of::<bpf_redir_neigh>());
+        }
+        // SAFETY: as above; without a neighbour the helper asks the routes.
+        unsafe { bpf_redirect_neigh(device, next.0, next.1 as i32, 0) };
     }
 
     #[inline(always)]

@@ -30,6 +30,13 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     {
         verdict = sent;
     }
+    if verdict == Verdict::Pass
+        && room.is_parsed()
+        && room.transport == Transport::IcmpError
+        && let Some(sent) = complains(packet, tables, room).verdict()
+    {
+        verdict = sent;
+    }
     let verdict = fragment::remember(packet, tables, room, verdict);
     if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
 }
@@ -107,10 +114,8 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     match headers.transport {
         Transport::Connection(_) | Transport::Udp => {}
         Transport::IcmpError | Transport::IcmpRedirect => {
-            return match quoted(packet, tables, headers) {
-                Some(verdict) => verdict,
-                None => unserved(tables, class, Reason::Protocol),
-            };
+            return quoted(packet, tables, headers, Hook::Ingress)
+                .unwrap_or_else(|| unserved(tables, class, Reason::Protocol));
         }
         Transport::Fragment => {
             fragment::count_early(tables, headers, owned(class));
@@ -145,6 +150,8 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
     l3: u32,
 ) -> Verdict {
     if shortcut::is_done(packet) {
+        // The neighbours have been asked about it: the next one may go straight into the pod.
+        lease::learn(packet, tables, packet.ifindex());
         room.clear();
         return Verdict::Pass;
     }
@@ -218,7 +225,7 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
             fragment::count_early(tables, headers, false);
             return Verdict::Pass;
         }
-        _ => return quoted(packet, tables, headers).unwrap_or(Verdict::Pass),
+        _ => return quoted(packet, tables, headers, Hook::Egress).unwrap_or(Verdict::Pass),
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     let own = if marked || masquerade::shadowed(tables, headers) {
@@ -250,22 +257,45 @@ fn known<const N: usize, P: Packet, T: Tables<N>>(
     }
 }
 
-/// An ICMP error or redirect. `None`: not about a flow of ours.
+/// An ICMP error or redirect; arguments as for [`icmp::error`]. `None`: not about a flow of ours.
 #[inline(always)]
 fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    hook: Hook,
 ) -> Option<Verdict> {
     Some(counted(
         tables,
-        match icmp::error(packet, tables, headers) {
+        match icmp::error(packet, tables, headers, hook) {
             About::Unknown => return None,
             About::Rewritten => Verdict::Pass,
             About::Redirect => Verdict::Drop(Reason::Redirect),
             About::Failed => Verdict::Drop(Reason::Rewrite),
         },
     ))
+}
+
+/// An ICMP error that enters about a request which has passed the stack by does so, too: what would be done at the client's edge is done
+/// here.
+///
+/// A subprogram of its own: few packets are such.
+#[inline(never)]
+fn complains<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> Returned {
+    let way = icmp::passes_by(packet, tables, headers);
+    let (device, ways) = ((way >> 32) as u32, way as u32);
+    if ways == 0 {
+        return Returned::NONE;
+    }
+    match quoted(packet, tables, headers, Hook::Egress) {
+        Some(Verdict::Pass) => shortcut::send(packet, tables, headers.l3, device, ways).into(),
+        Some(verdict) => verdict.into(),
+        None => Returned::NONE,
+    }
 }
 
 /// Service addresses that are not also bound on this node: nothing of theirs is left to the stack (P-24, P-28).

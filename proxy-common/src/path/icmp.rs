@@ -1,9 +1,11 @@
 //! ICMP errors and redirects that quote a packet of a known flow.
 
-use super::rewrite;
-use super::traits::{Entry, Packet, Tables};
-use crate::abi::{Flow, FlowKey, Hook, protocol};
-use crate::wire::{Diff, Headers, Transport, apply, fold, parse_quoted, port_difference, pseudo_header};
+use super::traits::{Entry, Fields, Packet, Tables};
+use super::{lease, pair, rewrite};
+use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, protocol};
+use crate::wire::{
+    Diff, Headers, Transport, addresses_at, apply, fold, parse_quoted, port_difference, pseudo_header,
+};
 
 /// What an error or redirect turned out to be about. Without payload: LLVM stores the parts of a result that was not
 /// returned, which the verifier refuses.
@@ -24,13 +26,15 @@ pub(super) enum About {
 /// poison the client's route for 300 s. No entry is made or refreshed, and an error to somebody who did not send the
 /// quoted packet is not the flow's (P-18).
 ///
-/// The quoted packet travelled the other way: with its ends swapped it is the key of the entry at this hook, and
-/// what the entry makes of the key's source is right for the quote's destination.
+/// The quoted packet travelled the other way: with its ends swapped it is the key of the entry at `hook`, and
+/// what the entry makes of the key's source is right for the quote's destination. `hook` is the packet's own, or the client's edge
+/// for one that [`passes_by`].
 #[inline(never)]
 pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    hook: Hook,
 ) -> About {
     let redirect = headers.transport == Transport::IcmpRedirect;
     let mut at = headers.l4 + 8;
@@ -43,13 +47,7 @@ pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
         if parse_quoted(packet, at, quoted).is_none() {
             return About::Unknown;
         }
-        key.src = quoted.key.dst;
-        key.dst = quoted.key.src;
-        key.sport = quoted.key.dport;
-        key.dport = quoted.key.sport;
-        key.protocol = quoted.key.protocol;
-        key.hook = headers.key.hook;
-        key.pad = 0;
+        swapped(&quoted.key, hook, key);
         let Some(entry) = tables.flow(key) else { return About::Unknown };
         *flow = entry.read();
         if flow.tag != key.tag() {
@@ -58,7 +56,7 @@ pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
         if redirect {
             return About::Redirect;
         }
-        if !headers.key.dst.same(&key.dst) {
+        if !is_told(packet, headers.l3, &key.dst) {
             return About::Unknown;
         }
         match rewritten(packet, headers, quoted, key, flow) {
@@ -67,6 +65,52 @@ pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
         }
     });
     about.unwrap_or(About::Unknown)
+}
+
+/// Whether the packet goes to this address by now: at one hook two entries may have their parts in it.
+#[inline(always)]
+fn is_told<const N: usize, P: Packet>(packet: &P, l3: u32, to: &Addr<N>) -> bool {
+    let at = addresses_at::<N>(l3) + 4 * N as u32;
+    (0..N).all(|word| packet.load(at + 4 * word as u32) == Some(to.0[word].to_ne_bytes()))
+}
+
+/// The key of the entry that has to do with a packet which was quoted with `quoted`.
+#[inline(always)]
+fn swapped<const N: usize>(quoted: &FlowKey<N>, hook: Hook, key: &mut FlowKey<N>) {
+    key.src = quoted.dst;
+    key.dst = quoted.src;
+    key.sport = quoted.dport;
+    key.dport = quoted.sport;
+    key.protocol = quoted.protocol;
+    key.hook = hook as u8;
+    key.pad = 0;
+}
+
+/// The ways by which an error that enters passes the stack by, and in the upper half of the word the device: it is about a request that
+/// has done so by routes alone. Connection tracking takes an error about what it has not seen for invalid. 0: there are none.
+///
+/// A subprogram of its own, for the room that routes take.
+#[inline(never)]
+pub(super) fn passes_by<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> u64 {
+    if !lease::are_routes_enough(tables) {
+        return 0;
+    }
+    let way = tables.scratch(|scratch| {
+        let (key, quoted) = (&mut scratch.reply_key, &mut scratch.quoted);
+        parse_quoted(packet, headers.l4 + 8, quoted)?;
+        swapped(&quoted.key, Hook::Egress, key);
+        let entry = tables.flow(key)?;
+        if !pair::is_of(&entry, key, Kind::Restore as u32) {
+            return None;
+        }
+        let ways = lease::ways_back(packet, tables, headers, key, false);
+        (ways != 0).then(|| u64::from(entry.get(|flow| flow.ifindex)) << 32 | u64::from(ways))
+    });
+    way.flatten().unwrap_or(0)
 }
 
 /// Where an ICMPv6 redirect quotes the packet: behind the options that precede "redirected header" (RFC 4861
@@ -111,7 +155,7 @@ fn rewritten<const N: usize, P: Packet>(
         rewrite::header_checksum(packet, quoted.l3, addresses)?;
         covered = covered.and(Diff::half(before, apply(before, addresses)));
     }
-    let outside = renamed(packet, headers, flow)?;
+    let outside = renamed(packet, headers, key, flow)?;
     if N == 1 {
         rewrite::header_checksum(packet, headers.l3, outside)?;
     } else {
@@ -126,18 +170,23 @@ fn rewritten<const N: usize, P: Packet>(
 /// out who tells it. The latter may be a router on the way, whose own address would lead the error back through
 /// that router, which takes it for a martian; so the flow's party speaks for it. Returns the change.
 #[inline(always)]
-fn renamed<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flow: &Flow<N>) -> Option<Diff> {
+fn renamed<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    key: &FlowKey<N>,
+    flow: &Flow<N>,
+) -> Option<Diff> {
     let outer = &headers.key;
     // The catch-all device's own address is known nowhere else: there both ends change.
     if packet.is_caught() {
         rewrite::store_addresses(packet, headers.l3, &flow.src, &flow.dst)?;
         return Some(Diff::address(&outer.src, &flow.src).and(Diff::address(&outer.dst, &flow.dst)));
     }
-    if outer.hook == Hook::Ingress as u8 {
+    if key.hook == Hook::Ingress as u8 {
         rewrite::store_addresses(packet, headers.l3, &outer.src, &flow.dst)?;
         Some(Diff::address(&outer.dst, &flow.dst))
     } else {
-        rewrite::store_addresses(packet, headers.l3, &flow.src, &outer.dst)?;
+        rewrite::store_addresses(packet, headers.l3, &flow.src, &key.dst)?;
         Some(Diff::address(&outer.src, &flow.src))
     }
 }

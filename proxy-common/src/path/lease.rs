@@ -81,8 +81,8 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
     send(packet, tables, headers.l3, far, ways).into()
 }
 
-/// The ways back to the client, of an answer that has these ends and asks for a lease: the routes may give one, if they have given
-/// one to what it answers. Connection tracking takes half a conversation for invalid.
+/// The ways back to the client of what answers, or complains about, a request that the routes have given a lease; `key` is that of the
+/// answer at the client's edge. Connection tracking takes half a conversation for invalid. `grants`: the answers get a lease, too.
 ///
 /// A subprogram of its own, as above.
 #[inline(never)]
@@ -91,8 +91,9 @@ pub(super) fn ways_back<const N: usize, P: Packet, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     key: &FlowKey<N>,
-    entry: &T::Entry,
+    grants: bool,
 ) -> u32 {
+    let Some(entry) = tables.flow(key) else { return 0 };
     let own = entry.get(|flow| flow.ifindex);
     let size = size(packet, headers);
     let mut ends = Aligned(entry.partner(key));
@@ -102,17 +103,16 @@ pub(super) fn ways_back<const N: usize, P: Packet, T: Tables<N>>(
         return 0;
     }
     // As it leaves: from the frontend.
-    made_of(headers, entry, &mut ends.0);
+    made_of(headers, &entry, &mut ends.0);
     let Some((device, mtu)) = packet.route(&ends.0, size) else { return 0 };
     if device != own {
         return 0;
     }
     let ways = ways_for(packet, tables, headers, device, size);
-    if ways == 0 {
-        return 0;
+    if ways != 0 && grants {
+        entry.set_size(mtu | Flow::<N>::ROUTED);
+        entry.set_lease(tables.now());
     }
-    entry.set_size(mtu | Flow::<N>::ROUTED);
-    entry.set_lease(tables.now());
     ways
 }
 
@@ -184,17 +184,18 @@ pub(super) fn grant<const N: usize, P: Packet, T: Tables<N>>(
             entry.set_size(size);
         }
         entry.set_lease(tables.now());
-        if ways & device_flags::PEER != 0 {
-            learn(packet, tables, here);
-        }
+        learn(packet, tables, here);
         Some(())
     });
 }
 
-/// Writes down which hardware addresses frames have that leave by this device.
+/// Writes down which hardware addresses frames have that leave by this device, if it leads into a pod.
 #[inline(always)]
-fn learn<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, here: u32) {
+pub(super) fn learn<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, here: u32) {
     let Some(device) = tables.device(here) else { return };
+    if ways(device.borrow().flags) & device_flags::PEER == 0 {
+        return;
+    }
     let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = packet.load(0) else { return };
     let seen = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
     let known = device.borrow().frames;

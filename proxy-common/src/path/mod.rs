@@ -44,7 +44,7 @@ pub use edge::{egress, ingress};
 pub use lease::LEASE;
 pub use pair::{Beyond, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
-pub use shortcut::note;
+pub use shortcut::{Out, note};
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
 
 /// The MTU of every way in runs that must be repeatable, in the kernel and on the host alike.

@@ -19,6 +19,20 @@ use crate::wire::{Headers, Transport, tcp_flags};
 /// The ways out of a device, bits of [`device_flags`].
 const WAYS: u32 = device_flags::PEER | device_flags::NEIGHBOUR;
 
+/// Beside the ways: the routes have just been asked, and lead this way.
+const ROUTED: u32 = 1 << 31;
+
+/// How a packet leaves by a device past the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Out {
+    /// Straight into the namespace at the device's other end.
+    Peer,
+    /// By the device's egress, to the neighbour whom the routes by it name.
+    Neighbour,
+    /// The same, to the one whom [`Packet::route`] has just found: routes are not asked twice.
+    NextHop,
+}
+
 /// What a packet carries through the stack.
 pub mod note {
     /// Nothing.
@@ -113,10 +127,10 @@ pub(super) fn ways_out<const N: usize, P: Packet, T: Tables<N>>(
         return ask_anew(packet, asks);
     }
     let ways = ways_for(packet, tables, headers, device, size);
-    if ways & WAYS == device_flags::NEIGHBOUR && !leads_to(packet, headers, flow, device, size) {
-        return ask_anew(packet, asks);
+    if ways != device_flags::NEIGHBOUR {
+        return ways;
     }
-    ways
+    if leads_to(packet, headers, flow, device, size) { ways | ROUTED } else { ask_anew(packet, asks) }
 }
 
 /// Whether the node's routes still lead a packet of this flow to `device`. Into a pod none is needed, and its device goes with it.
@@ -204,7 +218,17 @@ pub(super) fn send<const N: usize, P: Packet, T: Tables<N>>(
     let peer = ways & device_flags::PEER != 0;
     packet.set_note(if marked || peer { note::NONE } else { note::DONE });
     tables.count(Reason::Shortcut);
-    packet.send(device, peer);
+    let routed = ways & ROUTED != 0;
+    packet.send(
+        device,
+        if peer {
+            Out::Peer
+        } else if routed {
+            Out::NextHop
+        } else {
+            Out::Neighbour
+        },
+    );
     Verdict::Shortcut
 }
 
@@ -292,7 +316,7 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     let device = entry.get(|flow| flow.ifindex);
     let mut ways = ways_out(packet, tables, headers, &entry, device, note::ANSWER_ASKS);
     if ways == 0 && packet.note() == note::ANSWER_ASKS && are_routes_enough(tables) {
-        ways = ways_back(packet, tables, headers, key, &entry);
+        ways = ways_back(packet, tables, headers, key, true);
     }
     if ways == 0 {
         return Returned::NONE;

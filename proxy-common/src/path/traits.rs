@@ -4,6 +4,7 @@ use core::borrow::Borrow;
 
 use super::pair::Beyond;
 use super::reclaim::Looked;
+use super::shortcut::Out;
 use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, Frontend,
     FrontendKey, MORE, Port, Reason, Run, Service, Turn,
@@ -167,9 +168,8 @@ pub trait Packet {
     /// way. `None`: it is not passed on, or not by a way that can be told beforehand.
     fn route<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<(u32, u32)>;
 
-    /// It leaves by `device`: straight into the namespace at its other end if `peer`, else by its egress to the neighbour whom the
-    /// routes by that device name. Nothing is done with it afterwards.
-    fn send(&mut self, device: u32, peer: bool);
+    /// It leaves by `device`. Nothing is done with it afterwards.
+    fn send(&mut self, device: u32, out: Out);
 
     /// Whether a socket on this side of the device has written it, as opposed to a packet that is passed on.
     fn is_own(&self) -> bool;

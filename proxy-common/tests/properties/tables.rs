@@ -8,7 +8,7 @@ use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Frontend, FrontendKey,
     FrontendKind, Port, Reason, Run, Service, Turn, service_flags,
 };
-use proxy_common::path::{self, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict, note};
+use proxy_common::path::{self, Entry, Fields, Insert, Out, Packet, Scratch, Tables, Verdict, note};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use crate::packets::End;
@@ -73,7 +73,7 @@ impl Packet for Frame {
     fn route<const N: usize>(&mut self, ends: &FlowKey<N>, _length: u32) -> Option<(u32, u32)> {
         unreachable!("a way for {ends:?} is asked for where shortcuts are off")
     }
-    fn send(&mut self, device: u32, _peer: bool) {
+    fn send(&mut self, device: u32, _out: Out) {
         unreachable!("sent to device {device} where shortcuts are off")
     }
     fn is_own(&self) -> bool {

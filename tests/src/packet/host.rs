@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Reason};
-use proxy_common::path::{self, Packet, TEST_MTU, Verdict};
+use proxy_common::path::{self, Out, Packet, TEST_MTU, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
@@ -112,7 +112,8 @@ impl Packet for Frame {
         (first != 0).then_some((first, TEST_MTU))
     }
 
-    fn send(&mut self, device: u32, peer: bool) {
+    fn send(&mut self, device: u32, out: Out) {
+        let peer = out == Out::Peer;
         self.sent = Some((device, peer));
     }
 

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use proxy_common::abi::{Reason, protocol};
+use proxy_common::abi::{Config, Reason, config_flags, protocol};
 use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{ETHERNET, End, Icmp, SYN, icmp, packet, read, unquote};
 use sluice_tests::packet::shape::{Shape, finished, shaped};
-use sluice_tests::packet::story::{Action, At, Both, Node, Outcome};
+use sluice_tests::packet::story::{Action, At, Both, Node, Outcome, PassedBy};
 use sluice_tests::packet::teller::{family, slug, transport};
-use sluice_tests::packet::world::{BACKEND_PORT, NODE_PORT, PORT, PROTOCOLS, plan};
+use sluice_tests::packet::world::{
+    BACKEND_PORT, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, config, plan,
+};
 
 /// Bytes of the offending transport header and payload that are quoted.
 const QUOTES: [(&str, usize); 3] =
@@ -67,6 +69,15 @@ struct Case {
     quote: usize,
     complaint: Complaint,
     change: Change,
+    /// The flow's packets pass the stack by, and so does the error.
+    past: bool,
+}
+
+/// Routes give leases.
+fn always() -> Config {
+    let mut config = config();
+    config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP | config_flags::SHORTCUT_ALWAYS;
+    config
 }
 
 /// A live flow: who sees whom, and what its quoted packets are like.
@@ -115,9 +126,16 @@ fn matrix(v6: bool, protocol: u8, suffix: &str) -> Vec<Story<Both>> {
             for (part, quote) in QUOTES {
                 for (how, change) in CHANGES {
                     let title = format!("{name} from {who}{how}, quoting {part} P-14 P-15 P-16 P-17");
-                    let case = Case { v6, protocol, kind, quote, complaint, change };
+                    let case = Case { v6, protocol, kind, quote, complaint, change, past: false };
                     let name = format!("{}::{suffix}", slug(&title));
                     stories.push(Story::new(name, move |node: &mut Both| case.tell(node)));
+                    let by_routes = matches!(change, Change::AddressAndPort | Change::Masquerade);
+                    if complaint == Complaint::RouterAboutAnswer || !by_routes || protocol == protocol::SCTP {
+                        continue;
+                    }
+                    let past = Case { past: true, ..case };
+                    let name = format!("{}::{suffix}", slug(&format!("always: {title}")));
+                    stories.push(Story::new(name, move |node: &mut Both| past.tell(node)));
                 }
             }
         }
@@ -133,6 +151,9 @@ impl Case {
             }
             for payload in PAYLOADS {
                 node.reset();
+                if self.past {
+                    node.set_config(always());
+                }
                 let flow = Flow { payload, checksum, ..self.open(node)? };
                 let before = node.flows();
                 let complain = match self.complaint {
@@ -162,8 +183,11 @@ impl Case {
         if self.change == Change::Port {
             node.run(&At::INGRESS, &request((p.vip, PORT)), 0);
         }
-        let first = node.run(&At::INGRESS, &request(front), 0);
-        let sent = node.run(&At::EGRESS, &first.bytes, first.mark);
+        let first = node.run(&At { routes: [PODS_IFINDEX, IFINDEX], ..At::INGRESS }, &request(front), 0);
+        let past = matches!(first.action, Action::Shortcut(_));
+        ensure!(past == self.past, "{:?}", first.action);
+        let far = if past { PODS_IFINDEX } else { IFINDEX };
+        let sent = node.run(&At { ifindex: far, ..At::EGRESS }, &first.bytes, first.mark);
         let (between, seen) = (read(&first.bytes).src, read(&sent.bytes).src);
         let renumbered = matches!(self.change, Change::Port | Change::Masquerade);
         ensure!((seen != client) == renumbered, "{client:?} is seen as {seen:?}");
@@ -182,6 +206,14 @@ impl Case {
         let p = plan(self.v6);
         let from = if self.complaint == Complaint::BackendAboutRequest { p.backend } else { p.router };
         let mut error = self.error(from, flow, (flow.seen, self.backend()));
+        if self.past {
+            let there = At { ifindex: PODS_IFINDEX, routes: [IFINDEX, 0], ..At::INGRESS };
+            let mut out = node.run(&there, &error, 0);
+            let way = PassedBy { device: IFINDEX, peer: false };
+            ensure!(out.action == Action::Shortcut(way), "{:?}", out.action);
+            out.action = Action::Pass;
+            return self.is_told(&out, flow, (flow.front.0, flow.client.0), (flow.client, flow.front));
+        }
         if self.change == Change::Masquerade {
             let inside = node.run(&At::INGRESS, &error, 0);
             self.is_told(&inside, flow, (from, flow.client.0), (flow.between, self.backend()))?;

@@ -78,7 +78,12 @@ fn routed() -> Vec<Tale> {
             .configured(always)
             .on_pods_device(|device| device.frames = [0; 3])
             .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
-            .passes_by_the_pods_device(CLIENT, BACKEND),
+            .passes_by_the_pods_device(CLIENT, BACKEND)
+            .goes_on()
+            .by_a_pods_device()
+            .untouched()
+            .enters(ack(CLIENT, VIP))
+            .passes_into_the_pod(CLIENT, BACKEND),
         tale("always: what is longer than the route's MTU is the stack's P-75")
             .configured(always)
             .enters(ack(CLIENT, VIP).carrying(&[7; 1480]).routed(&THERE_AND_BACK))
