@@ -2,7 +2,7 @@
 
 use super::traits::{Entry, Fields, Packet, Tables, Verdict};
 use super::{lease, pair, rewrite, shortcut};
-use crate::abi::{Flow, Hook, Kind, Reason, device_flags, state};
+use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// What was made of a packet that met an entry.
@@ -57,7 +57,7 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         return Known::Challenge;
     }
     let before = entry.state();
-    note(packet, tables, headers, entry, reply);
+    note(packet, tables, headers, &headers.key, entry, reply);
     let mark = tables.masquerade_mark();
     match kind {
         Kind::Translate if before & state::MARK != 0 => packet.set_mark(packet.mark() | mark),
@@ -183,12 +183,13 @@ const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kin
         && matches!(headers.transport, Transport::Connection(flags) if flags & (SYN | RST) == 0)
 }
 
-/// Writes down what this packet shows of its direction. Values are written only when they change.
+/// Writes down what this packet shows of its direction; `key` is its entry's. Values are written only when they change.
 #[inline(always)]
-fn note<const N: usize, P: Packet, T: Tables<N>>(
+pub(super) fn note<const N: usize, P: Packet, T: Tables<N>>(
     packet: &P,
     tables: &T,
     headers: &Headers<N>,
+    key: &FlowKey<N>,
     entry: &T::Entry,
     reply: bool,
 ) {
@@ -207,7 +208,7 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(
         if headers.is_bare_syn() {
             // A handshake begins anew: what was before must not end it.
             seen = seen & !(state::FIN | state::RST) | state::BEGUN;
-        } else if flags & SYN != 0 && seen & state::FIN != 0 && is_asked(tables, headers) {
+        } else if flags & SYN != 0 && seen & state::FIN != 0 && is_asked(tables, key) {
             seen &= !state::FIN;
         }
         if flags & FIN != 0 {
@@ -224,7 +225,7 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(
             seen |= state::RST;
         }
         if flags != 0 {
-            lease::begins_or_ends(tables, &headers.key, flags, entry);
+            lease::begins_or_ends(tables, key, flags, entry);
         }
     }
     if seen != before {
@@ -240,20 +241,20 @@ fn note<const N: usize, P: Packet, T: Tables<N>>(
 /// count as live for a day (P-65).
 #[inline(never)]
 fn has_heard<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers: &Headers<N>) -> bool {
-    opposite(tables, headers).is_some_and(|answer| {
+    opposite(tables, &headers.key).is_some_and(|answer| {
         answer.state() & state::SEEN != 0 && headers.shows(packet, answer.get(|flow| flow.proof))
     })
 }
 
 /// Whether a SYN-ACK answers a SYN of just now. Another one has come late, and must not open again what is closed (P-42).
 #[inline(never)]
-fn is_asked<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> bool {
-    opposite(tables, headers).is_some_and(|asking| asking.state() & state::BEGUN != 0)
+fn is_asked<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+    opposite(tables, key).is_some_and(|asking| asking.state() & state::BEGUN != 0)
 }
 
-/// The entry of the direction opposite to a packet's.
+/// The entry of the direction opposite to that of `key`.
 #[inline(always)]
-fn opposite<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> Option<T::Entry> {
-    let entry = tables.flow(&headers.key)?;
-    tables.flow(&entry.partner(&headers.key))
+fn opposite<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> Option<T::Entry> {
+    let entry = tables.flow(key)?;
+    tables.flow(&entry.partner(key))
 }

@@ -12,7 +12,7 @@ use core::borrow::Borrow;
 
 use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
 use super::traits::{Entry, Fields, Packet, Returned, Tables, Verdict};
-use super::{pair, rewrite};
+use super::{established, pair, rewrite};
 use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
 use crate::wire::{Headers, Transport, tcp_flags};
 
@@ -321,11 +321,8 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     if ways == 0 {
         return Returned::NONE;
     }
-    // Nothing else is to be noted: an answer has been seen before, and this one begins and ends nothing.
-    let now = tables.now();
-    if now != entry.seen() {
-        entry.set_seen(now);
-    }
+    // By routes alone the first answer comes by here, and the last.
+    established::note(packet, tables, headers, key, &entry, true);
     let verdict = rewrite::packet_of(packet, headers, key, &entry);
     let verdict = if verdict == Verdict::Pass && entry.tag() == key.tag() {
         send(packet, tables, headers.l3, device, ways)

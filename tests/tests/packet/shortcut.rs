@@ -94,6 +94,13 @@ fn routed() -> Vec<Tale> {
             .enters(ack(BACKEND, CLIENT).routed(&[PODS_IFINDEX]))
             .by_a_pods_device()
             .untouched(),
+        opened("always: an answer that goes by the stack answers a flow that has been answered P-60")
+            .after(LEASE)
+            .enters(ack(BACKEND, CLIENT).routed(&[PODS_IFINDEX]))
+            .by_a_pods_device()
+            .untouched()
+            .goes_on()
+            .becomes(VIP, CLIENT),
         tale("always: a masqueraded flow passes by to the endpoint's edge, where it is masqueraded")
             .configured(always)
             .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK))
