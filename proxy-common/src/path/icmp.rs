@@ -47,7 +47,8 @@ pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
         if parse_quoted(packet, at, quoted).is_none() {
             return About::Unknown;
         }
-        swapped(&quoted.key, hook, key);
+        *key = quoted.key.mirrored();
+        key.hook = hook as u8;
         let Some(entry) = tables.flow(key) else { return About::Unknown };
         *flow = entry.read();
         if flow.tag != key.tag() {
@@ -74,18 +75,6 @@ fn is_told<const N: usize, P: Packet>(packet: &P, l3: u32, to: &Addr<N>) -> bool
     (0..N).all(|word| packet.load(at + 4 * word as u32) == Some(to.0[word].to_ne_bytes()))
 }
 
-/// The key of the entry that has to do with a packet which was quoted with `quoted`.
-#[inline(always)]
-fn swapped<const N: usize>(quoted: &FlowKey<N>, hook: Hook, key: &mut FlowKey<N>) {
-    key.src = quoted.dst;
-    key.dst = quoted.src;
-    key.sport = quoted.dport;
-    key.dport = quoted.sport;
-    key.protocol = quoted.protocol;
-    key.hook = hook as u8;
-    key.pad = 0;
-}
-
 /// The ways by which an error that enters passes the stack by, and in the upper half of the word the device: it is about a request that
 /// has done so by routes alone. Connection tracking takes an error about what it has not seen for invalid. 0: there are none.
 ///
@@ -102,7 +91,8 @@ pub(super) fn passes_by<const N: usize, P: Packet, T: Tables<N>>(
     let way = tables.scratch(|scratch| {
         let (key, quoted) = (&mut scratch.reply_key, &mut scratch.quoted);
         parse_quoted(packet, headers.l4 + 8, quoted)?;
-        swapped(&quoted.key, Hook::Egress, key);
+        *key = quoted.key.mirrored();
+        key.hook = Hook::Egress as u8;
         let entry = tables.flow(key)?;
         if !pair::is_of(&entry, key, Kind::Restore as u32) {
             return None;

@@ -20,7 +20,7 @@ use crate::wire::{Headers, Transport, tcp_flags};
 const WAYS: u32 = device_flags::PEER | device_flags::NEIGHBOUR;
 
 /// Beside the ways: the routes have just been asked, and lead this way.
-const ROUTED: u32 = 1 << 31;
+const TOLD: u32 = 1 << 31;
 
 /// How a packet leaves by a device past the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub(super) fn ways_out<const N: usize, P: Packet, T: Tables<N>>(
     if ways != device_flags::NEIGHBOUR {
         return ways;
     }
-    if leads_to(packet, headers, flow, device, size) { ways | ROUTED } else { ask_anew(packet, asks) }
+    if leads_to(packet, headers, flow, device, size) { ways | TOLD } else { ask_anew(packet, asks) }
 }
 
 /// Whether the node's routes still lead a packet of this flow to `device`. Into a pod none is needed, and its device goes with it.
@@ -218,17 +218,12 @@ pub(super) fn send<const N: usize, P: Packet, T: Tables<N>>(
     let peer = ways & device_flags::PEER != 0;
     packet.set_note(if marked || peer { note::NONE } else { note::DONE });
     tables.count(Reason::Shortcut);
-    let routed = ways & ROUTED != 0;
-    packet.send(
-        device,
-        if peer {
-            Out::Peer
-        } else if routed {
-            Out::NextHop
-        } else {
-            Out::Neighbour
-        },
-    );
+    let out = match (peer, ways & TOLD != 0) {
+        (true, _) => Out::Peer,
+        (false, true) => Out::NextHop,
+        (false, false) => Out::Neighbour,
+    };
+    packet.send(device, out);
     Verdict::Shortcut
 }
 

@@ -23,15 +23,15 @@ pub struct InForce {
 
 /// TCP depends on connection tracking's being liberal: it sees few of the segments that pass it by, takes the next for invalid,
 /// and the FINs with them. What is to be encrypted must not be sent by its route alone.
-fn in_force(asked: Shortcuts, liberal: &Result<bool, Trouble>, encrypted: Result<u32, String>) -> InForce {
+fn in_force(asked: Shortcuts, liberal: Result<(), Trouble>, encrypted: Result<u32, String>) -> InForce {
     const BOTH: u32 = config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
     let mode = |mode: Shortcuts, why: &str| Mode { mode: mode.name().to_owned(), why: why.to_owned() };
     if asked == Shortcuts::Off {
         return InForce { flags: 0, mode: mode(asked, "asked for"), trouble: None };
     }
     let (bits, trouble) = match liberal {
-        Ok(_) => (BOTH, None),
-        Err(trouble) => (config_flags::SHORTCUT_UDP, Some(trouble.clone())),
+        Ok(()) => (BOTH, None),
+        Err(trouble) => (config_flags::SHORTCUT_UDP, Some(trouble)),
     };
     let only =
         if bits == BOTH { "" } else { "UDP only: connection tracking cannot be made liberal, see degraded" };
@@ -69,8 +69,8 @@ impl Worker {
             Shortcuts::Off | Shortcuts::Established => Ok(0),
             Shortcuts::Always => xfrm_policies().map_err(|error| error.to_string()),
         };
-        let now = in_force(self.asked_shortcuts, &liberal, encrypted);
         let made = if liberal == Ok(true) { config_flags::MADE_LIBERAL } else { 0 };
+        let now = in_force(self.asked_shortcuts, liberal.map(drop), encrypted);
         let bits = now.flags;
         let changed = self.change_config(|config| {
             config.flags &= !ALL;
@@ -101,15 +101,15 @@ mod tests {
         const ONLY: &str = "UDP only: connection tracking cannot be made liberal, see degraded";
         let refused = || Err(Trouble::new("/proc/sys", "read-only", "set it"));
         let cases = [
-            ("off", Off, Ok(false), Ok(0), (0, "off", "asked for", false)),
-            ("established", Established, Ok(false), Ok(0), (BOTH, "established", "", false)),
+            ("off", Off, Ok(()), Ok(0), (0, "off", "asked for", false)),
+            ("established", Established, Ok(()), Ok(0), (BOTH, "established", "", false)),
             ("connection tracking insists", Established, refused(), Ok(0), (UDP, "established", ONLY, true)),
-            ("always", Always, Ok(false), Ok(0), (BOTH | EVER, "always", "", false)),
+            ("always", Always, Ok(()), Ok(0), (BOTH | EVER, "always", "", false)),
             ("always, but for TCP", Always, refused(), Ok(0), (UDP | EVER, "always", ONLY, true)),
             (
                 "packets may have to be encrypted",
                 Always,
-                Ok(false),
+                Ok(()),
                 Ok(2),
                 (
                     BOTH,
@@ -121,7 +121,7 @@ mod tests {
             (
                 "who knows",
                 Always,
-                Ok(false),
+                Ok(()),
                 Err("no answer".to_owned()),
                 (
                     BOTH,
@@ -132,7 +132,7 @@ mod tests {
             ),
         ];
         for (name, asked, liberal, encrypted, (bits, mode, why, degraded)) in cases {
-            let now = in_force(asked, &liberal, encrypted);
+            let now = in_force(asked, liberal, encrypted);
             assert_eq!(
                 (now.flags, now.mode.mode.as_str(), now.mode.why.as_str()),
                 (bits, mode, why),

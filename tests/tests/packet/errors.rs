@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use proxy_common::abi::{Config, Reason, config_flags, protocol};
+use proxy_common::abi::{Reason, protocol};
 use sluice_tests::harness::Story;
 use sluice_tests::packet::frame::{ETHERNET, End, Icmp, SYN, icmp, packet, read, unquote};
 use sluice_tests::packet::shape::{Shape, finished, shaped};
@@ -12,6 +12,8 @@ use sluice_tests::packet::teller::{family, slug, transport};
 use sluice_tests::packet::world::{
     BACKEND_PORT, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, config, plan,
 };
+
+use crate::shortcut::always;
 
 /// Bytes of the offending transport header and payload that are quoted.
 const QUOTES: [(&str, usize); 3] =
@@ -71,13 +73,6 @@ struct Case {
     change: Change,
     /// The flow's packets pass the stack by, and so does the error.
     past: bool,
-}
-
-/// Routes give leases.
-fn always() -> Config {
-    let mut config = config();
-    config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP | config_flags::SHORTCUT_ALWAYS;
-    config
 }
 
 /// A live flow: who sees whom, and what its quoted packets are like.
@@ -152,7 +147,9 @@ impl Case {
             for payload in PAYLOADS {
                 node.reset();
                 if self.past {
-                    node.set_config(always());
+                    let mut by_routes = config();
+                    always(&mut by_routes);
+                    node.set_config(by_routes);
                 }
                 let flow = Flow { payload, checksum, ..self.open(node)? };
                 let before = node.flows();

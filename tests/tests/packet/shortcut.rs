@@ -123,7 +123,8 @@ fn on(config: &mut Config) {
     config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
 }
 
-fn always(config: &mut Config) {
+/// Routes give leases.
+pub fn always(config: &mut Config) {
     on(config);
     config.flags |= config_flags::SHORTCUT_ALWAYS;
 }
