@@ -250,7 +250,8 @@ fn elsewhere(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> 
     sluice_tests::lab::command::run("ip", &add)?;
     let mut servers = Servers::new()?;
     servers.start_at(&place, to, transport)?;
-    let answer = Dial::new(&place, to, transport).probe().ok()?;
+    // An IPv6 address can be bound before it has its route, which the kernel leaves to a worker.
+    let answer = until("the address to have its route", PATIENCE, || Dial::new(&place, to, transport).probe().ok())?;
     ensure!(answer.seen.ip() == to.ip(), "seen as {}", answer.seen);
     let answer = Dial::new(bed.place(Who::Host), to, transport).probe().ok()?;
     ensure!(answer.backend == PB.id(), "in the node's own namespace {} answers", answer.backend);
