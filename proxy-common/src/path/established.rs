@@ -176,7 +176,7 @@ fn has_left<const N: usize, T: Tables<N>>(
 /// straight to it before ours, and acknowledges, sends or closes there. That one must live; ours takes another source
 /// port.
 #[inline(always)]
-const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kind) -> bool {
+pub(super) const fn is_challenge<const N: usize>(headers: &Headers<N>, shown: u8, kind: Kind) -> bool {
     use tcp_flags::{RST, SYN};
     matches!(kind, Kind::Restore)
         && shown & state::SEEN == 0

@@ -10,9 +10,10 @@
 
 use core::borrow::Borrow;
 
+use super::established::{self, is_challenge};
 use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
 use super::traits::{Entry, Fields, Packet, Returned, Tables, Verdict};
-use super::{established, pair, rewrite};
+use super::{pair, rewrite};
 use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
 use crate::wire::{Headers, Transport, tcp_flags};
 
@@ -300,7 +301,9 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     key: &FlowKey<N>,
 ) -> Returned {
     let Some(entry) = tables.flow(key) else { return Returned::NONE };
-    if !pair::is_of(&entry, key, Kind::Restore as u32) {
+    // A challenge is dealt with at the client's edge.
+    if !pair::is_of(&entry, key, Kind::Restore as u32) || is_challenge(headers, entry.state(), Kind::Restore)
+    {
         return Returned::NONE;
     }
     let here = packet.ifindex();

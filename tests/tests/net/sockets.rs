@@ -251,7 +251,8 @@ fn elsewhere(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> 
     let mut servers = Servers::new()?;
     servers.start_at(&place, to, transport)?;
     // An IPv6 address can be bound before it has its route, which the kernel leaves to a worker.
-    let answer = until("the address to have its route", PATIENCE, || Dial::new(&place, to, transport).probe().ok())?;
+    let answer =
+        until("the address to have its route", PATIENCE, || Dial::new(&place, to, transport).probe().ok())?;
     ensure!(answer.seen.ip() == to.ip(), "seen as {}", answer.seen);
     let answer = Dial::new(bed.place(Who::Host), to, transport).probe().ok()?;
     ensure!(answer.backend == PB.id(), "in the node's own namespace {} answers", answer.backend);
