@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{Backlog, SockaddrStorage, connect, getsockname, listen};
 use serde_json::json;
+use sluice_tests::lab::agent::shortcuts;
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Answer, Dial, Outcome};
@@ -34,11 +35,15 @@ fn group(wiring: Wiring) -> Group {
                 ("C6_policy_local_keeps_the_client_address", local),
                 ("C7_C8_pods_and_node_are_not_bound_by_policy_local", short_circuits),
                 ("C16_C17_source_ranges", ranges),
-                ("J17_netfilter_sees_clients_and_endpoints", netfilter),
                 ("D1_affinity_for_pods_outside_and_host", affinity),
                 ("E5_NodePort_on_loopback", loopback),
             ],
         ));
+        // With `always` the operator says that netfilter need not see packets.
+        if shortcuts() != "always" {
+            let policy = [("J17_netfilter_sees_clients_and_endpoints", netfilter as _)];
+            stories.extend(both_transports(family, &policy));
+        }
         stories
             .push(Story::new(format!("H7_health_check_node_port::{family}"), move |bed| health(bed, family)));
     }
