@@ -121,7 +121,11 @@ impl DatapathError {
 
 /// First line and last three of a verifier log, in one line.
 fn excerpt(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // Statistics stand behind the reason.
+    let told = |line: &&str| {
+        !line.is_empty() && !line.starts_with("verification time") && !line.starts_with("stack depth")
+    };
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(told).collect();
     match lines.as_slice() {
         [] => "no log".into(),
         few if few.len() <= 4 => few.join(" | "),
@@ -146,6 +150,10 @@ mod tests {
             ("", "no log"),
             ("0: (b7) r0 = 0\nR1 invalid", "0: (b7) r0 = 0 | R1 invalid"),
             ("a\nb\n\nc\nd\ne\nf\n", "a | ... | d | e | f"),
+            (
+                "a\nb\nc\nd\nverification time 5 usec\nstack depth 8+0\nprocessed 9",
+                "a | ... | c | d | processed 9",
+            ),
         ] {
             assert_eq!(excerpt(log), want);
         }
