@@ -20,7 +20,7 @@ pub struct Pass {
 #[derive(Clone, Debug)]
 pub struct Case {
     pub what: String,
-    /// Made once, before the rounds: every flow in turn.
+    /// Made before each round: every flow in turn.
     pub before: Vec<Pass>,
     pub measured: Pass,
     /// Each repetition opens a flow: the table is emptied before each round.

@@ -70,9 +70,6 @@ fn measure(bpffs: &Bpffs, effort: Effort) -> Result<Table> {
         let node = if case.opens { &fresh } else { &steady };
         benches.push(Bench::load(case, node, &empty)?);
     }
-    for bench in benches.iter_mut().filter(|bench| !bench.case.opens) {
-        bench.prepare()?;
-    }
     let mut notes = Vec::new();
     for round in 0..effort.rounds(15, 61) {
         for index in order(benches.len(), round) {
@@ -161,6 +158,9 @@ impl<'a> Bench<'a> {
         if self.case.opens {
             return self.opening_round();
         }
+        // A case has the table to itself.
+        self.node.forget_flows()?;
+        self.prepare()?;
         let repeat = effort.rounds(20_000, 50_000) as u32;
         // The caches belong to the case that was measured before.
         self.sample(&self.driver, self.case.measured.drive.flows, 0)?;

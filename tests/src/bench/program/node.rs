@@ -128,15 +128,14 @@ impl Node {
         if ingress { self.ingress.as_fd() } else { self.egress.as_fd() }
     }
 
-    /// Takes every flow out, and its turn in the ring.
+    /// Takes every flow out, and its turn in the ring; in the order in which they came, as the ring does: their places in memory are
+    /// given out again in order.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn forget_flows(&self) -> Result<()> {
-        self.forget::<1>("FLOWS_V4")?;
-        self.forget::<4>("FLOWS_V6")?;
-        self.drain::<1>("RING_V4")?;
-        self.drain::<4>("RING_V6")?;
+        self.forget::<1>("FLOWS_V4", "RING_V4")?;
+        self.forget::<4>("FLOWS_V6", "RING_V6")?;
         let map = MapData::from_pin(self.pins.join("RING_USED"))?;
         let mut used: Array<_, Wire<[u32; 2]>> = Map::Array(map).try_into()?;
         for family in 0..2 {
@@ -151,24 +150,23 @@ impl Node {
         Ok(())
     }
 
-    fn drain<const N: usize>(&self, name: &str) -> Result<()> {
-        let map = MapData::from_pin(self.pins.join(name))?;
+    fn forget<const N: usize>(&self, flows: &str, ring: &str) -> Result<()> {
+        let map = MapData::from_pin(self.pins.join(flows))?;
+        let mut flows: HashMap<_, Wire<FlowKey<N>>, Wire<Flow<N>>> = Map::HashMap(map).try_into()?;
+        let map = MapData::from_pin(self.pins.join(ring))?;
         let mut ring: Queue<_, Wire<Turn<N>>> = Map::Queue(map).try_into()?;
         loop {
-            match ring.pop(0) {
-                Ok(_) => {}
-                Err(MapError::ElementNotFound) => return Ok(()),
+            let key = match ring.pop(0) {
+                Ok(turn) => turn.0.key,
+                Err(MapError::ElementNotFound) => break,
                 Err(error) => return Err(error.into()),
-            }
+            };
+            let partner = flows.get(&Wire(key), 0)?.0.partner(&key);
+            flows.remove(&Wire(partner))?;
+            flows.remove(&Wire(key))?;
         }
-    }
-
-    fn forget<const N: usize>(&self, name: &str) -> Result<()> {
-        let map = MapData::from_pin(self.pins.join(name))?;
-        let mut flows: HashMap<_, Wire<FlowKey<N>>, Wire<Flow<N>>> = Map::HashMap(map).try_into()?;
-        let keys = flows.keys().collect::<Result<Vec<_>, _>>()?;
-        for key in keys {
-            flows.remove(&key)?;
+        if let Some(key) = flows.keys().next() {
+            bail!("a flow has no turn: {:?}", key?.0);
         }
         Ok(())
     }
