@@ -29,14 +29,6 @@ const DATAGRAMS: u32 = 16_384;
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
 
-/// What the clock showed during a jiffy: the coarse clock moves no faster, and jiffies cost a load.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Clock {
-    pub jiffies: u64,
-    pub tick: u64,
-}
-
 /// How many turns a ring holds: queues do not tell. A lock, since Rust has no atomic addition for BPF.
 #[repr(C)]
 pub struct RingUsed {
@@ -116,9 +108,6 @@ pub static DRAWS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// State of the dice; 0: not thrown yet.
 #[map]
 pub static DICE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-/// The clock as last read.
-#[map]
-pub static CLOCKS: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
 /// Room for a flow in the making, per family.
 #[map]
 pub static SCRATCH_V4: PerCpuArray<Scratch<1>> = PerCpuArray::with_max_entries(1, 0);

@@ -53,18 +53,25 @@ pub const SIEVE_WORDS: u32 = SIEVE_BITS / 64;
 impl<const N: usize> Addr<N> {
     /// This address's bit in the `sieve` array: index of the word, and the bit in it. An address whose bit is not set
     /// has never been in the `addresses` maps; one whose bit is set may have been.
+    ///
+    /// Addresses that differ in the last octet alone are neighbours here, too: those of Services and pods are, and one line of
+    /// the cache holds the bits of many.
     #[must_use]
     #[inline(always)]
     pub const fn sieve(&self) -> (u32, u64) {
+        let last = self.0[N - 1].to_ne_bytes()[3];
         let mut hash = 0_u32;
         let mut word = 0;
         while word < N {
-            hash = (hash ^ self.0[word]).wrapping_mul(0x9e37_79b1);
+            let octets = if word < N - 1 { u32::MAX } else { u32::from_ne_bytes([0xff, 0xff, 0xff, 0]) };
+            hash = (hash ^ self.0[word] & octets).wrapping_mul(0x9e37_79b1);
             hash ^= hash >> 15;
             word += 1;
         }
-        let bit = hash >> (32 - SIEVE_BITS.trailing_zeros());
-        (bit / 64, 1 << (bit % 64))
+        let network = hash >> (32 - (SIEVE_BITS / 256).trailing_zeros());
+        // Hosts of all networks that have the same number must not meet in the same places.
+        let host = (last as u32) ^ hash & 0xff;
+        (network * 4 + host / 64, 1 << (host % 64))
     }
 }
 
@@ -170,5 +177,48 @@ impl AddressClass {
     #[must_use]
     pub const fn any(self, bits: u32) -> bool {
         self.bits & bits != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::{collections::HashSet, vec::Vec};
+
+    /// An address that shares its bit with another one costs look-ups: ranges as clusters have them must spread.
+    #[test]
+    fn the_sieve_tells_addresses_apart() {
+        let spread = |what: &str, places: Vec<(u32, u64)>| {
+            let (count, distinct) = (places.len(), places.into_iter().collect::<HashSet<_>>());
+            assert!(distinct.iter().all(|(word, _)| *word < SIEVE_WORDS), "{what}");
+            assert!(
+                distinct.len() * 100 >= count * 95,
+                "{what}: {} bits for {count} addresses",
+                distinct.len()
+            );
+        };
+        let each = |place: fn(u8, u8) -> (u32, u64)| {
+            (0..=u16::MAX).step_by(3).map(|n| place((n >> 8) as u8, n as u8)).collect()
+        };
+        spread("one /16", each(|a, b| Addr::v4([10, 96, a, b]).sieve()));
+        spread(
+            "first hosts of 65,536 networks",
+            each(|a, b| Addr::v4([10, a, b, 1]).sieve())[..4096].to_vec(),
+        );
+        spread(
+            "one /112",
+            each(|a, b| Addr::v6([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b]).sieve()),
+        );
+        spread(
+            "pods of 256 nodes",
+            each(|a, b| Addr::v6([0xfd, 0, 0, 0x10, 0, a, 0, 0, 0, 0, 0, 0, 0, 0, 0, b]).sieve()),
+        );
+    }
+
+    #[test]
+    fn neighbours_share_a_line_of_the_cache() {
+        let lines: HashSet<u32> = (0..=255).map(|host| Addr::v4([10, 96, 7, host]).sieve().0 / 8).collect();
+        assert_eq!(lines.len(), 1);
     }
 }

@@ -58,10 +58,11 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     }
     let before = entry.state();
     note(packet, tables, headers, &headers.key, entry, reply);
-    let mark = tables.masquerade_mark();
     match kind {
-        Kind::Translate if before & state::MARK != 0 => packet.set_mark(packet.mark() | mark),
-        Kind::Masquerade if packet.mark() & mark != 0 => packet.set_mark(packet.mark() & !mark),
+        Kind::Translate if before & state::MARK != 0 => {
+            packet.set_mark(packet.mark() | tables.masquerade_mark());
+        }
+        Kind::Masquerade => packet.set_mark(packet.mark() & !tables.masquerade_mark()),
         _ => {}
     }
     let far = entry.get(|flow| flow.far);

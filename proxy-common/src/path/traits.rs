@@ -47,12 +47,7 @@ impl Verdict {
         if code == SHORTCUT {
             return Self::Shortcut;
         }
-        let mut reason = Reason::Rewrite;
-        for candidate in Reason::ALL {
-            if candidate as u32 == code & 0xff {
-                reason = candidate;
-            }
-        }
+        let reason = Reason::ALL.get((code & 0xff) as usize).copied().unwrap_or(Reason::Rewrite);
         if code & REJECT == 0 { Self::Drop(reason) } else { Self::Reject(reason) }
     }
 }

@@ -22,24 +22,28 @@ const ETH_P_IPV6: u16 = 0x86dd;
 
 /// Ingress of a device with Ethernet headers.
 #[classifier]
+#[inline(always)]
 pub fn sluice_ingress(ctx: TcContext) -> i32 {
     ingress(ctx, ETHERNET)
 }
 
 /// Egress of a device with Ethernet headers.
 #[classifier]
+#[inline(always)]
 pub fn sluice_egress(ctx: TcContext) -> i32 {
     egress(Skb::new(ctx), ETHERNET)
 }
 
 /// Ingress of a device without link layer header (P-06).
 #[classifier]
+#[inline(always)]
 pub fn sluice_ingr_l3(ctx: TcContext) -> i32 {
     ingress(ctx, NO_ETHERNET)
 }
 
 /// Ingress of the catch-all device: what is not translated ends here.
 #[classifier]
+#[inline(always)]
 pub fn sluice_in_catch(ctx: TcContext) -> i32 {
     let mut skb = Skb::caught(ctx);
     match skb.protocol() {
@@ -52,12 +56,14 @@ pub fn sluice_in_catch(ctx: TcContext) -> i32 {
 
 /// Egress of the catch-all device: answers.
 #[classifier]
+#[inline(always)]
 pub fn sluice_eg_catch(ctx: TcContext) -> i32 {
     egress(Skb::caught(ctx), ETHERNET)
 }
 
 /// Egress of a device without link layer header.
 #[classifier]
+#[inline(always)]
 pub fn sluice_egr_l3(ctx: TcContext) -> i32 {
     egress(Skb::new(ctx), NO_ETHERNET)
 }
