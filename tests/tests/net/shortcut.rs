@@ -113,7 +113,7 @@ fn closes(bed: &mut Bed, family: Family) -> Result<()> {
     let before = strays(bed)?;
     let mut connection = open(bed, family, Transport::Tcp)?;
     wait_path(bed, &mut connection, "shortcut")?;
-    connection.bulk(8 << 20).or_else(|outcome| bail!("8 MB each way: {outcome}"))?;
+    connection.bulk(100_000_000).or_else(|outcome| bail!("100 MB each way: {outcome}"))?;
     ensure!(path(bed, &connection)? == "shortcut", "it has gone by the stack");
     let (client, port) = (connection.local()?.ip(), connection.local()?.port());
     connection.close()?;
