@@ -49,13 +49,16 @@ pub fn run(effort: Effort) -> Result<Table> {
     let length = Duration::from_secs(effort.rounds(5, 60));
     let mut bed = bed()?;
     let mut live = open(&bed)?;
-    let before = (0..BEFORE).map(|_| window(&bed)).collect::<Result<Vec<_>>>()?;
+    let mut before = Rates::default();
+    for _ in 0..BEFORE {
+        before.window(&bed)?;
+    }
     let (_, dropped_before) = told(&bed)?;
     bed.agent.take().context("no agent runs")?.kill()?;
     let started = Instant::now();
     let sent = floods(&bed, length)?;
     let lasted = started.elapsed();
-    let after = recovery(&bed, median(&before)?)?;
+    let after = recovery(&bed, &before)?;
     let lost = live.iter_mut().filter_map(Live::lost).collect::<Vec<_>>();
     bed.start_agent()?;
     let (used, dropped) = told(&bed)?;
@@ -66,23 +69,33 @@ pub fn run(effort: Effort) -> Result<Table> {
 }
 
 fn table(
-    before: &[f64],
+    before: &Rates,
     after: &Recovery,
     rates: [f64; 2],
     lost: usize,
     lasted: Duration,
     notes: Vec<String>,
 ) -> Result<Table> {
-    let (odd, even): (Vec<_>, Vec<_>) = before.chunks_exact(2).map(|pair| (pair[0], pair[1])).unzip();
+    let windows = before.service.chunks_exact(2);
+    let (odd, even): (Vec<_>, Vec<_>) = windows.map(|pair| (pair[0], pair[1])).unzip();
     let same = spread(&ratios(&odd, &even));
-    let base = median(before)?;
-    let relative: Vec<f64> = after.windows.iter().map(|rate| rate / base).collect();
+    let relative = |after: &[f64], before: &[f64]| -> Result<Vec<f64>> {
+        let base = median(before)?;
+        Ok(after.iter().map(|rate| rate / base).collect())
+    };
+    let recovered = |took: Duration, aims: &[Aim]| {
+        let what = "end of the flood to the first window as fast as before";
+        Row::new(what, Unit::Nanoseconds, &[nanoseconds(took)], aims)
+    };
+    let mut straight = recovered(after.straight, &[])?;
+    straight.what.push_str(", straight to an endpoint");
     Ok(Table {
         scenario: "flood",
         method: format!(
             "NodePort of two pods, table of {FLOWS} entries, {} live flows, half of them UDP; SYNs and datagrams from random \
              sources for {:.0} s, {RATE} of each a second or as many as this machine can send; no agent runs; connections one after \
-             the other, median [quartiles] of windows of {} ms, {BEFORE} of them before and those of the first {} s after",
+             the other, to the Service and straight to an endpoint by turns, median [quartiles] of windows of {} ms, {BEFORE} of \
+             them before and those of the first {} s after",
             2 * LIVE,
             lasted.as_secs_f64(),
             WINDOW.as_millis(),
@@ -93,14 +106,22 @@ fn table(
             Row::new("live flows lost", Unit::Count, &[lost as f64], &[Aim::AtMost(0.0)])?,
             Row::new("SYNs sent", Unit::PerSecond, &rates[..1], &[])?,
             Row::new("datagrams sent", Unit::PerSecond, &rates[1..], &[])?,
-            Row::new("connections before", Unit::PerSecond, before, &[])?,
-            Row::new("connections after, to those before", Unit::Ratio, &relative, &[])?,
+            Row::new("connections before", Unit::PerSecond, &before.service, &[])?,
+            Row::new("the same, straight to an endpoint", Unit::PerSecond, &before.straight, &[])?,
             Row::new(
-                "end of the flood to the first window as fast as before",
-                Unit::Nanoseconds,
-                &[nanoseconds(after.took)],
-                &[Aim::AtMost(nanoseconds(RECOVERY))],
+                "connections after, to those before",
+                Unit::Ratio,
+                &relative(&after.rates.service, &before.service)?,
+                &[],
             )?,
+            Row::new(
+                "the same, straight to an endpoint",
+                Unit::Ratio,
+                &relative(&after.rates.straight, &before.straight)?,
+                &[],
+            )?,
+            recovered(after.service, &[Aim::AtMost(nanoseconds(RECOVERY))])?,
+            straight,
         ],
         noisy: same.is_some_and(|same| is_noisy(&same, NOISE)),
         same,
@@ -185,12 +206,30 @@ fn open(bed: &Bed) -> Result<Vec<Live>> {
     Ok(live)
 }
 
+/// Connections a second, in windows: to the Service, and straight to one of its endpoints, which the flood has reached as well.
+#[derive(Default)]
+struct Rates {
+    service: Vec<f64>,
+    straight: Vec<f64>,
+}
+
+impl Rates {
+    /// One window of each.
+    fn window(&mut self, bed: &Bed) -> Result<[f64; 2]> {
+        let endpoint = SocketAddr::new(Who::Pb.address(Family::V4), 8_080);
+        let rates = [window(bed, service())?, window(bed, endpoint)?];
+        self.service.push(rates[0]);
+        self.straight.push(rates[1]);
+        Ok(rates)
+    }
+}
+
 /// Connections a second, for one window.
-fn window(bed: &Bed) -> Result<f64> {
+fn window(bed: &Bed, to: SocketAddr) -> Result<f64> {
     let started = Instant::now();
     let mut connections = 0_u32;
     while started.elapsed() < WINDOW {
-        Dial::new(bed.place(Who::Client), service(), Transport::Tcp).probe().ok()?;
+        Dial::new(bed.place(Who::Client), to, Transport::Tcp).probe().ok()?;
         connections += 1;
     }
     Ok(f64::from(connections) / started.elapsed().as_secs_f64())
@@ -198,25 +237,26 @@ fn window(bed: &Bed) -> Result<f64> {
 
 struct Recovery {
     /// Until the end of the first window that was as fast as those before.
-    took: Duration,
+    service: Duration,
+    straight: Duration,
     /// Of [`RECOVERY`], at least.
-    windows: Vec<f64>,
+    rates: Rates,
 }
 
-fn recovery(bed: &Bed, base: f64) -> Result<Recovery> {
+fn recovery(bed: &Bed, before: &Rates) -> Result<Recovery> {
+    let bases = [median(&before.service)?, median(&before.straight)?];
     let ended = Instant::now();
-    let (mut windows, mut took) = (Vec::new(), None);
-    while ended.elapsed() < RECOVERY || took.is_none() {
-        let rate = window(bed).context("a connection after the flood")?;
-        windows.push(rate);
-        if rate >= RECOVERED * base {
-            took.get_or_insert_with(|| ended.elapsed());
-        }
-        if ended.elapsed() > 10 * RECOVERY {
-            took.get_or_insert_with(|| ended.elapsed());
+    let (mut rates, mut took) = (Rates::default(), [None; 2]);
+    while ended.elapsed() < RECOVERY || took.contains(&None) && ended.elapsed() < 10 * RECOVERY {
+        let window = rates.window(bed).context("a connection after the flood")?;
+        for ((took, rate), base) in took.iter_mut().zip(window).zip(bases) {
+            if rate >= RECOVERED * base {
+                took.get_or_insert_with(|| ended.elapsed());
+            }
         }
     }
-    Ok(Recovery { took: took.unwrap_or_default(), windows })
+    let [service, straight] = took.map(|took| took.unwrap_or_else(|| ended.elapsed()));
+    Ok(Recovery { service, straight, rates })
 }
 
 /// Both floods at once; the packets that each has sent.
