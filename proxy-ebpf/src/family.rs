@@ -4,7 +4,7 @@ use crate::global::*;
 use crate::maps::*;
 use aya_ebpf::{
     bindings::{
-        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     maps::{HashMap, LruHashMap, Queue, lpm_trie::LpmTrie},
@@ -32,6 +32,9 @@ pub trait Family<const N: usize> {
     fn remove_beyond(egress: &FlowKey<N>, kind: u32);
     fn look(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
     fn forget(room: &mut Looked<N>);
+    fn enters(skb: *mut __sk_buff, caught: u32) -> u32;
+    fn leaves(skb: *mut __sk_buff, caught: u32) -> u32;
+    fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
     fn sticky(asked: &mut Asked<N>, now: u32) -> u32;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
@@ -47,7 +50,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $forget:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -90,6 +93,18 @@ macro_rules! family {
             #[inline(always)]
             fn forget(room: &mut Looked<$n>) {
                 $forget(room);
+            }
+            #[inline(always)]
+            fn enters(skb: *mut __sk_buff, caught: u32) -> u32 {
+                $enters(skb, caught)
+            }
+            #[inline(always)]
+            fn leaves(skb: *mut __sk_buff, caught: u32) -> u32 {
+                $leaves(skb, caught)
+            }
+            #[inline(always)]
+            fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32 {
+                $passes_by(skb, caught)
             }
             #[inline(always)]
             fn sticky(asked: &mut Asked<$n>, now: u32) -> u32 {
@@ -149,6 +164,9 @@ family!(
     remove_beyond_v4,
     look_v4,
     forget_v4,
+    enters_v4,
+    leaves_v4,
+    passes_by_v4,
     sticky_v4,
     RANGES_V4,
     AFFINITY_V4,
@@ -182,6 +200,9 @@ family!(
     remove_beyond_v6,
     look_v6,
     forget_v6,
+    enters_v6,
+    leaves_v6,
+    passes_by_v6,
     sticky_v6,
     RANGES_V6,
     AFFINITY_V6,

@@ -1,5 +1,6 @@
 //! Global functions: the verifier looks at them once, not once for each way that leads to them.
 
+use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
     abi::FlowKey,
     path::{self, Asked, Looked},
@@ -7,7 +8,8 @@ use proxy_common::{
 };
 
 use crate::family::{V4, V6};
-use crate::maps::{BEYOND_V4, BEYOND_V6, LOOKED_V4, LOOKED_V6};
+use crate::maps::{BEYOND_V4, BEYOND_V6, HEADERS_V4, HEADERS_V6, LOOKED_V4, LOOKED_V6};
+use crate::packet::Skb;
 use crate::tables::Maps;
 
 /// [`path::make_room`] for IPv4.
@@ -110,6 +112,29 @@ pub extern "C" fn sticky_v6(asked: *mut Asked<4>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
     path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, now)
+}
+
+/// Steps of the path for the packet at hand: a pointer to it can be handed over, what was made of it is found again.
+macro_rules! steps {
+    ($($function:ident: $step:ident, $family:ident, $headers:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $function(skb: *mut __sk_buff, caught: u32) -> u32 {
+            // SAFETY: this CPU's element; tc programs do not interrupt each other.
+            let Some(headers) = $headers.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
+            let maps = Maps::<$family>::new(skb.cast());
+            path::$step(&mut Skb::again(skb, caught != 0), &maps, headers)
+        }
+    )*};
+}
+
+steps! {
+    enters_v4: enters_without_flow, V4, HEADERS_V4;
+    enters_v6: enters_without_flow, V6, HEADERS_V6;
+    leaves_v4: leaves_without_flow, V4, HEADERS_V4;
+    leaves_v6: leaves_without_flow, V6, HEADERS_V6;
+    passes_by_v4: passes_by, V4, HEADERS_V4;
+    passes_by_v6: passes_by, V6, HEADERS_V6;
 }
 
 /// [`wire::crc_difference`].

@@ -4,7 +4,7 @@ use crate::maps::{ROUTES, Route, SUMMED_AT, TEST_MODE};
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LOOKUP_SKIP_NEIGH,
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LOOKUP_SKIP_NEIGH,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as Asked, bpf_redir_neigh,
     },
     helpers::generated::{
@@ -62,6 +62,12 @@ impl Skb {
     #[inline(always)]
     pub fn caught(ctx: TcContext) -> Self {
         Self::at_hook(ctx, true)
+    }
+
+    /// The same of a socket buffer that has been taken over before.
+    #[inline(always)]
+    pub fn again(skb: *mut __sk_buff, caught: bool) -> Self {
+        Self { ctx: TcContext::new(skb), caught }
     }
 
     #[inline(always)]

@@ -24,7 +24,8 @@ use proxy_common::{
         Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
         TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
-    path::{Asked, Insert, Looked, Scratch, Tables},
+    path::{Asked, Insert, Looked, Packet, Scratch, Tables},
+    wire::Headers,
 };
 
 /// `-E2BIG` and `-ENOMEM`; anything else that an insert can fail with means that the key is there.
@@ -253,6 +254,22 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn look(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
         F::look(room, now, forgets)
+    }
+
+    // Packet and headers are found again there: they cannot be handed over.
+    #[inline(always)]
+    fn enters_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>) -> u32 {
+        F::enters(self.ctx.cast(), packet.is_caught().into())
+    }
+
+    #[inline(always)]
+    fn leaves_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>) -> u32 {
+        F::leaves(self.ctx.cast(), packet.is_caught().into())
+    }
+
+    #[inline(always)]
+    fn passes_by<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>) -> u32 {
+        F::passes_by(self.ctx.cast(), packet.is_caught().into())
     }
 
     #[inline(always)]

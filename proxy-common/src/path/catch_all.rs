@@ -4,7 +4,8 @@
 //! gets an address there as its source that is routed back to the pair, so that the answer comes this way and the kernel's
 //! reverse path check is content. Whatever is not translated is dropped: passed on, it would be routed here again.
 
-use super::traits::{Packet, Returned, Tables, Verdict};
+use super::traits::{Packet, Tables};
+use super::verdict::{Returned, Verdict};
 use crate::abi::{AddressClass, Flow, Reason};
 use crate::wire::Headers;
 

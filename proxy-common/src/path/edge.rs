@@ -2,7 +2,8 @@
 
 use super::established::{Known, pass_known};
 use super::icmp::About;
-use super::traits::{Packet, Returned, Tables, Verdict};
+use super::traits::{Packet, Tables};
+use super::verdict::{Returned, Verdict};
 use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate};
 use crate::abi::{AddressClass, Hook, Reason, device_flags};
 use crate::wire::{Headers, Transport, parse};
@@ -25,17 +26,10 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     shortcut::forget_note(packet);
     let mut verdict = enters(packet, tables, room, l3);
     if verdict == Verdict::Pass
-        && packet.note() == shortcut::note::ASKS
-        && let Some(sent) = lease::routed(packet, tables, room).verdict()
+        && (packet.note() == shortcut::note::ASKS
+            || room.is_parsed() && room.transport == Transport::IcmpError)
     {
-        verdict = sent;
-    }
-    if verdict == Verdict::Pass
-        && room.is_parsed()
-        && room.transport == Transport::IcmpError
-        && let Some(sent) = complains(packet, tables, room).verdict()
-    {
-        verdict = sent;
+        verdict = Verdict::from_code(tables.passes_by(packet, room));
     }
     let verdict = fragment::remember(packet, tables, room, verdict);
     if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
@@ -77,19 +71,19 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     if let Some(verdict) = shortcut::answered(packet, tables, headers) {
         return verdict;
     }
-    enters_without_flow(packet, tables, headers).into()
+    Verdict::from_code(tables.enters_without_flow(packet, headers))
 }
 
-/// A packet that enters, to an address that may be somebody, and of no known flow.
+/// A packet that enters, to an address that may be somebody, and of no known flow: [`Verdict::code`].
 ///
-/// A subprogram of its own: most packets need none of this, and so no frame for it.
-#[inline(never)]
-fn enters_without_flow<const N: usize, P: Packet, T: Tables<N>>(
+/// A function of its own: most packets need none of this, and so no frame for it.
+#[inline(always)]
+pub fn enters_without_flow<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-) -> Returned {
-    ask_on_entry(packet, tables, headers).into()
+) -> u32 {
+    ask_on_entry(packet, tables, headers).code()
 }
 
 #[inline(always)]
@@ -193,19 +187,17 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
             }
         }
     }
-    leaves_without_flow(packet, tables, headers).into()
+    Verdict::from_code(tables.leaves_without_flow(packet, headers))
 }
 
-/// A packet that leaves, marked or with an address that may be somebody, and of no known flow.
-///
-/// A subprogram of its own, as [`enters_without_flow`].
-#[inline(never)]
-fn leaves_without_flow<const N: usize, P: Packet, T: Tables<N>>(
+/// A packet that leaves, marked or with an address that may be somebody, and of no known flow; as [`enters_without_flow`].
+#[inline(always)]
+pub fn leaves_without_flow<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-) -> Returned {
-    ask_on_leaving(packet, tables, headers).into()
+) -> u32 {
+    ask_on_leaving(packet, tables, headers).code()
 }
 
 #[inline(always)]
@@ -276,11 +268,27 @@ fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     ))
 }
 
+/// A packet that has entered, and would go on by the stack, asks for a lease or is an ICMP error: whether it passes the stack by.
+/// [`Verdict::code`].
+///
+/// A function of its own: few packets are such.
+#[inline(always)]
+pub fn passes_by<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> u32 {
+    let sent = if headers.transport == Transport::IcmpError {
+        complains(packet, tables, headers)
+    } else {
+        lease::routed(packet, tables, headers)
+    };
+    sent.verdict().unwrap_or(Verdict::Pass).code()
+}
+
 /// An ICMP error that enters about a request which has passed the stack by does so, too: what would be done at the client's edge is done
 /// here.
-///
-/// A subprogram of its own: few packets are such.
-#[inline(never)]
+#[inline(always)]
 fn complains<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,

@@ -1,6 +1,7 @@
 //! Packets of known flows.
 
-use super::traits::{Entry, Fields, Packet, Tables, Verdict};
+use super::traits::{Entry, Fields, Packet, Tables};
+use super::verdict::Verdict;
 use super::{lease, pair, rewrite, shortcut};
 use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};

@@ -6,7 +6,8 @@
 //! are dropped, else they are the stack's, and either is counted (P-10).
 
 use super::rewrite;
-use super::traits::{Packet, Returned, Tables, Verdict};
+use super::traits::{Packet, Tables};
+use super::verdict::{Returned, Verdict};
 use crate::abi::{Addr, FlowKey, Fragment, Hook, Port, Reason, protocol};
 use crate::wire::{Diff, Headers, load_addresses};
 

@@ -8,7 +8,8 @@ use core::borrow::Borrow;
 
 use super::pair;
 use super::shortcut::{Aligned, made_of, note, send, size, ways, ways_for};
-use super::traits::{Entry, Fields, Packet, Returned, Tables};
+use super::traits::{Entry, Fields, Packet, Tables};
+use super::verdict::Returned;
 use crate::abi::{Device, Flow, FlowKey, Kind, config_flags, device_flags, state};
 use crate::wire::{Headers, tcp_flags};
 

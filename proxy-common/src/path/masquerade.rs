@@ -1,6 +1,7 @@
 //! The first packet of a masqueraded flow, at the backend's edge.
 
-use super::traits::{Fields, Packet, Tables, Verdict};
+use super::traits::{Fields, Packet, Tables};
+use super::verdict::Verdict;
 use super::{frontend, pair, rewrite};
 use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};

@@ -38,14 +38,16 @@ mod shortcut;
 pub mod socket;
 mod traits;
 mod translate;
+mod verdict;
 
 pub use affinity::sticky;
-pub use edge::{egress, ingress};
+pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
 pub use lease::LEASE;
 pub use pair::{Beyond, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use shortcut::{Out, note};
-pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables, Verdict};
+pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables};
+pub use verdict::Verdict;
 
 /// The MTU of every way in runs that must be repeatable, in the kernel and on the host alike.
 pub const TEST_MTU: u32 = 1500;

@@ -1,7 +1,8 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
 use super::reclaim;
-use super::traits::{Entry, Insert, Returned, Scratch, Tables, Verdict};
+use super::traits::{Entry, Insert, Scratch, Tables};
+use super::verdict::{Returned, Verdict};
 use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
 use crate::wire::{Diff, Headers};
 

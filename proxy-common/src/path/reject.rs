@@ -3,7 +3,8 @@
 //! The packet is turned into the answer in place and sent back out of the device it came in by.
 
 use super::rewrite;
-use super::traits::{Packet, Returned, Verdict};
+use super::traits::Packet;
+use super::verdict::{Returned, Verdict};
 use crate::abi::{Addr, Reason, protocol};
 use crate::wire::{Diff, Headers, Transport, apply, fold, pseudo_header, tcp_flags};
 

@@ -1,6 +1,7 @@
 //! The bytes of a rewrite.
 
-use super::traits::{Fields, Packet, Returned, Verdict};
+use super::traits::{Fields, Packet};
+use super::verdict::{Returned, Verdict};
 use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
 use crate::wire::{Diff, Headers, IPV4, IPV6, addresses_at, apply, port_difference};
 

@@ -12,7 +12,8 @@ use core::borrow::Borrow;
 
 use super::established::{self, is_challenge};
 use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
-use super::traits::{Entry, Fields, Packet, Returned, Tables, Verdict};
+use super::traits::{Entry, Fields, Packet, Tables};
+use super::verdict::{Returned, Verdict};
 use super::{pair, rewrite};
 use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
 use crate::wire::{Headers, Transport, tcp_flags};

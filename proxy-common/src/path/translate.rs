@@ -1,7 +1,8 @@
 //! The first packet of a flow, at the client's edge.
 
 use super::choice::{self, Choice};
-use super::traits::{Entry, Packet, Tables, Verdict};
+use super::traits::{Entry, Packet, Tables};
+use super::verdict::Verdict;
 use super::{catch_all, pair, reject, rewrite, shortcut};
 use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, protocol, state};
 use crate::wire::Headers;
