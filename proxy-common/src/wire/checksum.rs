@@ -27,11 +27,10 @@ pub const fn apply(checksum: u16, diff: Diff) -> u16 {
 #[must_use]
 #[inline(always)]
 pub const fn grow(sum: u16, diff: Diff) -> u16 {
-    // As `fold`, but a step shorter: a packet waits for each.
+    // As `fold`, with the steps that so small a sum needs: a packet waits for each.
     let sum = sum as u64 + diff.0 as u64;
     let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (sum + (sum >> 16)) as u16
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// Sum of the pseudo header over a transport packet of `length` bytes (RFC 9293 section 3.1, RFC 8200 section 8.1). Folded,
