@@ -366,11 +366,13 @@ impl<const N: usize> Traffic<N> {
             // Its endpoint has left meanwhile, even if it has come back: the flow was made anew.
             let renewed =
                 |list| conn.backend.is_none_or(|end| !self.cluster.has_stayed(list, end, conn.since, now));
-            // The old place of a flow of datagrams may be another's by now.
-            let moved = match conn.is_tcp() {
-                true => conn.former.contains(&packet.src),
-                false => conn.forgotten || !conn.former.is_empty() || conn.list.is_some_and(renewed),
-            };
+            // Forgotten in the middle of its handshake: what the server has heard by another port it answers to that port. The old
+            // place of a flow of datagrams may be another's by now.
+            let moved = conn.forgotten
+                || match conn.is_tcp() {
+                    true => conn.former.contains(&packet.src),
+                    false => !conn.former.is_empty() || conn.list.is_some_and(renewed),
+                };
             conn.crossed |= conn.list.is_none() && packet.flags == SYN_ACK;
             if moved || conn.crossed || packet.flags == SYN_ACK || conn.is_ending() {
                 return Ok(());
