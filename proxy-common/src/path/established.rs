@@ -2,7 +2,7 @@
 
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
-use super::{lease, pair, rewrite, shortcut};
+use super::{lease, pair, reclaim, rewrite, shortcut};
 use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
@@ -50,7 +50,8 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     }
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
     let caught = packet.is_caught();
-    let doubtful = headers.is_bare_syn() || headers.opens() && has_left(tables, headers, entry, caught);
+    let doubtful = headers.is_bare_syn()
+        || headers.opens() && (has_left(tables, headers, entry, caught) || is_silent(tables, headers, entry));
     if !reply && doubtful && ended(tables, headers, caught) {
         return Known::Ended;
     }
@@ -130,31 +131,41 @@ fn is_first_answer<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N
 /// comes twice must not move a connection.
 const SILENCE: u32 = 3;
 
+/// Whether datagrams have been absent for so long that their flow may be over, as conntrack has it.
+#[inline(always)]
+fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) -> bool {
+    matches!(headers.transport, Transport::Udp)
+        && reclaim::since(entry.seen(), tables.now()) >= reclaim::SHORTEST
+}
+
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
-/// has left and does not answer (P-40), or a UDP flow whose backend has left (P-52). What is over is removed here.
+/// has left and does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time is over. What is over is removed
+/// here.
 ///
 /// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
 #[inline(never)]
 fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught: bool) -> bool {
     let Some(entry) = tables.flow(&headers.key) else { return true };
-    // At the endpoint's edge the pair at the client's has just translated this SYN, and is asked for the answer: where that one has
+    // At the endpoint's edge the pair at the client's has just translated this packet, and is asked for the answer: where that one has
     // not heard of the end, a reset that was lost in between, it goes on for the new connection.
     let stays = headers.key.hook == Hook::Egress as u8;
     if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key, stays) {
         return true;
     }
-    if !has_left(tables, headers, &entry, caught) {
-        return false;
-    }
     let partner = entry.partner(&headers.key);
-    if headers.is_bare_syn()
+    if !has_left(tables, headers, &entry, caught) {
+        if !is_silent(tables, headers, &entry) || !reclaim::is_expired(tables, &headers.key, &entry, &partner)
+        {
+            return false;
+        }
+    } else if headers.is_bare_syn()
         && let Some(answer) = tables.flow(&partner)
         && answer.state() & state::SEEN != 0
         && entry.seen().saturating_sub(answer.seen()) < SILENCE
     {
         return false;
     }
-    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), false);
+    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), stays);
     true
 }
 

@@ -33,6 +33,9 @@ pub enum Worth {
     Live = 3,
 }
 
+/// Ticks for which every pair is kept.
+pub(super) const SHORTEST: u32 = 28;
+
 /// Judges a pair by the states of its directions; `idle` and `lasted` are ticks (about 1.07 s) since the last packet, and
 /// from the first to the last. Limits are never shorter than what kube-proxy and the kernel's defaults give (J10, P-45).
 #[must_use]
@@ -50,7 +53,7 @@ pub const fn worth(protocol: u8, forth: u8, back: u8, idle: u32, lasted: u32) ->
         }
     } else {
         let worth = if answered && lasted >= DOUBT { Worth::Live } else { Worth::Embryonic };
-        (if answered { 112 } else { 28 }, worth)
+        (if answered { 112 } else { SHORTEST }, worth)
     };
     if idle >= limit { Worth::Expired } else { worth }
 }
@@ -212,6 +215,20 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
         }
     }
     fate::GOES
+}
+
+/// Whether the time of the pair of `entry`, which is at `key`, and of the one at `partner` is over, though its turn has not come yet.
+#[inline(always)]
+pub(super) fn is_expired<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    entry: &T::Entry,
+    partner: &FlowKey<N>,
+) -> bool {
+    let now = tables.now();
+    let (seen, back) = tables.flow(partner).map_or((entry.seen(), state::RST), |e| (e.seen(), e.state()));
+    let idle = since(entry.seen(), now).min(since(seen, now));
+    worth(key.protocol, entry.state(), back, idle, 0) == Worth::Expired
 }
 
 /// Forgets the pair whose turn [`look`] has looked at.

@@ -59,13 +59,34 @@ fn flows() -> Vec<Tale> {
             .endpoint_leaves()
             .leaves(syn(BACKEND, CLIENT))
             .becomes(VIP, CLIENT),
-        tale("an idle flow that nobody needed the room of goes on with the same endpoint P-53")
+        silent("an unanswered flow goes on within its time P-53", false, 27).counted(FlowCreated, 1),
+        silent("beyond it is balanced anew, though nobody needed its room P-53", false, 28)
+            .counted(FlowCreated, 2)
+            .entries(2),
+        silent("an answered flow has four times that P-53", true, 111).counted(FlowCreated, 1),
+        silent("and no more P-53", true, 112).counted(FlowCreated, 2).entries(2),
+        tale("a flow whose client is silent has the time of its answers P-53")
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
-            .after(10_000)
+            .after(100)
+            .leaves(syn(BACKEND, CLIENT))
+            .becomes(VIP, CLIENT)
+            .after(100)
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
             .counted(FlowCreated, 1),
+        tale("a masqueraded flow begins anew at both edges P-53")
+            .enters(syn(STRANGER, NODEPORT))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .goes_on()
+            .becomes_unmarked(MASQUERADE, BACKEND)
+            .after(28)
+            .enters(syn(STRANGER, NODEPORT))
+            .becomes_marked(renumbered(STRANGER), BACKEND)
+            .goes_on()
+            .becomes_unmarked(MASQUERADE, BACKEND)
+            .counted(FlowCreated, 4)
+            .entries(4),
         tale("several answers to one datagram")
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
@@ -75,6 +96,13 @@ fn flows() -> Vec<Tale> {
             .becomes(VIP, CLIENT)
             .entries(2),
     ]
+}
+
+/// A flow whose client sends after so many ticks.
+fn silent(what: &str, answered: bool, ticks: u32) -> Tale {
+    let opened = tale(what).enters(syn(CLIENT, VIP)).becomes(CLIENT, BACKEND);
+    let opened = if answered { opened.leaves(syn(BACKEND, CLIENT)).becomes(VIP, CLIENT) } else { opened };
+    opened.after(ticks).enters(syn(CLIENT, VIP)).becomes(CLIENT, BACKEND)
 }
 
 /// The node's own flows from ports that are also NodePorts.
