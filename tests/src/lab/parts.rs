@@ -41,8 +41,7 @@ const INVALID_DROP: &str = "table inet lab {
   chain input { type filter hook input priority 0; ct state invalid counter drop; }
   chain forward { type filter hook forward priority 0; policy drop;
     ct state invalid counter drop
-    ct state new,established,related accept
-    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept; }
+    ct state new,established,related,untracked accept; }
   chain output { type filter hook output priority 0;
     icmpv6 type nd-redirect accept
     ct state invalid counter drop; }
