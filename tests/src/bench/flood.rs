@@ -35,6 +35,8 @@ const RECOVERY: Duration = Duration::from_secs(2);
 const RECOVERED: f64 = 0.95;
 /// A/A of windows this short is noisy beyond this.
 const NOISE: f64 = 0.15;
+/// The row below each that has connections to the Service.
+const STRAIGHT: &str = "the same, straight to an endpoint";
 /// The programs count a datagram flow as live once it has gone both ways for two of their ticks, 2^30 ns each.
 const LIVELY: Duration = Duration::from_nanos(3 << 30);
 /// The strangers' network, 198.18.0.0/15 (RFC 2544).
@@ -83,12 +85,6 @@ fn table(
         let base = median(before)?;
         Ok(after.iter().map(|rate| rate / base).collect())
     };
-    let recovered = |took: Duration, aims: &[Aim]| {
-        let what = "end of the flood to the first window as fast as before";
-        Row::new(what, Unit::Nanoseconds, &[nanoseconds(took)], aims)
-    };
-    let mut straight = recovered(after.straight, &[])?;
-    straight.what.push_str(", straight to an endpoint");
     Ok(Table {
         scenario: "flood",
         method: format!(
@@ -107,21 +103,21 @@ fn table(
             Row::new("SYNs sent", Unit::PerSecond, &rates[..1], &[])?,
             Row::new("datagrams sent", Unit::PerSecond, &rates[1..], &[])?,
             Row::new("connections before", Unit::PerSecond, &before.service, &[])?,
-            Row::new("the same, straight to an endpoint", Unit::PerSecond, &before.straight, &[])?,
+            Row::new(STRAIGHT, Unit::PerSecond, &before.straight, &[])?,
             Row::new(
                 "connections after, to those before",
                 Unit::Ratio,
                 &relative(&after.rates.service, &before.service)?,
                 &[],
             )?,
+            Row::new(STRAIGHT, Unit::Ratio, &relative(&after.rates.straight, &before.straight)?, &[])?,
             Row::new(
-                "the same, straight to an endpoint",
-                Unit::Ratio,
-                &relative(&after.rates.straight, &before.straight)?,
-                &[],
+                "end of the flood to the first window as fast as before",
+                Unit::Nanoseconds,
+                &[nanoseconds(after.service)],
+                &[Aim::AtMost(nanoseconds(RECOVERY))],
             )?,
-            recovered(after.service, &[Aim::AtMost(nanoseconds(RECOVERY))])?,
-            straight,
+            Row::new(STRAIGHT, Unit::Nanoseconds, &[nanoseconds(after.straight)], &[])?,
         ],
         noisy: same.is_some_and(|same| is_noisy(&same, NOISE)),
         same,

@@ -34,6 +34,8 @@ pub(super) fn prepare(namespaces: &BTreeMap<&'static str, Namespace>) -> Result<
         .sysctls(&[("net/ipv4/conf/all/rp_filter", "1"), ("net/ipv4/conf/default/rp_filter", "1")])
 }
 
+/// As a strict host has it: what is forwarded is new or established, and what is invalid is counted.
+///
 /// The node's own ICMPv6 redirects are let through: conntrack looks for the packet they quote only where no other option
 /// stands before it, so it calls those that name the neighbour's hardware address invalid, whoever translates. That none
 /// about a translated flow reaches a pod is told by stories of its own (experiment 3).

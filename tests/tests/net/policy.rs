@@ -41,8 +41,8 @@ fn group(wiring: Wiring) -> Group {
         ));
         // With `always` the operator says that netfilter need not see packets.
         if shortcuts() != "always" {
-            let policy = [("J17_netfilter_sees_clients_and_endpoints", netfilter as _)];
-            stories.extend(both_transports(family, &policy));
+            stories
+                .extend(both_transports(family, &[("J17_netfilter_sees_clients_and_endpoints", netfilter)]));
         }
         stories
             .push(Story::new(format!("H7_health_check_node_port::{family}"), move |bed| health(bed, family)));
