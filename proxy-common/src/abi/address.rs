@@ -202,10 +202,7 @@ mod tests {
             (0..=u16::MAX).step_by(3).map(|n| place((n >> 8) as u8, n as u8)).collect()
         };
         spread("one /16", each(|a, b| Addr::v4([10, 96, a, b]).sieve()));
-        spread(
-            "first hosts of 65,536 networks",
-            each(|a, b| Addr::v4([10, a, b, 1]).sieve())[..4096].to_vec(),
-        );
+        spread("first hosts of networks", each(|a, b| Addr::v4([10, a, b, 1]).sieve()));
         spread(
             "one /112",
             each(|a, b| Addr::v6([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b]).sieve()),

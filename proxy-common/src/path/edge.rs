@@ -26,7 +26,7 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     shortcut::forget_note(packet);
     let mut verdict = enters(packet, tables, room, l3);
     if verdict == Verdict::Pass
-        && (packet.note() == shortcut::note::ASKS
+        && (packet.note() == shortcut::note::ASKS && lease::are_routes_enough(tables)
             || room.is_parsed() && room.transport == Transport::IcmpError)
     {
         verdict = Verdict::from_code(tables.passes_by(packet, room));

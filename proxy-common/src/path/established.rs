@@ -153,16 +153,15 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught:
         return true;
     }
     let partner = entry.partner(&headers.key);
-    if !has_left(tables, headers, &entry, caught) {
-        if !is_silent(tables, headers, &entry) || !reclaim::is_expired(tables, &headers.key, &entry, &partner)
-        {
-            return false;
-        }
-    } else if headers.is_bare_syn()
-        && let Some(answer) = tables.flow(&partner)
-        && answer.state() & state::SEEN != 0
-        && entry.seen().saturating_sub(answer.seen()) < SILENCE
-    {
+    let goes_on = if !has_left(tables, headers, &entry, caught) {
+        headers.is_bare_syn() || !reclaim::is_expired(tables, &headers.key, &entry, &partner)
+    } else {
+        headers.is_bare_syn()
+            && tables.flow(&partner).is_some_and(|answer| {
+                answer.state() & state::SEEN != 0 && entry.seen().saturating_sub(answer.seen()) < SILENCE
+            })
+    };
+    if goes_on {
         return false;
     }
     pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), stays);

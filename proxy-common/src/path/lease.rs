@@ -46,9 +46,6 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
 ) -> Returned {
-    if packet.note() != note::ASKS || !are_routes_enough(tables) {
-        return Returned::NONE;
-    }
     let Some(entry) = tables.flow(&headers.key) else { return Returned::NONE };
     if !pair::is_of(&entry, &headers.key, Kind::Translate as u32) {
         return Returned::NONE;

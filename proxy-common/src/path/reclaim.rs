@@ -188,6 +188,19 @@ pub(super) const fn since(then: u32, now: u32) -> u32 {
     if ticks > u32::MAX / 2 { 0 } else { ticks }
 }
 
+/// What the half at `partner` has shown of a pair whose other half was met at tick `seen`, and how many ticks ago either was met last.
+/// A half that is lost counts as reset.
+#[inline(always)]
+fn other_half<const N: usize, T: Tables<N>>(
+    tables: &T,
+    partner: &FlowKey<N>,
+    seen: u32,
+    now: u32,
+) -> (u8, u32) {
+    let (answered, back) = tables.flow(partner).map_or((seen, state::RST), |e| (e.seen(), e.state()));
+    (back, since(seen, now).min(since(answered, now)))
+}
+
 /// The [`fate`] of a turn, if pairs go that are worth no more than `forgets`, a [`Worth`].
 #[inline(always)]
 pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
@@ -199,9 +212,8 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
     let (seen, forth, created) = (entry.seen(), entry.state(), entry.created());
     room.kind = entry.kind();
     *partner = entry.partner(&turn.key);
-    let (answered, back) = tables.flow(partner).map_or((seen, state::RST), |e| (e.seen(), e.state()));
+    let (back, idle) = other_half(tables, partner, seen, now);
     room.state = forth | back;
-    let idle = since(seen, now).min(since(answered, now));
     let lasted = since(created, now).saturating_sub(idle);
     if worth(turn.key.protocol, forth, back, idle, lasted) as u32 > forgets {
         return fate::STAYS;
@@ -225,9 +237,7 @@ pub(super) fn is_expired<const N: usize, T: Tables<N>>(
     entry: &T::Entry,
     partner: &FlowKey<N>,
 ) -> bool {
-    let now = tables.now();
-    let (seen, back) = tables.flow(partner).map_or((entry.seen(), state::RST), |e| (e.seen(), e.state()));
-    let idle = since(entry.seen(), now).min(since(seen, now));
+    let (back, idle) = other_half(tables, partner, entry.seen(), tables.now());
     worth(key.protocol, entry.state(), back, idle, 0) == Worth::Expired
 }
 

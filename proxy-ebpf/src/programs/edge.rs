@@ -1,4 +1,4 @@
-//! tc programs of an edge.
+//! tc programs of an edge. Inlined into what the macro makes of them, which would call them: each return costs.
 
 use crate::family::{Family, V4, V6};
 use crate::packet::Skb;
