@@ -7,8 +7,8 @@ use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
-/// have changed the source port since the client's edge. `own` packets of the node keep their source address, and their
-/// port if it is free.
+/// have changed the source port since the client's edge. Packets of the node's `own` address keep it, and their port if it
+/// is free.
 #[inline(always)]
 pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -35,6 +35,17 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
+}
+
+/// Whether the stack has masqueraded a packet that carries the mark. kube-proxy's rules do so while they are beside us (L-07), with the
+/// first packet of a connection, whose mark they clear: its others come marked, and go on as that one has.
+#[inline(always)]
+pub(super) fn is_done<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> bool {
+    tables.masquerade_address(packet.ifindex()).is_some_and(|address| address.same(&headers.key.src))
 }
 
 /// Whether a new flow of the node itself to what is or was an endpoint would get its answers unmasqueraded to somebody

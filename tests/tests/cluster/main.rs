@@ -129,6 +129,8 @@ fn swap_back(suite: &mut Suite) -> Result<()> {
     let held = Held::open(bed, "after", EACH)?;
     println!("{} flows are held through Sluice", held.count());
     bed.swap_back()?;
+    // Programs without an agent serve what is new until kube-proxy's rules have had their time: meanwhile both are there.
+    ask_everywhere(bed)?;
     held.live(bed)?;
     suite.of_sluice = Some(held);
     Ok(())

@@ -31,6 +31,7 @@ fn group(wiring: Wiring) -> Group {
                 ("masquerade_survives_renumbering_by_the_stack", renumbered),
                 ("a_forward_chain_that_accepts_the_mark", accepted_by_mark),
                 ("masquerade_does_not_collide_with_the_cnis", beside_another_masquerade),
+                ("L07_beside_kube_proxys_masquerade", beside_kube_proxys_masquerade),
             ],
         ));
         stories.push(Story::new(format!("P60_one_unconnected_udp_socket_two_ways::{family}"), move |bed| {
@@ -197,6 +198,34 @@ fn accepted_by_mark(bed: &mut Bed, family: Family, transport: Transport) -> Resu
     bed.nft("delete table inet strict")?;
     marked?;
     ensure!(unmarked == Outcome::Timeout, "the chain did not drop what has no mark: {unmarked}");
+    Ok(())
+}
+
+/// kube-proxy's rule masquerades what comes with its mark, which is ours, and takes the mark off a connection's first packet only: so it is
+/// where both are on a node, when one takes the other's place.
+fn beside_kube_proxys_masquerade(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    bed.nft(
+        "table inet postrouting { chain post { type nat hook postrouting priority 100;
+           meta mark & 0x4000 == 0x4000 meta mark set mark xor 0x4000 masquerade fully-random; }
+           chain forward { type filter hook forward priority 0; ct state established accept; }\n}",
+    )?;
+    let opened: Result<Vec<_>> = [first(), remote()]
+        .into_iter()
+        .map(|app| open(bed.place(Who::Client), app.address(Via::NodePort, family), transport, 0))
+        .collect();
+    let held = opened.and_then(|mut held| held.iter_mut().try_for_each(goes_on).map(|()| held));
+    // Its chain stays, as kube-proxy's do, and somebody else tracks connections: without either the stack would translate no more.
+    bed.nft("flush chain inet postrouting post")?;
+    let lives =
+        held.and_then(|mut held| held.iter_mut().try_for_each(goes_on).context("once the rule has gone"));
+    bed.nft("delete table inet postrouting")?;
+    lives
+}
+
+/// The next packet of a connection is answered by whom the first one was, who sees the same client.
+fn goes_on(connection: &mut Connection) -> Result<()> {
+    let next = connection.ask(b"next").ok().context("the next packet")?;
+    ensure!(next == connection.answer, "first {:?}, then {next:?}", connection.answer);
     Ok(())
 }
 

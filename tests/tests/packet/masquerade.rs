@@ -9,6 +9,8 @@ use sluice_tests::packet::world::{BACKEND_PORT, LOCAL_NODE_PORT, MARK, PORT};
 
 /// Every bit but ours.
 const OTHERS: u32 = !MARK;
+/// What the stack's own masquerade has made of a client.
+const BY_STACK: Party = (Who::Masquerade, 55_555);
 const OWN: Party = (Who::Backend, 40_030);
 
 pub fn rows() -> Vec<Tale> {
@@ -131,6 +133,15 @@ fn rewrites() -> Vec<Tale> {
             .becomes_unmarked(MASQUERADE, (Who::Outside, 443))
             .enters(syn_ack((Who::Outside, 443), SEEN))
             .becomes((Who::Outside, 443), CLIENT),
+        tale("what kube-proxy's rules have masqueraded, and taken the mark off first, goes on as it is L-07")
+            .leaves(syn(BY_STACK, BACKEND))
+            .untouched()
+            .enters(syn_ack(BACKEND, BY_STACK))
+            .untouched()
+            .leaves(ack(BY_STACK, BACKEND).marked(MARK))
+            .becomes_unmarked(BY_STACK, BACKEND)
+            .enters(ack(BACKEND, BY_STACK))
+            .becomes(BACKEND, BY_STACK),
         tale("a device without address masquerades nothing: the packet is dropped")
             .on_device(|device| (device.masquerade_v4, device.masquerade_v6) = (Addr([0]), Addr([0; 4])))
             .leaves(syn(STRANGER, BACKEND).marked(MARK))
