@@ -220,9 +220,7 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
         _ => return quoted(packet, tables, headers, Hook::Egress).unwrap_or(Verdict::Pass),
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
-    let own = if marked {
-        masquerade::is_done(packet, tables, headers)
-    } else if masquerade::shadowed(tables, headers) {
+    let own = if marked || masquerade::shadowed(tables, headers) {
         false
     } else if masquerade::resembles_frontend(packet, tables, headers) {
         true

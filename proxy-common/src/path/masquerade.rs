@@ -7,8 +7,10 @@ use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
-/// have changed the source port since the client's edge. Packets of the node's `own` address keep it, and their port if it
-/// is free.
+/// have changed the source port since the client's edge. `own` packets of the node keep their source address.
+///
+/// What has the right source address keeps its port, if that is free. kube-proxy's rules, while they are beside us (L-07), masquerade the
+/// first packet of a connection and clear its mark: its others come marked, and go on as that one has.
 #[inline(always)]
 pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -19,8 +21,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     let free = |flow: &Flow<N>, port| {
         let frontend =
             FrontendKey { address: Addr::UNSPECIFIED, port, protocol: headers.key.protocol, pad: 0 };
-        own && port == headers.key.sport
-            || tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &flow.src, port)
+        tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &flow.src, port)
     };
     let opened = tables.scratch(|scratch| {
         let (key, ifindex) = (&headers.key, packet.ifindex());
@@ -30,22 +31,12 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         }
         scratch.flow.dst = key.dst;
         scratch.flow.dport = key.dport;
-        pair::open(tables, &headers.key, scratch, own, free)?;
+        let keep_port = scratch.flow.src.same(&key.src);
+        pair::open(tables, key, scratch, keep_port, free)?;
         packet.set_mark(packet.mark() & !tables.masquerade_mark());
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
-}
-
-/// Whether the stack has masqueraded a packet that carries the mark. kube-proxy's rules do so while they are beside us (L-07), with the
-/// first packet of a connection, whose mark they clear: its others come marked, and go on as that one has.
-#[inline(always)]
-pub(super) fn is_done<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> bool {
-    tables.masquerade_address(packet.ifindex()).is_some_and(|address| address.same(&headers.key.src))
 }
 
 /// Whether a new flow of the node itself to what is or was an endpoint would get its answers unmasqueraded to somebody

@@ -172,7 +172,7 @@ pub fn other_ports<const N: usize>(seed: u32, key: &FlowKey<N>) -> impl Iterator
 
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
 /// live flow owns it, this one takes another source port; without `keep_port` it does so in any case. `free` says whether
-/// a port may be used at all.
+/// another port may be used at all.
 #[inline(always)]
 pub(super) fn open<const N: usize, T: Tables<N>>(
     tables: &T,
@@ -213,14 +213,15 @@ fn insert<const N: usize, T: Tables<N>>(
     // Between the edges an endpoint that dials itself by its own port would be its own answer.
     let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
     for attempt in 0..PORT_TRIES {
-        let port = if keep_port && attempt == 0 { key.sport } else { candidate(secret, attempt) };
-        if port == own || !free(&scratch.flow, port) {
+        let keeps = keep_port && attempt == 0;
+        let port = if keeps { key.sport } else { candidate(secret, attempt) };
+        if port == own || !keeps && !free(&scratch.flow, port) {
             continue;
         }
         scratch.flow.sport = port;
         // A connection that has just closed lives on at the endpoint, in TIME_WAIT: to another client's SYN from its port it answers
         // with an ACK, which costs that client a second. Its own client's next one is taken for what it is.
-        let takes_closed = attempt >= PORT_TRIES - 2 || keep_port && attempt == 0;
+        let takes_closed = attempt >= PORT_TRIES - 2 || keeps;
         match insert_halves(tables, key, scratch, takes_closed) {
             Insert::Done if reclaim::queue(tables, key, scratch) => {
                 tables.count(Reason::FlowCreated);
