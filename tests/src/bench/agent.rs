@@ -1,4 +1,4 @@
-//! Scenario `start`, and what else needs the real agent: start, adoption, new devices, size.
+//! Scenario `start`, and what else needs the real agent: start, adoption, new devices, changes of endpoints, size.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,14 @@ use super::cluster::Cluster;
 use super::control::nanoseconds;
 use super::report::{Aim, Row, Table, Unit};
 use super::{Effort, MIB};
-use crate::lab::{Agent, Bed, BedConfig, Wiring, agent::binary, agent::served, command};
+use crate::lab::{Agent, Bed, BedConfig, Family, Wiring, agent::binary, agent::served, command};
+use crate::traffic::sender::{BACKENDS, BEFORE, CHANGES, Sender, app};
 
 /// Longest wait for anything the agent does.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CLUSTER: Cluster = Cluster::USUAL;
 
-/// Measures starts, adoptions and new devices.
+/// Measures starts, adoptions, new devices and changes of endpoints.
 ///
 /// # Errors
 /// The agent does not do what it should.
@@ -25,19 +26,23 @@ pub fn run(effort: Effort) -> Result<Table> {
     let mut bed = Bed::build(BedConfig::new(Wiring::Routed))?;
     let first = (0..starts).map(|_| first_program(&mut bed)).collect::<Result<Vec<_>>>()?;
     let (told, seen) = devices(&mut bed, effort.rounds(20, 100))?;
+    let moved = followed(&mut bed)?;
     bed.agent = None;
     CLUSTER.write(bed.manifests.directory())?;
     let empty = synced(&mut bed, CLUSTER)?;
     let adopted = (0..adoptions).map(|_| synced(&mut bed, CLUSTER)).collect::<Result<Vec<_>>>()?;
     let size = std::fs::metadata(binary()?).context("no binary")?.len() as f64;
     let time = Unit::Nanoseconds;
+    let longest = moved.iter().copied().fold(0.0, f64::max);
     Ok(Table {
         scenario: "start",
         method: format!(
             "the released binary in a namespace with four edges, objects from files; median [quartiles] of {starts} starts \
-             on an empty node, {adoptions} restarts after SIGKILL with {} Services, {} new devices",
+             on an empty node, {adoptions} restarts after SIGKILL with {} Services, {} new devices, {} changes of endpoints, to none \
+             and back among them, under four senders: pod, outside client, the node with a connected socket and without",
             CLUSTER.services,
-            seen.len()
+            seen.len(),
+            CHANGES.len()
         ),
         columns: vec!["figure"],
         rows: vec![
@@ -49,6 +54,13 @@ pub fn run(effort: Effort) -> Result<Table> {
                 &[Aim::AtMost(50e6)],
             )?,
             Row::new("  of it: from the agent's event, as status tells", time, &told, &[])?,
+            Row::new(
+                "an endpoint changes until senders of UDP that never pause have the new one",
+                time,
+                &moved,
+                &[],
+            )?,
+            Row::new("  the longest of these", time, &[longest], &[Aim::AtMost(1e9)])?,
             Row::new("exec to in sync, first time, from files", time, &[empty], &[])?,
             Row::new("exec to in sync, state adopted", time, &adopted, &[Aim::AtMost(1e9)])?,
             Row::new("size of the binary", Unit::Bytes, &[size], &[Aim::AtMost(15.0 * MIB)])?,
@@ -123,6 +135,35 @@ fn devices(bed: &mut Bed, count: u64) -> Result<(Vec<f64>, Vec<f64>)> {
     let edges = status["edges"].as_array().into_iter().flatten();
     let told = edges.filter(|edge| edge["name"].as_str().is_some_and(new));
     Ok((told.filter_map(|edge| Some(edge["attach_ms"].as_f64()? * 1e6)).collect(), seen))
+}
+
+/// How long each sender that never pauses took to follow each change, from before the object is written.
+fn followed(bed: &mut Bed) -> Result<Vec<f64>> {
+    for backend in BACKENDS {
+        bed.serve(backend.who, backend.port)?;
+    }
+    bed.apply(&app(BEFORE))?;
+    let senders = Sender::everywhere(bed, Family::V4);
+    senders.iter().try_for_each(|sender| sender.first(0, BEFORE).map(drop))?;
+    let (mut took, mut before) = (Vec::new(), BEFORE);
+    for after in CHANGES {
+        let sent: Vec<_> = senders.iter().map(Sender::sent).collect();
+        let changed = Instant::now();
+        bed.apply_unawaited(&app(after))?;
+        // Where another joins, whoever has one stays.
+        let moves = before.is_empty() || !before.iter().all(|backend| after.contains(backend));
+        for (sender, sent) in senders.iter().zip(sent) {
+            let first = sender.first(sent, after)?.at;
+            took.extend(moves.then(|| nanoseconds(first.saturating_duration_since(changed))));
+        }
+        // The next change finds each where this one has led it.
+        bed.wait_installed(&app(after))?;
+        senders.iter().for_each(|sender| drop(sender.take()));
+        before = after;
+    }
+    senders.into_iter().try_for_each(Sender::finish)?;
+    bed.delete(&app(BEFORE))?;
+    Ok(took)
 }
 
 fn device(number: u64) -> Result<f64> {

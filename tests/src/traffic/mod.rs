@@ -4,6 +4,7 @@ pub mod association;
 pub mod client;
 pub mod flood;
 pub mod load;
+pub mod sender;
 pub mod server;
 
 /// Bytes of the largest UDP payload over IPv4.
