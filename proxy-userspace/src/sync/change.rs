@@ -1,9 +1,10 @@
 //! One port's change: whether it fits, what it takes, what is written.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use ipnet::IpNet;
 use proxy_common::abi::{Frontend, Run, service_flags};
 use thiserror::Error;

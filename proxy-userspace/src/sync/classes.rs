@@ -1,8 +1,9 @@
 //! What each address is: reference counts from frontends, endpoints and the node.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 
+use foldhash::HashMap;
 use proxy_common::abi::AddressClass;
 
 use super::{Dialled, PerFamily};
@@ -18,6 +19,8 @@ struct Uses {
     node: u32,
     /// What the map holds; `None`: it has no such entry.
     written: Option<u32>,
+    /// Among the addresses that have changed.
+    dirty: bool,
 }
 
 impl Uses {
@@ -44,7 +47,8 @@ const NODE: u32 = AddressClass::LOCAL | AddressClass::NODE_PORT;
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
     uses: HashMap<IpAddr, Uses>,
-    dirty: HashSet<IpAddr>,
+    /// Each once.
+    dirty: Vec<IpAddr>,
     /// Addresses in `uses` by family.
     counts: PerFamily<usize>,
     /// Frontends of SCTP.
@@ -68,20 +72,21 @@ impl Classes {
     pub fn new(written: impl IntoIterator<Item = (IpAddr, u32)>) -> Self {
         let mut classes = Self::default();
         for (ip, written) in written {
-            classes.change(ip, |uses| {
-                *uses = Uses { written: Some(written), node: written & NODE, ..Uses::default() }
-            });
+            let uses = Uses { written: Some(written), node: written & NODE, ..Uses::default() };
+            classes.counts[Family::of(&ip)] += usize::from(classes.uses.insert(ip, uses).is_none());
         }
-        classes.dirty.clear();
         classes
     }
 
     fn change(&mut self, ip: IpAddr, edit: impl FnOnce(&mut Uses)) {
-        edit(self.uses.entry(ip).or_insert_with(|| {
+        let uses = self.uses.entry(ip).or_insert_with(|| {
             self.counts[Family::of(&ip)] += 1;
             Uses::default()
-        }));
-        self.dirty.insert(ip);
+        });
+        edit(uses);
+        if !std::mem::replace(&mut uses.dirty, true) {
+            self.dirty.push(ip);
+        }
     }
 
     pub fn add_frontend(&mut self, dialled: &Dialled) {
@@ -113,7 +118,10 @@ impl Classes {
 
     /// Every address is looked at again: once the first complete list is there, what nothing refers to goes.
     pub fn review(&mut self) {
-        self.dirty.extend(self.uses.keys().copied());
+        self.dirty.extend(self.uses.iter_mut().filter(|(_, uses)| !uses.dirty).map(|(ip, uses)| {
+            uses.dirty = true;
+            *ip
+        }));
     }
 
     /// The node's own addresses, and those that serve NodePorts. A loopback address is never local to a packet.
@@ -147,6 +155,7 @@ impl Classes {
         // Taken with its room: the first flush is of everything there is.
         for ip in std::mem::take(&mut self.dirty) {
             let Some(uses) = self.uses.get_mut(&ip) else { continue };
+            uses.dirty = false;
             let (entry, want) = (uses.written, uses.bits());
             let is = entry.unwrap_or_default();
             uses.written = Some(want);

@@ -112,7 +112,7 @@ impl Syncer {
         }
         let mut classes = Classes::new(store.addresses()?);
         let mut strays = BTreeMap::new();
-        let mut owners = HashMap::new();
+        let mut owners = foldhash::HashMap::default();
         let mut owned = PerFamily::<u32>::default();
         let (services, stray_ranges) = port::read(store, &slots)?;
         for found in services {
