@@ -4,13 +4,13 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::case::merge;
 use super::cell::added_address;
 use super::change::sentinel;
-use super::{KubeProxy, Plane, Variant};
+use super::{KubeProxy, Plane, Variant, matrix};
 use crate::api::Uplink;
 use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{CLUSTER_CIDR, Family, Who, Wiring, cluster_ip};
@@ -81,6 +81,9 @@ impl Bench {
         ours.home().flags = vec!["--config".into(), own_config.display().to_string()];
         ours.start_agent()?;
         kube_proxy.ready()?;
+        for (name, bed) in [("Sluice", &ours), ("kube-proxy", &theirs)] {
+            knows_its_zone(name, bed)?;
+        }
         let sctp = [sctp_servers(&ours)?, sctp_servers(&theirs)?].into_iter().flatten().collect();
         Ok(Self { mode, wiring, kube_proxy, _sctp: sctp, ours, theirs, _uplinks: uplinks })
     }
@@ -113,6 +116,28 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// Connections that must all go to one of two endpoints.
+const LOOKS: usize = 16;
+
+/// Waits until hints are followed: kube-proxy may hear of its node's zone only after it has written its rules for the first time.
+fn knows_its_zone(name: &str, bed: &Bed) -> Result<()> {
+    let case =
+        matrix::cases().into_iter().find(|case| case.name == matrix::HINTED).context("no such case")?;
+    let expected = Backend::new(Who::Pb, super::case::TARGET_PORT).id();
+    for family in Family::BOTH {
+        let to = (cluster_ip(family, case.number), SERVICE_PORT).into();
+        let dial = Dial::new(bed.place(Who::Pa), to, Transport::Tcp);
+        until(&format!("{name} knows its zone"), PATIENCE, || {
+            (0..LOOKS).try_for_each(|_| {
+                let answer = dial.probe().ok()?;
+                ensure!(answer.backend == expected, "{} answers", answer.backend);
+                Ok(())
+            })
+        })?;
+    }
+    Ok(())
 }
 
 /// kube-proxy's configuration file.

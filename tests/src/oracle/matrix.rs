@@ -142,6 +142,9 @@ fn source_ranges() -> Vec<Case> {
     ]
 }
 
+/// The case whose endpoints differ in nothing but their hint: the first is meant for n1's zone.
+pub const HINTED: &str = "hints-zone";
+
 /// C11, C12, C13, C14: topology hints; no annotation says that they are meant.
 fn hints() -> Vec<Case> {
     let zoned = |who: Who, zones: &'static [&'static str]| Endpoint { zones, ..ready(who) };
