@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::case::merge;
@@ -16,8 +16,8 @@ use crate::lab::app::SERVICE_PORT;
 use crate::lab::plan::{CLUSTER_CIDR, Family, Who, Wiring, cluster_ip};
 use crate::lab::wiring::host_device;
 use crate::lab::{Backend, Bed, BedConfig};
-use crate::traffic::{Answering, Dial, Server};
-use crate::wait::until;
+use crate::traffic::{Answering, Dial, Outcome, Server};
+use crate::wait::{poll, until};
 use crate::wire::Transport;
 
 /// kube-proxy's mode; for Sluice the set of defaults that comes with it.
@@ -76,14 +76,9 @@ impl Bench {
         };
         let own_config = write(ours.directory(), with(plane, mode, &variant.own_config(mode, wiring)))?;
         let path = write(theirs.directory(), config(plane, mode, wiring, variant))?;
-        let log = theirs.directory().join("kube-proxy.log");
-        let mut kube_proxy = KubeProxy::start(theirs.namespace("n1"), mode, &path, &log)?;
         ours.home().flags = vec!["--config".into(), own_config.display().to_string()];
         ours.start_agent()?;
-        kube_proxy.ready()?;
-        for (name, bed) in [("Sluice", &ours), ("kube-proxy", &theirs)] {
-            knows_its_zone(name, bed)?;
-        }
+        let kube_proxy = kube_proxy(&theirs, mode, &path)?;
         let sctp = [sctp_servers(&ours)?, sctp_servers(&theirs)?].into_iter().flatten().collect();
         Ok(Self { mode, wiring, kube_proxy, _sctp: sctp, ours, theirs, _uplinks: uplinks })
     }
@@ -118,26 +113,38 @@ impl Bench {
     }
 }
 
+/// Starts of kube-proxy.
+const STARTS: usize = 5;
+/// How long its rules may be behind what it knows.
+const DELAY: Duration = Duration::from_secs(5);
 /// Connections that must all go to one of two endpoints.
 const LOOKS: usize = 16;
 
-/// Waits until hints are followed: kube-proxy may hear of its node's zone only after it has written its rules for the first time.
-fn knows_its_zone(name: &str, bed: &Bed) -> Result<()> {
-    let case =
-        matrix::cases().into_iter().find(|case| case.name == matrix::HINTED).context("no such case")?;
-    let expected = Backend::new(Who::Pb, super::case::TARGET_PORT).id();
-    for family in Family::BOTH {
-        let to = (cluster_ip(family, case.number), SERVICE_PORT).into();
-        let dial = Dial::new(bed.place(Who::Pa), to, Transport::Tcp);
-        until(&format!("{name} knows its zone"), PATIENCE, || {
-            (0..LOOKS).try_for_each(|_| {
-                let answer = dial.probe().ok()?;
-                ensure!(answer.backend == expected, "{} answers", answer.backend);
-                Ok(())
-            })
-        })?;
+/// Starts kube-proxy until it is one that knows its node's zone: where the informer tells of the Node before the proxiers have
+/// registered (`NodeTopologyConfig` in v1.36's pkg/proxy/config/config.go), they hear of it only once its labels change.
+fn kube_proxy(bed: &Bed, mode: Mode, config: &Path) -> Result<KubeProxy> {
+    let log = bed.directory().join("kube-proxy.log");
+    for _ in 0..STARTS {
+        let mut kube_proxy = KubeProxy::start(bed.namespace("n1"), mode, config, &log)?;
+        kube_proxy.ready()?;
+        if poll(DELAY, || follows_hints(bed).then_some(())).is_some() {
+            return Ok(kube_proxy);
+        }
     }
-    Ok(())
+    bail!("kube-proxy has not learnt its node's zone in any of {STARTS} starts")
+}
+
+/// Whether a pod's connections go to the endpoint that is meant for its zone, and to no other.
+fn follows_hints(bed: &Bed) -> bool {
+    let hinted = matrix::cases().into_iter().find(|case| case.name == matrix::HINTED);
+    let expected = Backend::new(Who::Pb, super::case::TARGET_PORT).id();
+    hinted.is_some_and(|case| {
+        Family::BOTH.into_iter().all(|family| {
+            let to = (cluster_ip(family, case.number), SERVICE_PORT).into();
+            let dial = Dial::new(bed.place(Who::Pa), to, Transport::Tcp);
+            (0..LOOKS).all(|_| matches!(dial.probe(), Outcome::Ok(answer) if answer.backend == expected))
+        })
+    })
 }
 
 /// kube-proxy's configuration file.
