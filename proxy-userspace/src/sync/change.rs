@@ -75,11 +75,10 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Something goes, so there may be room for what waits.
+    /// Something goes, so there may be room for what waits. Ids rest before they are given again.
     pub fn frees(&self) -> bool {
-        let closed = self.closed.v4.len() + self.closed.v6.len();
-        let leaving = self.leaving.v4 + self.leaving.v6;
-        !self.gone.is_empty() || !self.cleared.is_empty() || leaving > 0 || closed > 0
+        let leaves = |family| self.leaving[family] > 0 || !self.closed[family].is_empty();
+        !self.gone.is_empty() || leaves(Family::V4) || leaves(Family::V6)
     }
 
     /// See [`super::Report::departed`].

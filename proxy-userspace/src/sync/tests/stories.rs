@@ -150,7 +150,7 @@ fn a_service_comes_whole_or_not_at_all() {
     let named = |service: &str, port: &str| PortId { port: port.into(), ..id(service) };
     type Limit = fn(&mut Capacity);
     let limits: [(&str, Limit, Lack); 5] = [
-        ("ports", |capacity| capacity.services = 3, Lack::Services(3)),
+        ("services", |capacity| capacity.services = 3, Lack::Services(3)),
         ("endpoints", |capacity| capacity.endpoints = 7, Lack::Endpoints(7)),
         ("frontends", |capacity| capacity.frontends = 3, Lack::Frontends(3)),
         ("addresses", |capacity| capacity.addresses = 7, Lack::Addresses(7)),
@@ -175,6 +175,7 @@ fn a_service_comes_whole_or_not_at_all() {
         let refused: Vec<_> =
             report.refused.iter().map(|refused| (refused.id.clone(), refused.why)).collect();
         assert_eq!(refused, [(named("two", "a"), why), (named("two", "b"), why)], "{what}");
+        assert_eq!(why.limit(), what);
         let installed = |syncer: &Syncer, fake: &Fake| -> Vec<_> {
             syncer.installed(fake).unwrap().into_iter().filter_map(|port| port.id).collect()
         };
@@ -183,6 +184,71 @@ fn a_service_comes_whole_or_not_at_all() {
         syncer.apply(&mut fake, gone, at(1));
         assert!(syncer.tick(&mut fake, at(10)).is_clean(), "{what}");
         assert_eq!(installed(&syncer, &fake), [named("two", "a"), named("two", "b")], "{what}");
+    }
+}
+
+/// C-32: what needs no rest is another's in the same call.
+#[test]
+fn room_that_one_gives_another_has_at_once() {
+    let with = |number: u8, endpoints: &[&str], ranges: &[&str]| {
+        let mut state = cluster_ip(number, endpoints);
+        state.ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        state.flags |= if ranges.is_empty() { 0 } else { service_flags::SOURCE_RANGES };
+        state
+    };
+    let of_v6 = |port| {
+        let mut state = cluster_ip(1, &[]);
+        (state.frontends[0].address, state.frontends[0].port) = ("fd00::1".parse().unwrap(), port);
+        state.external = vec!["[fd00:1::1]:80".parse().unwrap()];
+        state.internal.clone_from(&state.external);
+        state
+    };
+    let (none, range) = (&[][..], &["10.0.0.0/8"][..]);
+    let (one, two) = (&["10.1.0.1:80"][..], &["10.1.0.1:80", "10.1.0.2:80"][..]);
+    let other = &["10.1.0.3:80"][..];
+    type Limit = fn(&mut Capacity);
+    // What there is least of, what is there, what it becomes, what waits.
+    let cases: [(&str, Limit, Family, PortState, Option<PortState>, PortState); 5] = [
+        ("frontends", |c| c.frontends = 1, Family::V4, with(1, one, none), None, with(2, one, none)),
+        ("frontends", |c| c.frontends = 1, Family::V6, of_v6(80), None, of_v6(81)),
+        (
+            "addresses",
+            |c| c.addresses = 4,
+            Family::V4,
+            with(1, two, none),
+            Some(with(1, one, none)),
+            with(2, other, none),
+        ),
+        (
+            "ranges",
+            |c| c.ranges = 1,
+            Family::V4,
+            with(1, one, range),
+            Some(with(1, one, none)),
+            with(2, one, range),
+        ),
+        (
+            "nothing",
+            |c| c.ranges = 1,
+            Family::V4,
+            with(1, one, range),
+            Some(with(1, two, range)),
+            with(2, one, range),
+        ),
+    ];
+    for (what, limit, family, before, after, waiting) in cases {
+        let (mut fake, _) = start();
+        limit(&mut fake.capacity);
+        [&before, &waiting].into_iter().chain(&after).for_each(|state| fake.allow(state));
+        let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+        let [first, second] = ["one", "two"].map(|name| PortId { family, ..id(name) });
+        let changes = vec![(first.clone(), Some(before)), (second.clone(), Some(waiting))];
+        let report = syncer.apply(&mut fake, changes, at(0));
+        assert_eq!(report.refused.len(), 1, "{what} {family:?}");
+        assert_eq!(report.refused[0].id, second, "{what} {family:?}");
+        let report = syncer.apply(&mut fake, vec![(first, after)], at(1));
+        assert!(report.is_clean(), "{what} {family:?}: {:?}", report.refused);
+        assert_eq!(syncer.refused().len(), usize::from(what == "nothing"), "{what} {family:?}");
     }
 }
 
