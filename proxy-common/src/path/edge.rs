@@ -222,7 +222,9 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     let own = if marked || masquerade::shadowed(tables, headers) {
         false
-    } else if masquerade::resembles_frontend(packet, tables, headers) {
+    } else if masquerade::resembles_frontend(packet, tables, headers)
+        || masquerade::is_anothers(packet, tables, headers)
+    {
         true
     } else {
         return Verdict::Pass;

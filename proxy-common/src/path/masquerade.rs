@@ -3,7 +3,7 @@
 use super::traits::{Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{frontend, pair, rewrite};
-use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
+use crate::abi::{Addr, AddressClass, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
@@ -68,4 +68,21 @@ pub(super) fn resembles_frontend<const N: usize, P: Packet, T: Tables<N>>(
     headers.transport == Transport::Udp
         && packet.is_own()
         && frontend::find(tables, tables.address_class(&key.src), &key.src, key.sport, key.protocol).is_some()
+}
+
+/// Whether somebody else has masqueraded this packet to an endpoint: the stack forwards it from the node's own address. So come
+/// connections that kube-proxy's rules have begun before it left. Each is written down as it is, for conntrack does not tell which
+/// ports it has given, and one of our flows by the same port would get its answers (L-07).
+#[inline(always)]
+pub(super) fn is_anothers<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> bool {
+    let key = &headers.key;
+    !packet.is_own()
+        && !tables.is_stranger(&key.dst)
+        && tables.masquerade_address(packet.ifindex()).is_some_and(|address| address.same(&key.src))
+        && tables.address_class(&key.dst).any(AddressClass::ENDPOINT)
+        && !tables.handed_over()
 }

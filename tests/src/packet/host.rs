@@ -26,6 +26,7 @@ pub struct Frame {
     pub segment: u32,
     /// Its frame is for somebody else.
     pub flooded: bool,
+    pub forwarded: bool,
     /// Where routes lead, in the order in which they are asked; 0: nowhere.
     pub routes: [u32; 2],
     /// Where it has been sent, past the stack.
@@ -36,7 +37,17 @@ impl Frame {
     /// One that carries no note.
     #[must_use]
     pub const fn new(bytes: Vec<u8>, mark: u32, ifindex: u32) -> Self {
-        Self { bytes, mark, ifindex, note: 0, segment: 0, flooded: false, routes: [0; 2], sent: None }
+        Self {
+            bytes,
+            mark,
+            ifindex,
+            note: 0,
+            segment: 0,
+            flooded: false,
+            forwarded: false,
+            routes: [0; 2],
+            sent: None,
+        }
     }
 }
 
@@ -117,9 +128,8 @@ impl Packet for Frame {
         self.sent = Some((device, peer));
     }
 
-    /// BPF_PROG_TEST_RUN gives every packet a socket.
     fn is_own(&self) -> bool {
-        true
+        !self.forwarded
     }
 
     fn is_caught(&self) -> bool {
@@ -173,6 +183,7 @@ impl Node for Host {
             note: hook.note,
             segment,
             flooded: hook.flooded,
+            forwarded: hook.forwarded,
             routes: hook.routes,
             ..Frame::new(bytes.to_vec(), mark, hook.ifindex)
         };

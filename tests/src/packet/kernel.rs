@@ -30,6 +30,7 @@ const SEGMENT_SIZE_AT: usize = 176;
 /// `cb`, where programs in test mode keep a packet's note and where they have sent it.
 const NOTE_AT: usize = 48;
 const FLOODED_AT: usize = 50;
+const FORWARDED_AT: usize = 51;
 const SENT_AT: usize = 52;
 const SENT_TO_PEER_AT: usize = 56;
 /// Where they find the devices that routes lead to.
@@ -319,6 +320,7 @@ impl Node for Kernel {
         context[SEGMENTS_AT..SEGMENTS_AT + 4].copy_from_slice(&at.segments.to_ne_bytes());
         context[NOTE_AT..NOTE_AT + 4].copy_from_slice(&u32::from(at.note).to_ne_bytes());
         context[FLOODED_AT] = at.flooded.into();
+        context[FORWARDED_AT] = at.forwarded.into();
         for (at, device) in (ROUTES_AT..).step_by(4).zip(at.routes) {
             context[at..at + 4].copy_from_slice(&device.to_ne_bytes());
         }

@@ -52,6 +52,8 @@ pub struct At {
     pub note: u16,
     /// Its frame is for somebody else on the link.
     pub flooded: bool,
+    /// No socket of the node's has written it.
+    pub forwarded: bool,
     /// Devices that routes lead to, in the order in which they are asked; 0: to none.
     pub routes: [u32; 2],
 }
@@ -64,6 +66,7 @@ impl At {
         ifindex: IFINDEX,
         note: 0,
         flooded: false,
+        forwarded: false,
         routes: [0; 2],
     };
     pub const EGRESS: Self = Self { ingress: false, ..Self::INGRESS };

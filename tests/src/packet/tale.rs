@@ -95,6 +95,7 @@ pub struct Spec {
     pub segments: u32,
     /// Its frame is for somebody else on the link.
     pub flooded: bool,
+    pub forwarded: bool,
     /// Devices that the node's routes lead to, in the order in which they are asked; 0: to none.
     pub routes: [u32; 2],
 }
@@ -115,6 +116,12 @@ impl Spec {
     #[must_use]
     pub fn flooded(self) -> Self {
         Self { flooded: true, ..self }
+    }
+
+    /// The stack passes it on. Other packets count as the node's own.
+    #[must_use]
+    pub fn forwarded(self) -> Self {
+        Self { forwarded: true, ..self }
     }
 
     /// The node's routes lead such packets, and if asked for their answers those, to these devices.
@@ -140,7 +147,7 @@ macro_rules! segments {
     ($($name:ident $flags:ident),*) => { $(
         #[must_use]
         pub fn $name(from: Party, to: Party) -> Spec {
-            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0, flooded: false, routes: [0; 2] }
+            Spec { flags: $flags, from, to, payload: b"sluice".to_vec(), mark: 0, shapes: Vec::new(), segments: 0, flooded: false, forwarded: false, routes: [0; 2] }
         }
     )* };
 }

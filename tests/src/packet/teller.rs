@@ -186,7 +186,8 @@ impl<'a> Teller<'a> {
             _ => [0; 2],
         };
         let flooded = spec.is_some_and(|spec| spec.flooded);
-        let at = At { ingress, ethernet: self.ethernet, segments, ifindex, note, flooded, routes };
+        let forwarded = spec.is_some_and(|spec| spec.forwarded);
+        let at = At { ingress, ethernet: self.ethernet, segments, ifindex, note, flooded, forwarded, routes };
         let before = self.node.counts();
         let shown = &bytes[if self.ethernet { 0 } else { ETHERNET }..];
         let mut out = self.node.run(&at, shown, mark);

@@ -49,6 +49,10 @@ fn group(wiring: Wiring) -> Group {
             .push(Story::new(format!("P64_masquerade_leaves_the_nodes_ports_alone::{family}"), move |bed| {
                 live_ports(bed, family)
             }));
+        stories.push(Story::new(
+            format!("L07_masquerade_leaves_conntracks_ports_alone::{family}"),
+            move |bed| conntracks_ports(bed, family),
+        ));
     }
     Group {
         name: format!("ports::{wiring}"),
@@ -320,4 +324,32 @@ fn live_ports(bed: &mut Bed, family: Family) -> Result<()> {
         connection.ask(b"masqueraded").ok().with_context(|| format!("masqueraded as {taken}"))?;
     }
     Ok(())
+}
+
+/// The same of connections that rules masquerade, as kube-proxy's have done before it left: drawn blindly, 400 ports would miss
+/// 2,000 that conntrack has drawn from 1024 on once in 200,000 times.
+fn conntracks_ports(bed: &mut Bed, family: Family) -> Result<()> {
+    let direct = SocketAddr::new(PB.who.address(family), PB.port);
+    let ip = if family == Family::V4 { "ip" } else { "ip6" };
+    bed.nft(&format!(
+        "table inet earlier {{ chain post {{ type nat hook postrouting priority 100;
+           {ip} saddr {} {ip} daddr {} meta mark & 0x4000 == 0 masquerade fully-random; }}\n}}",
+        Who::Client.address(family),
+        direct.ip()
+    ))?;
+    let result = (|| {
+        let client = bed.place(Who::Client);
+        let open_all = |to, count| -> Result<Vec<_>> {
+            (0..count).map(|_| open(client, to, Transport::Tcp, 0)).collect()
+        };
+        let (mut theirs, node) = (open_all(direct, 2_000)?, bed.route_source(direct.ip())?);
+        let seen = theirs.first().context("none is open")?.answer.seen.ip();
+        ensure!(seen == node, "the pod sees {seen}: nothing was masqueraded, nothing was tested");
+        let mut ours = open_all(first().address(Via::NodePort, family), 400)?;
+        theirs.iter_mut().try_for_each(goes_on).context("masqueraded by the rules")?;
+        ours.iter_mut().try_for_each(goes_on).context("masqueraded by us")?;
+        theirs.into_iter().try_for_each(|connection| Ok(connection.close()?))
+    })();
+    bed.nft("delete table inet earlier")?;
+    result
 }

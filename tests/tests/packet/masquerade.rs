@@ -142,6 +142,21 @@ fn rewrites() -> Vec<Tale> {
             .becomes_unmarked(BY_STACK, BACKEND)
             .enters(ack(BACKEND, BY_STACK))
             .becomes(BACKEND, BY_STACK),
+        tale("what somebody else has masqueraded is written down as it is, whichever packet of it comes first L-07")
+            .leaves(ack(BY_STACK, BACKEND).forwarded())
+            .untouched()
+            .entries(2)
+            .enters(ack(BACKEND, BY_STACK))
+            .becomes(BACKEND, BY_STACK)
+            .leaves(ack(BY_STACK, BACKEND).forwarded())
+            .becomes(BY_STACK, BACKEND)
+            .entries(2),
+        tale("what is forwarded from another address, or to what is no endpoint, is nothing to us L-07")
+            .leaves(ack((Who::Plain, 55_555), BACKEND).forwarded())
+            .untouched()
+            .leaves(ack(BY_STACK, (Who::Outside, 443)).forwarded())
+            .untouched()
+            .entries(0),
         tale("a device without address masquerades nothing: the packet is dropped")
             .on_device(|device| (device.masquerade_v4, device.masquerade_v6) = (Addr([0]), Addr([0; 4])))
             .leaves(syn(STRANGER, BACKEND).marked(MARK))
