@@ -161,7 +161,7 @@ abi! {
 }
 
 impl AddressClass {
-    /// A ClusterIP, external IP or LoadBalancer address: never leaves the node untranslated (P-24).
+    /// A ClusterIP, external IP or LoadBalancer address.
     pub const SERVICE: u32 = 1;
     /// An address of this node. Unlisted ports belong to the node's own sockets (P-28).
     pub const LOCAL: u32 = 2;
@@ -172,11 +172,21 @@ impl AddressClass {
     /// A Service's that is dialled over SCTP: no hook is called for such sockets, so the agent leads the node's own packets to
     /// the catch-all device (S-20). Nothing to programs.
     pub const SCTP: u32 = 16;
+    /// A Service's, and nobody's ClusterIP: it may be a host's own, another node's (B9) or a router's, to which everything that is
+    /// not listed goes on.
+    pub const EXTERNAL: u32 = 32;
 
     /// Whether any of `bits` is set.
     #[must_use]
     pub const fn any(self, bits: u32) -> bool {
         self.bits & bits != 0
+    }
+
+    /// Whether no host but the cluster's nodes can have this address: a ClusterIP that is not also bound here (P-28). What no Service
+    /// serves there goes nowhere (P-24).
+    #[must_use]
+    pub const fn is_cluster_ip(self) -> bool {
+        self.any(Self::SERVICE) && !self.any(Self::LOCAL | Self::EXTERNAL)
     }
 }
 

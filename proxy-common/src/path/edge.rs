@@ -108,15 +108,18 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     match headers.transport {
         Transport::Connection(_) | Transport::Udp => {}
         Transport::IcmpError | Transport::IcmpRedirect => {
-            return quoted(packet, tables, headers, Hook::Ingress)
-                .unwrap_or_else(|| unserved(tables, class, Reason::Protocol));
+            return match quoted(packet, tables, headers, Hook::Ingress) {
+                Some(verdict) => verdict,
+                None => unserved(packet, tables, headers, class, Reason::Protocol),
+            };
         }
         Transport::Fragment => {
-            fragment::count_early(tables, headers, owned(class));
-            return unserved(tables, class, Reason::Fragment);
+            let verdict = unserved(packet, tables, headers, class, Reason::Fragment);
+            fragment::count_early(tables, headers, verdict != Verdict::Pass);
+            return verdict;
         }
-        Transport::Malformed => return unserved(tables, class, Reason::Malformed),
-        Transport::Other => return unserved(tables, class, Reason::Protocol),
+        Transport::Malformed => return unserved(packet, tables, headers, class, Reason::Malformed),
+        Transport::Other => return unserved(packet, tables, headers, class, Reason::Protocol),
     }
     // L-07: what is begun from now on is another proxy's.
     if class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) && tables.look_for_heir() {
@@ -125,11 +128,13 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
     let verdict = match dialled {
         Some(frontend) => translate::open(packet, tables, headers, frontend),
+        None if ends_here(packet, tables, headers, class) => {
+            reject::answer(packet, headers, Reason::Unlisted).into()
+        }
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
-        None if headers.opens() && (class.any(AddressClass::ENDPOINT) || !owned(class)) => {
+        None if headers.opens() => {
             translate::open_direct(packet, tables, headers, class.any(AddressClass::ENDPOINT))
         }
-        None if owned(class) => reject::answer(packet, headers, Reason::Unlisted).into(),
         None => Verdict::Pass,
     };
     counted(tables, verdict)
@@ -308,14 +313,49 @@ fn complains<const N: usize, P: Packet, T: Tables<N>>(
     }
 }
 
-/// Service addresses that are not also bound on this node: nothing of theirs is left to the stack (P-24, P-28).
-const fn owned(class: AddressClass) -> bool {
-    class.any(AddressClass::SERVICE) && !class.any(AddressClass::LOCAL)
+/// Whether a packet to a Service's address that no Service serves goes no further (P-24): to a ClusterIP never, to an external one
+/// unless it would circle. That may be another host's own.
+#[inline(always)]
+fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    class: AddressClass,
+) -> bool {
+    let external =
+        class.any(AddressClass::EXTERNAL) && !class.any(AddressClass::LOCAL | AddressClass::ENDPOINT);
+    class.is_cluster_ip() || external && circles(packet, tables, headers)
+}
+
+/// Whether a packet would leave by where it has come from: the router that has sent it here would get it back, and send it again. What
+/// comes by a port of a bridge through which the node itself is reached leaves by the bridge, which is no edge.
+#[inline(always)]
+fn circles<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> bool {
+    let Some((device, _)) = packet.route(&headers.key, headers.end - headers.l3) else { return false };
+    let here = packet.ifindex();
+    let by_port = tables
+        .device_flags(here)
+        .is_some_and(|flags| flags & (device_flags::PORT | device_flags::POD) == device_flags::PORT);
+    device == here || by_port && tables.device_flags(device).is_none()
 }
 
 #[inline(always)]
-fn unserved<const N: usize, T: Tables<N>>(tables: &T, class: AddressClass, reason: Reason) -> Verdict {
-    if owned(class) { counted(tables, Verdict::Drop(reason)) } else { Verdict::Pass }
+fn unserved<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    class: AddressClass,
+    reason: Reason,
+) -> Verdict {
+    if ends_here(packet, tables, headers, class) {
+        counted(tables, Verdict::Drop(reason))
+    } else {
+        Verdict::Pass
+    }
 }
 
 #[inline(always)]

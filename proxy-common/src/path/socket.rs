@@ -45,9 +45,8 @@ pub fn dial<const N: usize, T: Tables<N>>(
         Dial::Refuse
     };
     let Some(frontend) = frontend::find(tables, class, address, port, protocol) else {
-        // As for packets: only a Service's own addresses are refused. A loopback address serves NodePorts and is no Service's.
-        let owned = class.any(AddressClass::SERVICE) && !class.any(AddressClass::LOCAL);
-        return if owned { refuse(Reason::Unlisted) } else { Dial::Pass };
+        // As for packets, whose way out shows whether they circle. A loopback address serves NodePorts and is no Service's.
+        return if class.is_cluster_ip() { refuse(Reason::Unlisted) } else { Dial::Pass };
     };
     let Some((service, kind)) = frontend::service(tables, frontend) else {
         return refuse(Reason::Unlisted);

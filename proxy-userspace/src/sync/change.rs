@@ -345,8 +345,14 @@ impl Room {
     }
 
     fn set_frontends(&mut self, port: &mut Port, want: Sorted<Dialled, u32>, batch: &mut Batch) {
-        for dialled in port.frontends.keys().filter(|dialled| !want.contains_key(dialled)) {
-            self.classes.remove_frontend(dialled);
+        for (dialled, &kind) in port.frontends.iter() {
+            // First what leads nowhere else: an address keeps its class where only the kind changes.
+            if want.get(dialled) != Some(&kind) {
+                self.classes.remove_frontend(dialled, kind);
+            }
+            if want.contains_key(dialled) {
+                continue;
+            }
             // Another port may have taken it over.
             if self.owners.get(dialled) == Some(&port.index) {
                 let family = Family::of(&dialled.address);
@@ -358,8 +364,8 @@ impl Room {
         }
         for (dialled, &kind) in want.iter() {
             let before = port.frontends.get(dialled);
-            if before.is_none() {
-                self.classes.add_frontend(dialled);
+            if before != Some(&kind) {
+                self.classes.add_frontend(dialled, kind);
             }
             let owner = self.owners.insert(*dialled, port.index);
             if owner.is_none() {

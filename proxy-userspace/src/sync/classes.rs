@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use foldhash::HashMap;
-use proxy_common::abi::AddressClass;
+use proxy_common::abi::{AddressClass, FrontendKind};
 
 use super::{Dialled, PerFamily};
 use crate::model::{Family, Protocol};
@@ -12,7 +12,9 @@ use crate::model::{Family, Protocol};
 #[derive(Clone, Copy, Debug, Default)]
 struct Uses {
     frontends: u32,
-    /// How many of these are of SCTP.
+    /// How many of these are ClusterIPs.
+    cluster: u32,
+    /// And how many are of SCTP.
     sctp: u32,
     endpoints: u32,
     /// `LOCAL` and `NODE_PORT`.
@@ -26,14 +28,18 @@ struct Uses {
 impl Uses {
     const fn bits(self) -> u32 {
         let service = if self.frontends > 0 { AddressClass::SERVICE } else { 0 };
+        let external = if self.frontends > 0 && self.cluster == 0 { AddressClass::EXTERNAL } else { 0 };
         let endpoint = if self.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
         let sctp = if self.sctp > 0 { AddressClass::SCTP } else { 0 };
-        service | sctp | endpoint | self.node
+        service | external | sctp | endpoint | self.node
     }
 
     /// Another frontend, or one less.
-    fn count(&mut self, dialled: &Dialled, step: impl Fn(u32) -> u32) {
+    fn count(&mut self, dialled: &Dialled, kind: u32, step: impl Fn(u32) -> u32) {
         self.frontends = step(self.frontends);
+        if kind == FrontendKind::ClusterIp as u32 {
+            self.cluster = step(self.cluster);
+        }
         if dialled.protocol == Protocol::Sctp {
             self.sctp = step(self.sctp);
         }
@@ -89,17 +95,19 @@ impl Classes {
         }
     }
 
-    pub fn add_frontend(&mut self, dialled: &Dialled) {
+    /// `kind` is a [`FrontendKind`].
+    pub fn add_frontend(&mut self, dialled: &Dialled, kind: u32) {
         if !dialled.address.is_unspecified() {
             self.sctp += usize::from(dialled.protocol == Protocol::Sctp);
-            self.change(dialled.address, |uses| uses.count(dialled, |count| count + 1));
+            self.change(dialled.address, |uses| uses.count(dialled, kind, |count| count + 1));
         }
     }
 
-    pub fn remove_frontend(&mut self, dialled: &Dialled) {
+    /// As it was added.
+    pub fn remove_frontend(&mut self, dialled: &Dialled, kind: u32) {
         if !dialled.address.is_unspecified() {
             self.sctp = self.sctp.saturating_sub(usize::from(dialled.protocol == Protocol::Sctp));
-            self.change(dialled.address, |uses| uses.count(dialled, |count| count.saturating_sub(1)));
+            self.change(dialled.address, |uses| uses.count(dialled, kind, |count| count.saturating_sub(1)));
         }
     }
 
@@ -191,18 +199,19 @@ mod tests {
         let dialled = |address, protocol| Dialled { address, port: 80, protocol };
         let (tcp, sctp) = (dialled(a, Protocol::Tcp), dialled(a, Protocol::Sctp));
         let mut classes = Classes::default();
-        classes.add_frontend(&tcp);
-        classes.add_frontend(&dialled(a, Protocol::Udp));
-        classes.add_frontend(&dialled(ip("0.0.0.0"), Protocol::Sctp));
+        let cluster = FrontendKind::ClusterIp as u32;
+        classes.add_frontend(&tcp, cluster);
+        classes.add_frontend(&dialled(a, Protocol::Udp), cluster);
+        classes.add_frontend(&dialled(ip("0.0.0.0"), Protocol::Sctp), FrontendKind::NodePort as u32);
         assert!(!classes.have_sctp());
         assert_eq!(classes.flush().gain, [(a, AddressClass::SERVICE)]);
-        classes.add_frontend(&sctp);
+        classes.add_frontend(&sctp, cluster);
         assert!(classes.have_sctp());
         assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE | AddressClass::SCTP)]);
-        classes.remove_frontend(&sctp);
+        classes.remove_frontend(&sctp, cluster);
         assert!(!classes.have_sctp());
         assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE)]);
-        classes.remove_frontend(&tcp);
+        classes.remove_frontend(&tcp, cluster);
         assert_eq!(classes.flush(), ClassWrites::default(), "another port of the Service is left");
         classes.set_node(&HashSet::from([a, lo]), &HashSet::from([a, lo]));
         let mut node = classes.flush().early;
@@ -211,7 +220,7 @@ mod tests {
         assert_eq!(node, [(a, local | AddressClass::SERVICE), (lo, AddressClass::NODE_PORT)]);
         classes.add_endpoint(a);
         assert_eq!(classes.flush().early, [(a, local | AddressClass::SERVICE | AddressClass::ENDPOINT)]);
-        classes.remove_frontend(&dialled(a, Protocol::Udp));
+        classes.remove_frontend(&dialled(a, Protocol::Udp), cluster);
         assert_eq!(classes.flush().lose, [(a, local | AddressClass::ENDPOINT)]);
         classes.set_node(&HashSet::new(), &HashSet::new());
         classes.remove_endpoint(a);
@@ -219,6 +228,25 @@ mod tests {
         gone.sort();
         assert_eq!(gone, [a, lo]);
         assert_eq!(classes.len(Family::V4), 0);
+    }
+
+    /// B9: what is an external address to one Service and a ClusterIP to another is a ClusterIP.
+    #[test]
+    fn an_address_is_external_as_long_as_nobody_has_it_for_a_cluster_ip() {
+        let a = ip("10.0.0.1");
+        let [http, https] = [80, 443].map(|port| Dialled { address: a, port, protocol: Protocol::Tcp });
+        let [cluster, balancer] =
+            [FrontendKind::ClusterIp, FrontendKind::LoadBalancer].map(|kind| kind as u32);
+        let external = AddressClass::SERVICE | AddressClass::EXTERNAL;
+        let mut classes = Classes::default();
+        classes.add_frontend(&http, balancer);
+        assert_eq!(classes.flush().gain, [(a, external)]);
+        classes.add_frontend(&https, cluster);
+        assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE)]);
+        classes.remove_frontend(&https, cluster);
+        assert_eq!(classes.flush().early, [(a, external)]);
+        classes.remove_frontend(&http, balancer);
+        assert_eq!(classes.flush().remove, [a]);
     }
 
     #[test]

@@ -117,10 +117,10 @@ impl Syncer {
         let (services, stray_ranges) = port::read(store, &slots)?;
         for found in services {
             let port = stray(&found, &live);
-            for dialled in port.frontends.keys() {
+            for (dialled, &kind) in port.frontends.iter() {
                 owners.insert(*dialled, port.index);
                 owned[Family::of(&dialled.address)] += 1;
-                classes.add_frontend(dialled);
+                classes.add_frontend(dialled, kind);
             }
             port.endpoints.keys().for_each(|address| classes.add_endpoint(address.ip()));
             strays.insert(port.index, port);

@@ -8,7 +8,7 @@ use sluice_tests::packet::shape::Shape::{
 use sluice_tests::packet::tale::{
     BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, Who, renumbered, syn, syn_ack, tale,
 };
-use sluice_tests::packet::world::EMPTY_PORT;
+use sluice_tests::packet::world::{EMPTY_PORT, IFINDEX};
 
 pub fn rows() -> Vec<Tale> {
     [options(), extensions(), link(), fragments(), others(), offloads()].concat()
@@ -148,10 +148,12 @@ fn others() -> Vec<Tale> {
                 .enters(syn(CLIENT, VIP).with(&other))
                 .dropped(Reason::Protocol)
                 .entries(0),
-            tale(format!("{name} to a load balancer's address ends here P-91"))
+            tale(format!("{name} to a load balancer's address ends here where it would circle P-91"))
                 .udp()
+                .enters(syn(STRANGER, (Who::LoadBalancer, 80)).with(&other).routed(&[IFINDEX]))
+                .dropped(Reason::Protocol)
                 .enters(syn(STRANGER, (Who::LoadBalancer, 80)).with(&other))
-                .dropped(Reason::Protocol),
+                .untouched(),
             tale(format!("{name} to the node and between strangers passes P-05"))
                 .udp()
                 .enters(syn(STRANGER, NODEPORT).with(&other))

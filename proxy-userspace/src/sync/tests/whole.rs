@@ -1,6 +1,6 @@
 //! Random histories: whole after every step, and right after a kill or a failed write at any of them (L-01).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -81,6 +81,7 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
     assert_eq!(got.len(), desired.len(), "{installed:#?}");
     let (mut endpoints, mut ranges) = (0, 0);
     let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
+    let mut cluster_ips = BTreeSet::new();
     for (id, want) in desired {
         let is: &InstalledPort = got[&Some(id.clone())];
         assert_eq!([&is.external, &is.internal, &is.cluster], want.lists(), "{id}");
@@ -98,6 +99,14 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
         for frontend in want.frontends.iter().filter(|frontend| !frontend.address.is_unspecified()) {
             let sctp = if id.protocol == Protocol::Sctp { AddressClass::SCTP } else { 0 };
             *addresses.entry(frontend.address).or_default() |= AddressClass::SERVICE | sctp;
+            if frontend.kind == FrontendKind::ClusterIp {
+                cluster_ips.insert(frontend.address);
+            }
+        }
+    }
+    for (address, bits) in &mut addresses {
+        if *bits & AddressClass::SERVICE != 0 && !cluster_ips.contains(address) {
+            *bits |= AddressClass::EXTERNAL;
         }
     }
     assert_eq!(fake.endpoints.len(), endpoints, "no endpoint id is left behind");
