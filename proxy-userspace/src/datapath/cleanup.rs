@@ -11,8 +11,8 @@ use super::owner::{self, Owners};
 use super::pins::Pins;
 use super::sys::{self, Target};
 
-/// Places that the operator has named: whatever is ours goes there. Elsewhere what belongs to an agent in another network
-/// namespace stays: many share the root of cgroup v2 and the usual bpffs.
+/// Places that the operator has named: what an agent of another network namespace has left goes there, too, unless it runs. Elsewhere
+/// what belongs to one stays in any case: many share the root of cgroup v2 and the usual bpffs.
 #[derive(Clone, Copy, Debug)]
 pub struct Named {
     pub cgroup: bool,
@@ -52,11 +52,10 @@ pub fn cleanup(options: &Options, named: Named) -> Result<Cleaned, DatapathError
         None => Vec::new(),
     };
     let found = layouts.len();
-    if !named.bpffs {
-        layouts.retain(|pins| owner::is_here(here, owner::of_pins(pins)));
-    }
+    layouts
+        .retain(|pins| owner::is_here(here, owner::of_pins(pins)) || named.bpffs && !owner::is_alive(pins));
     if let (Some(bpffs), true) = (&options.bpffs, layouts.len() < found) {
-        cleaned.left.push(left("pins", bpffs, "--bpffs"));
+        cleaned.left.push(left("pins", bpffs, "--bpffs", named.bpffs));
     }
     let mut known = Known::new();
     for pins in &layouts {
@@ -84,7 +83,9 @@ pub fn cleanup(options: &Options, named: Named) -> Result<Cleaned, DatapathError
         let target = Target::Cgroup(cgroup.as_fd());
         let owners = Owners::on(target, &known)?;
         let mine = |ours: &Ours| {
-            named.cgroup || known.contains_key(&ours.info.id) || owner::is_here(here, owners.of(ours))
+            known.contains_key(&ours.info.id)
+                || owner::is_here(here, owners.of(ours))
+                || named.cgroup && !owners.is_alive(ours)
         };
         let mut others = 0;
         for (hook, _) in SOCKETS {
@@ -93,7 +94,7 @@ pub fn cleanup(options: &Options, named: Named) -> Result<Cleaned, DatapathError
             others += kept;
         }
         if others > 0 {
-            cleaned.left.push(left("socket programs", path, "--cgroup"));
+            cleaned.left.push(left("socket programs", path, "--cgroup", named.cgroup));
         }
     }
     for pins in layouts {
@@ -103,8 +104,14 @@ pub fn cleanup(options: &Options, named: Named) -> Result<Cleaned, DatapathError
     Ok(cleaned)
 }
 
-fn left(what: &str, place: &Path, flag: &str) -> String {
+/// `named`: the operator has named the place, and so the agent runs.
+fn left(what: &str, place: &Path, flag: &str, named: bool) -> String {
     let place = place.display();
+    if named {
+        return format!(
+            "{what} at {place}, of an agent that runs in another network namespace: clean up there"
+        );
+    }
     format!(
         "{what} at {place}, of an agent in another network namespace: clean up there, or with `{flag} {place}` if it is gone"
     )

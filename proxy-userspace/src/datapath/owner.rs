@@ -1,12 +1,13 @@
 //! Whose a data plane is: agents of several network namespaces may share a cgroup, and by mistake a bpffs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use proxy_common::abi::{Config, config_flags};
+use proxy_common::abi::{Config, Guard, config_flags};
 
 use super::error::DatapathError;
+use super::flows::ticks;
 use super::hooks::{self, Known, Ours, SOCKETS};
 use super::pins::Pins;
 use super::sys::{self, Target};
@@ -16,16 +17,19 @@ pub fn is_here(here: Option<u64>, owner: Option<u64>) -> bool {
     here.is_none() || matches!(owner, None | Some(0)) || owner == here
 }
 
-/// For each map of the programs on a cgroup the network namespace whose sockets they serve. Not every program has the map
-/// that tells, but all of an agent's share one.
+/// For each map of the programs on a cgroup the network namespace whose sockets they serve, and whether their agent runs. Not every
+/// program has the maps that tell, but all of an agent's share one.
 #[derive(Debug, Default)]
-pub struct Owners(HashMap<u32, u64>);
+pub struct Owners {
+    namespaces: HashMap<u32, u64>,
+    alive: HashSet<u32>,
+}
 
 impl Owners {
     /// # Errors
     /// Names the hook.
     pub fn on(cgroup: Target<'_>, known: &Known) -> Result<Self, DatapathError> {
-        let mut owners = HashMap::new();
+        let mut owners = Self::default();
         for (hook, _) in SOCKETS {
             let found = hooks::look(cgroup, hook, known).map_err(|source| {
                 DatapathError::of("look for our programs", source, |source| {
@@ -33,51 +37,74 @@ impl Owners {
                 })
             })?;
             for ours in found.ours {
-                let owner = ours.info.maps.iter().find_map(|id| by_id(*id));
-                let maps = ours.info.maps.into_iter();
-                owners.extend(owner.into_iter().flat_map(|owner| maps.clone().map(move |id| (id, owner))));
+                let maps = ours.info.maps;
+                if let Some(owner) = maps.iter().find_map(|id| by_id(*id)) {
+                    owners.namespaces.extend(maps.iter().map(|id| (*id, owner)));
+                }
+                if maps.iter().filter_map(|id| named(*id, GUARD)).any(|guard| beats(guard.as_fd())) {
+                    owners.alive.extend(maps);
+                }
             }
         }
-        Ok(Self(owners))
+        Ok(owners)
     }
 
     /// `None`: nobody has ever said so, or another layout keeps it elsewhere.
     pub fn of(&self, ours: &Ours) -> Option<u64> {
-        ours.info.maps.iter().find_map(|map| self.0.get(map)).copied()
+        ours.info.maps.iter().find_map(|map| self.namespaces.get(map)).copied()
+    }
+
+    /// Whether the agent of these programs has shown life just now.
+    pub fn is_alive(&self, ours: &Ours) -> bool {
+        ours.info.maps.iter().any(|map| self.alive.contains(map))
     }
 }
 
 /// `None`: this map does not tell, or may not be looked at.
 fn by_id(id: u32) -> Option<u64> {
-    read(config(id)?.as_fd())
+    read(named(id, CONFIG)?.as_fd())
 }
 
-/// The map with this id, if it is the settings.
-fn config(id: u32) -> Option<OwnedFd> {
+/// The map with this id, if it has this name.
+fn named(id: u32, name: &str) -> Option<OwnedFd> {
     let map = sys::map_by_id(id).ok()?;
-    (sys::map_info(map.as_fd()).ok()?.name == CONFIG).then_some(map)
+    (sys::map_info(map.as_fd()).ok()?.name == name).then_some(map)
 }
 
-fn pinned(pins: &Pins) -> Option<OwnedFd> {
-    Pins::open(&pins.map(CONFIG)).ok()?
+fn pinned(pins: &Pins, name: &str) -> Option<OwnedFd> {
+    Pins::open(&pins.map(name)).ok()?
 }
 
 /// The same, for a directory of pins.
 pub fn of_pins(pins: &Pins) -> Option<u64> {
-    read(pinned(pins)?.as_fd())
+    read(pinned(pins, CONFIG)?.as_fd())
+}
+
+/// Whether the agent of these pins has shown life just now.
+pub fn is_alive(pins: &Pins) -> bool {
+    pinned(pins, GUARD).is_some_and(|guard| beats(guard.as_fd()))
 }
 
 /// Whether agents of this data plane have made connection tracking liberal.
 pub fn made_liberal(ours: &Ours) -> bool {
-    ours.info.maps.iter().any(|id| config(*id).is_some_and(|config| reads_made_liberal(config.as_fd())))
+    ours.info
+        .maps
+        .iter()
+        .any(|id| named(*id, CONFIG).is_some_and(|config| reads_made_liberal(config.as_fd())))
 }
 
 /// The same, for a directory of pins.
 pub fn made_liberal_pins(pins: &Pins) -> bool {
-    pinned(pins).is_some_and(|config| reads_made_liberal(config.as_fd()))
+    pinned(pins, CONFIG).is_some_and(|config| reads_made_liberal(config.as_fd()))
 }
 
 const CONFIG: &str = "CONFIG";
+const GUARD: &str = "GUARD";
+
+fn beats(guard: BorrowedFd<'_>) -> bool {
+    let beat = field(guard, offset_of!(Guard, beat)).map(u32::from_ne_bytes);
+    beat.is_some_and(|beat| beat != 0 && ticks().wrapping_sub(beat) < Guard::AWAY)
+}
 
 fn read(config: BorrowedFd<'_>) -> Option<u64> {
     field(config, offset_of!(Config, netns_cookie)).map(u64::from_ne_bytes)
