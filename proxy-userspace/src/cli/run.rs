@@ -95,6 +95,8 @@ fn log(logging: &Logging) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives));
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A log that cannot be written ends nothing (L-25): to tell of it in the same place would be a panic.
+    let log = log.log_internal_errors(false);
     // Only the first subscriber of a process counts; a second one would be a test's.
     drop(if logging.json {
         log.json().try_init()

@@ -4,10 +4,11 @@ use std::error::Error;
 use std::fmt::Display;
 
 use kube::Error as KubeError;
+use kube::client::AuthError;
 use kube::error::Status;
 use kube::runtime::watcher;
 
-use super::login::Hints;
+use super::login::{self, Hints};
 use super::token::TokenError;
 use crate::cluster::types::{Kind, Problem};
 
@@ -51,6 +52,10 @@ fn no_answer(error: &KubeError, hints: &Hints) -> Problem {
     let causes: Vec<_> = chain(error).collect();
     if let Some(token) = causes.iter().find_map(|cause| cause.downcast_ref::<TokenError>()) {
         return Problem::new(server(hints), token, "put a ServiceAccount's token there");
+    }
+    if let Some(refused) = causes.iter().find_map(|cause| cause.downcast_ref::<AuthError>()) {
+        let next = format!("correct {}, or what it names", hints.identity);
+        return Problem::new(server(hints), login::refused(refused), next);
     }
     let cause = match causes.last().map_or_else(|| error.to_string(), ToString::to_string) {
         timeout if timeout == "deadline has elapsed" => "no answer in time".to_owned(),

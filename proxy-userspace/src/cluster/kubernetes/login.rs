@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use kube::Config;
+use kube::client::{AuthError, RustlsTlsError};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use secrecy::ExposeSecret;
 
 use crate::status::first_line;
 
@@ -73,6 +75,14 @@ pub enum LoginError {
     Kubeconfig { path: PathBuf, cause: Box<KubeconfigError> },
     #[error("{}: {by} names the {kind} {name:?}, which is not there; correct the kubeconfig", path.display())]
     NotThere { path: PathBuf, by: String, kind: &'static str, name: String },
+    #[error(
+        "{what} holds a user name or a password; give them to the kubeconfig's user, in a field of its own"
+    )]
+    UserInfo { what: String },
+    #[error("{}: the token of its user is no bearer token: it has line ends or control characters; correct the kubeconfig", path.display())]
+    Token { path: PathBuf },
+    #[error("cannot use the credentials of {identity}: {cause}; correct the kubeconfig, or what it names")]
+    Identity { identity: String, cause: String },
     #[error("{}: proxy-url {url:?} is not supported; remove it, the API server must be reachable directly", path.display())]
     Proxy { path: PathBuf, url: String },
     #[error("cannot use the CA certificates of {ca}: {source}; put the cluster's CA there, in PEM")]
@@ -84,7 +94,34 @@ impl LoginError {
     /// are put there by others, and may come late or be replaced.
     #[must_use]
     pub const fn is_final(&self) -> bool {
-        !matches!(self, Self::Read { .. } | Self::Client { .. })
+        !matches!(self, Self::Read { .. } | Self::Client { .. } | Self::Identity { .. })
+    }
+
+    /// Why there is no client with this login.
+    #[must_use]
+    pub fn unusable(hints: &Hints, error: kube::Error) -> Self {
+        let identity = |cause| Self::Identity { identity: hints.identity.clone(), cause };
+        match error {
+            kube::Error::Auth(error) => identity(refused(&error)),
+            kube::Error::RustlsTls(
+                error @ (RustlsTlsError::InvalidIdentityPem(_)
+                | RustlsTlsError::MissingPrivateKey
+                | RustlsTlsError::MissingCertificate
+                | RustlsTlsError::InvalidPrivateKey(_)
+                | RustlsTlsError::UnknownPrivateKeyFormat),
+            ) => identity(first_line(&error)),
+            error => Self::Client { ca: hints.ca.clone(), source: Box::new(error) },
+        }
+    }
+}
+
+/// What is wrong with an identity, without what a plugin has printed: it may be half a credential.
+#[must_use]
+pub fn refused(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecParse(_) => "what its plugin printed is no ExecCredential".to_owned(),
+        AuthError::AuthExecRun { cmd, out } => format!("its plugin {cmd} failed with {}", out.status),
+        error => first_line(error),
     }
 }
 
@@ -119,6 +156,10 @@ pub async fn login(
 
 fn address(what: &str, text: &str) -> Result<Uri, LoginError> {
     let refuse = || LoginError::Address { what: what.to_owned(), value: text.to_owned() };
+    // Before it is told to anybody.
+    if text.contains('@') {
+        return Err(LoginError::UserInfo { what: what.to_owned() });
+    }
     let uri = text.parse::<Uri>().map_err(|_| refuse())?;
     let scheme = uri.scheme_str().is_some_and(|scheme| scheme == "https" || scheme == "http");
     if scheme && uri.host().is_some() { Ok(uri) } else { Err(refuse()) }
@@ -169,6 +210,7 @@ async fn from_kubeconfig(path: &Path) -> Result<Login, LoginError> {
     all_there(path, &file)?;
     for cluster in file.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
         if let Some(url) = cluster.proxy_url.take().filter(|url| !url.is_empty()) {
+            let url = url.rsplit('@').next().unwrap_or_default().to_owned();
             return Err(LoginError::Proxy { path: path.to_owned(), url });
         }
         // kube takes the environment's proxy where the file names none (C-13); `login` drops this one.
@@ -189,6 +231,9 @@ async fn from_kubeconfig(path: &Path) -> Result<Login, LoginError> {
         config.auth_info.token = None;
         readable(token, "put the token there, or correct tokenFile")?;
     }
+    if config.auth_info.token.as_ref().is_some_and(|token| !is_bearer(token.expose_secret())) {
+        return Err(LoginError::Token { path: path.to_owned() });
+    }
     let in_file = |file: Option<&PathBuf>, rest: &str| {
         file.map_or_else(|| format!("{rest} of {}", path.display()), |file| file.display().to_string())
     };
@@ -198,6 +243,11 @@ async fn from_kubeconfig(path: &Path) -> Result<Login, LoginError> {
         identity: in_file(token.as_ref(), "the user"),
     };
     Ok(Login { config, token, hints })
+}
+
+/// Whether this can stand in a header; kube takes it for granted.
+fn is_bearer(token: &str) -> bool {
+    HeaderValue::from_str(token).is_ok()
 }
 
 /// What the current context names must be there. kube takes an unknown user for nobody, and requests would be refused.

@@ -111,7 +111,7 @@ async fn open(
 ) -> Result<(Client, login::Hints), LoginError> {
     let Login { config, token, hints } =
         login(access.kubeconfig.as_deref(), access.master.as_deref(), &access.environment).await?;
-    let wrong = |source| LoginError::Client { ca: hints.ca.clone(), source: Box::new(source) };
+    let wrong = |error| LoginError::unusable(&hints, error);
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
     let counted = CountLayer { requests: requests.clone(), host };
     let builder = ClientBuilder::try_from(config).map_err(wrong)?.with_layer(&counted);

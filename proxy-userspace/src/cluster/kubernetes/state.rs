@@ -11,6 +11,7 @@ use http::header::RETRY_AFTER;
 use http::{Request, Response};
 use kube::client::Body;
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::Instant;
 use tower::{BoxError, Layer, Service};
 
 use crate::cluster::Event;
@@ -19,6 +20,8 @@ use crate::cluster::types::Problem;
 /// The kinds that are watched; the first two are the ones without which nothing works.
 pub const RESOURCES: [&str; 4] = ["services", "endpointslices", "nodes", "servicecidrs"];
 const ESSENTIAL: usize = 2;
+/// Between the beginnings of two watches of one kind.
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// `None`: no answer yet.
 type Kinds = [Option<Result<(), Problem>>; RESOURCES.len()];
@@ -30,11 +33,13 @@ pub struct State {
     kinds: Mutex<Kinds>,
     /// What the last refusal of each kind asked for by its header, in seconds; kube keeps the body only.
     delays: [AtomicU64; RESOURCES.len()],
+    /// When the next watch of each kind may be read.
+    due: Mutex<[Option<Instant>; RESOURCES.len()]>,
 }
 
 impl State {
     pub fn new(events: mpsc::Sender<Event>) -> Self {
-        Self { events, kinds: Mutex::default(), delays: Default::default() }
+        Self { events, kinds: Mutex::default(), delays: Default::default(), due: Mutex::default() }
     }
 
     /// The watch of `resource` works (`Ok`) or does not.
@@ -51,6 +56,20 @@ impl State {
     pub fn asked(&self, resource: &str) -> Duration {
         let seconds = position(resource).map(|i| self.delays[i].swap(0, Ordering::Relaxed));
         Duration::from_secs(seconds.unwrap_or_default())
+    }
+
+    /// Waits until another watch of `resource` may be read. kube asks for the next one as soon as one has ended, which to a server that
+    /// ends each at once would be a storm of requests (C-02).
+    async fn paced(&self, resource: &str) {
+        let Some(i) = position(resource) else { return };
+        let begins = {
+            let mut due = self.due.lock().await;
+            let now = Instant::now();
+            let begins = due[i].map_or(now, |due| due.max(now));
+            due[i] = Some(begins + BETWEEN);
+            begins
+        };
+        tokio::time::sleep_until(begins).await;
     }
 
     /// No request can be made at all.
@@ -106,7 +125,7 @@ fn works(kinds: &Kinds) -> bool {
 }
 
 /// Notes every answer that is a success: kube's watcher does not tell that a watch has been resumed. And for how long the
-/// others ask to wait.
+/// others ask to wait. Holds back the answers to watches that follow each other too soon.
 #[derive(Clone, Debug)]
 pub struct StateLayer(pub Arc<State>);
 
@@ -142,11 +161,15 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let resource = RESOURCES.into_iter().find(|name| path.rsplit('/').next() == Some(name));
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
         let state = self.state.clone();
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
             let Some(resource) = resource else { return Ok(response) };
+            if watches {
+                state.paced(resource).await;
+            }
             if response.status().is_success() {
                 state.set(resource, Ok(())).await;
             } else if let (Some(i), Some(seconds)) = (position(resource), retry_after(&response)) {
