@@ -172,9 +172,9 @@ impl AddressClass {
     /// A Service's that is dialled over SCTP: no hook is called for such sockets, so the agent leads the node's own packets to
     /// the catch-all device (S-20). Nothing to programs.
     pub const SCTP: u32 = 16;
-    /// A Service's, and nobody's ClusterIP: it may be a host's own, another node's (B9) or a router's, to which everything that is
-    /// not listed goes on.
-    pub const EXTERNAL: u32 = 32;
+    /// An external IP or LoadBalancer address that another host may have, as software load balancers take the nodes' own: it is on
+    /// one of the node's links, or some Service's endpoint. What is not listed there goes on (B9).
+    pub const SHARED: u32 = 32;
 
     /// Whether any of `bits` is set.
     #[must_use]
@@ -182,11 +182,10 @@ impl AddressClass {
         self.bits & bits != 0
     }
 
-    /// Whether no host but the cluster's nodes can have this address: a ClusterIP that is not also bound here (P-28). What no Service
-    /// serves there goes nowhere (P-24).
+    /// Whether this is a Service's address, and no host's: not bound here either (P-28). Nothing goes on there untranslated (P-24).
     #[must_use]
-    pub const fn is_cluster_ip(self) -> bool {
-        self.any(Self::SERVICE) && !self.any(Self::LOCAL | Self::EXTERNAL)
+    pub const fn is_services_alone(self) -> bool {
+        self.any(Self::SERVICE) && !self.any(Self::LOCAL | Self::SHARED)
     }
 }
 

@@ -313,8 +313,8 @@ fn complains<const N: usize, P: Packet, T: Tables<N>>(
     }
 }
 
-/// Whether a packet to a Service's address that no Service serves goes no further (P-24): to a ClusterIP never, to an external one
-/// unless it would circle. That may be another host's own.
+/// Whether a packet to a Service's address that no Service serves goes no further (P-24). To one that another host may have it does, unless
+/// it would circle.
 #[inline(always)]
 fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -322,9 +322,8 @@ fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     class: AddressClass,
 ) -> bool {
-    let external =
-        class.any(AddressClass::EXTERNAL) && !class.any(AddressClass::LOCAL | AddressClass::ENDPOINT);
-    class.is_cluster_ip() || external && circles(packet, tables, headers)
+    let shared = class.any(AddressClass::SHARED) && !class.any(AddressClass::LOCAL);
+    class.is_services_alone() || shared && circles(packet, tables, headers)
 }
 
 /// Whether a packet would leave by where it has come from: the router that has sent it here would get it back, and send it again. What

@@ -46,7 +46,7 @@ pub fn dial<const N: usize, T: Tables<N>>(
     };
     let Some(frontend) = frontend::find(tables, class, address, port, protocol) else {
         // As for packets, whose way out shows whether they circle. A loopback address serves NodePorts and is no Service's.
-        return if class.is_cluster_ip() { refuse(Reason::Unlisted) } else { Dial::Pass };
+        return if class.is_services_alone() { refuse(Reason::Unlisted) } else { Dial::Pass };
     };
     let Some((service, kind)) = frontend::service(tables, frontend) else {
         return refuse(Reason::Unlisted);

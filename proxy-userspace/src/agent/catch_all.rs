@@ -28,14 +28,14 @@ enum Wanted {
 }
 
 impl Wanted {
-    /// Whether packets to an address of this class are to be led into the device.
+    /// Whether packets to an address of this class are to be led into the device. Another host's are not: everything to it would be.
     const fn leads(self, bits: u32) -> bool {
         let asked = match self {
             Self::Nothing => 0,
             Self::Sctp => AddressClass::SCTP,
             Self::All => AddressClass::SERVICE,
         };
-        bits & asked != 0 && bits & AddressClass::LOCAL == 0
+        bits & asked != 0 && bits & (AddressClass::LOCAL | AddressClass::SHARED) == 0
     }
 }
 
@@ -204,6 +204,7 @@ mod tests {
                 true,
                 false,
             ),
+            ("LoadBalancer address that may be another host's", service | AddressClass::SHARED, false, false),
             ("node's address with NodePorts", local | AddressClass::NODE_PORT, false, false),
             ("endpoint", AddressClass::ENDPOINT, false, false),
             ("gone", 0, false, false),

@@ -400,8 +400,11 @@ impl Worker {
         debug!(?local, ?node_port, "node addresses");
         let listening = health_check_addresses(&self.node_ports, &local, &node_port);
         self.places.send_if_modified(|places| std::mem::replace(places, listening.clone()) != listening);
-        let node =
-            NodeAddresses { local: local.into_iter().collect(), node_port: node_port.into_iter().collect() };
+        let node = NodeAddresses {
+            local: local.into_iter().collect(),
+            node_port: node_port.into_iter().collect(),
+            links: self.addresses.iter().filter_map(Address::subnet).collect(),
+        };
         let report = self.syncer.set_node(&mut self.datapath, node, self.clock.now());
         if let Some(error) = self.note(&report) {
             error!("the node's addresses: {error}; trying again");

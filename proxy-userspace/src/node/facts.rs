@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 use super::catch_all::{SOURCE_V4, SOURCE_V6};
 use super::classify::{EdgeKind, Link, LinkType, selected};
 use super::leftovers::IPVS_DEVICE;
@@ -22,6 +24,16 @@ pub struct Address {
     pub secondary: bool,
     /// IPv6: not deprecated, not being checked for duplicates. IPv4: always.
     pub usable: bool,
+}
+
+impl Address {
+    /// Where its device's link has room for other hosts.
+    #[must_use]
+    pub fn subnet(&self) -> Option<IpNet> {
+        let alone = if self.ip.is_ipv4() { 32 } else { 128 };
+        let net = IpNet::new(self.ip, self.prefix).ok()?;
+        (self.global && self.prefix < alone).then(|| net.trunc())
+    }
 }
 
 /// What follows from the node's links and addresses.
@@ -137,10 +149,7 @@ impl Inventory {
     /// Whether other hosts are on this device's link, by its addresses. A node that is itself a namespace has such devices for
     /// NICs; a pod's device has no address here, or one of its own.
     fn has_subnet(&self, ifindex: u32) -> bool {
-        let is_subnet = |address: &Address| {
-            address.global && address.prefix < if address.ip.is_ipv4() { 32 } else { 128 }
-        };
-        self.addresses.iter().filter(|address| address.ifindex == ifindex).any(is_subnet)
+        self.addresses.iter().any(|address| address.ifindex == ifindex && address.subnet().is_some())
     }
 
     /// What makes `before` into `after`: devices that went first, so that a reused ifindex is forgotten before it is

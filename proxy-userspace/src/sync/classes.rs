@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use foldhash::HashMap;
+use ipnet::IpNet;
 use proxy_common::abi::{AddressClass, FrontendKind};
 
 use super::{Dialled, PerFamily};
@@ -26,12 +27,19 @@ struct Uses {
 }
 
 impl Uses {
-    const fn bits(self) -> u32 {
+    /// `linked`: the address is on one of the node's links.
+    const fn bits(self, linked: bool) -> u32 {
         let service = if self.frontends > 0 { AddressClass::SERVICE } else { 0 };
-        let external = if self.frontends > 0 && self.cluster == 0 { AddressClass::EXTERNAL } else { 0 };
+        let shared = self.is_external() && (linked || self.endpoints > 0);
+        let shared = if shared { AddressClass::SHARED } else { 0 };
         let endpoint = if self.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
         let sctp = if self.sctp > 0 { AddressClass::SCTP } else { 0 };
-        service | external | sctp | endpoint | self.node
+        service | shared | sctp | endpoint | self.node
+    }
+
+    /// A Service's, and nobody's ClusterIP.
+    const fn is_external(self) -> bool {
+        self.frontends > 0 && self.cluster == 0
     }
 
     /// Another frontend, or one less.
@@ -59,6 +67,8 @@ pub struct Classes {
     counts: PerFamily<usize>,
     /// Frontends of SCTP.
     sctp: usize,
+    /// The node's links.
+    links: Vec<IpNet>,
 }
 
 /// Writes that bring the map up to date, in the three places where they belong.
@@ -132,6 +142,14 @@ impl Classes {
         }));
     }
 
+    /// Where other hosts are the node's neighbours.
+    pub fn set_links(&mut self, links: Vec<IpNet>) {
+        if self.links != links {
+            self.links = links;
+            self.review();
+        }
+    }
+
     /// The node's own addresses, and those that serve NodePorts. A loopback address is never local to a packet.
     pub fn set_node(&mut self, local: &HashSet<IpAddr>, node_port: &HashSet<IpAddr>) {
         let known: Vec<IpAddr> =
@@ -164,7 +182,8 @@ impl Classes {
         for ip in std::mem::take(&mut self.dirty) {
             let Some(uses) = self.uses.get_mut(&ip) else { continue };
             uses.dirty = false;
-            let (entry, want) = (uses.written, uses.bits());
+            let linked = uses.is_external() && self.links.iter().any(|link| link.contains(&ip));
+            let (entry, want) = (uses.written, uses.bits(linked));
             let is = entry.unwrap_or_default();
             uses.written = Some(want);
             if want == 0 {
@@ -230,23 +249,30 @@ mod tests {
         assert_eq!(classes.len(Family::V4), 0);
     }
 
-    /// B9: what is an external address to one Service and a ClusterIP to another is a ClusterIP.
+    /// B9: of an external address on a link of the node's, or that is an endpoint's, as long as nobody has it for a ClusterIP.
     #[test]
-    fn an_address_is_external_as_long_as_nobody_has_it_for_a_cluster_ip() {
-        let a = ip("10.0.0.1");
-        let [http, https] = [80, 443].map(|port| Dialled { address: a, port, protocol: Protocol::Tcp });
+    fn an_address_may_be_another_hosts() {
+        let (a, far) = (ip("192.0.2.7"), ip("198.51.100.7"));
+        let at = |address, port| Dialled { address, port, protocol: Protocol::Tcp };
         let [cluster, balancer] =
             [FrontendKind::ClusterIp, FrontendKind::LoadBalancer].map(|kind| kind as u32);
-        let external = AddressClass::SERVICE | AddressClass::EXTERNAL;
+        let service = AddressClass::SERVICE;
+        let shared = service | AddressClass::SHARED;
         let mut classes = Classes::default();
-        classes.add_frontend(&http, balancer);
-        assert_eq!(classes.flush().gain, [(a, external)]);
-        classes.add_frontend(&https, cluster);
-        assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE)]);
-        classes.remove_frontend(&https, cluster);
-        assert_eq!(classes.flush().early, [(a, external)]);
-        classes.remove_frontend(&http, balancer);
-        assert_eq!(classes.flush().remove, [a]);
+        classes.add_frontend(&at(a, 80), balancer);
+        assert_eq!(classes.flush().gain, [(a, service)], "no link is known");
+        classes.set_links(vec!["192.0.2.0/29".parse().unwrap()]);
+        assert_eq!(classes.flush().early, [(a, shared)], "on a link");
+        classes.add_frontend(&at(a, 443), cluster);
+        assert_eq!(classes.flush().early, [(a, service)], "somebody's ClusterIP");
+        classes.remove_frontend(&at(a, 443), cluster);
+        assert_eq!(classes.flush().early, [(a, shared)]);
+        classes.add_frontend(&at(far, 80), balancer);
+        assert_eq!(classes.flush().gain, [(far, service)], "on none");
+        classes.add_endpoint(far);
+        assert_eq!(classes.flush().early, [(far, shared | AddressClass::ENDPOINT)], "an endpoint's");
+        classes.set_links(Vec::new());
+        assert_eq!(classes.flush().early, [(a, service)]);
     }
 
     #[test]

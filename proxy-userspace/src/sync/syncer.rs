@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::PerFamily;
 use super::change::{Batch, Lack, Room};
 use super::classes::Classes;
@@ -35,6 +37,8 @@ pub struct NodeAddresses {
     pub local: HashSet<IpAddr>,
     /// Those that serve NodePorts (E1 … E6).
     pub node_port: HashSet<IpAddr>,
+    /// Subnets of its links: who is there is its neighbour.
+    pub links: Vec<IpNet>,
 }
 
 /// A port that waits for room. What was installed for it before stays.
@@ -224,6 +228,7 @@ impl Syncer {
         self.node = Some(node.clone());
         if self.recover(store, now, &mut report) {
             self.room.classes.set_node(&node.local, &node.node_port);
+            self.room.classes.set_links(node.links);
             self.commit(store, Batch::default(), now, &mut report);
         }
         report
@@ -442,6 +447,7 @@ impl Syncer {
         }
         if let Some(node) = self.node.take() {
             again.room.classes.set_node(&node.local, &node.node_port);
+            again.room.classes.set_links(node.links.clone());
             again.node = Some(node);
         }
         let desired: Vec<_> = desired.into_iter().collect();

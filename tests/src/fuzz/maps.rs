@@ -28,7 +28,11 @@ pub fn run(data: &[u8]) {
     for syncer_and_maps in [(&mut heir, &mut found), (&mut first, &mut fresh)] {
         let (syncer, maps) = syncer_and_maps;
         // As an agent does: its addresses first.
-        syncer.set_node(maps, NodeAddresses { local: own.clone(), node_port: own.clone() }, Duration::ZERO);
+        syncer.set_node(
+            maps,
+            NodeAddresses { local: own.clone(), node_port: own.clone(), ..NodeAddresses::default() },
+            Duration::ZERO,
+        );
         let report = syncer.replace_all(maps, desired(), Duration::ZERO);
         assert!(report.failed.is_empty(), "{:?}", report.failed);
         syncer.tick(maps, REST);

@@ -180,7 +180,7 @@ pub const DIFFERENCES: &[Difference] = &[
         situation: "a port or protocol that the Service does not have, at its external IP or LoadBalancer address",
         kube_proxy: "the packet is routed on, to wherever the address leads",
         sluice: "refused",
-        reason: "where the address leads back to the node, as it mostly does, packets circle until they die",
+        reason: "where the address leads back to the node, as it mostly does, packets circle until they die; one on a link of the node's, or that is an endpoint's, may be another host's, and is only refused what would circle",
         switch: "none",
         translate: |at, fate| (is_unlisted(at.cell, false) && routed_on(fate)).then(|| vec![refused(false)]),
     },

@@ -215,9 +215,9 @@ const fn classes(p: &Plan) -> [(IpAddr, u32); 11] {
     [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),
-        (p.load_balancer, AddressClass::SERVICE | AddressClass::EXTERNAL),
-        (p.bound, AddressClass::SERVICE | AddressClass::EXTERNAL | AddressClass::LOCAL),
-        (p.external, AddressClass::SERVICE | AddressClass::EXTERNAL),
+        (p.load_balancer, AddressClass::SERVICE),
+        (p.bound, AddressClass::SERVICE | AddressClass::LOCAL),
+        (p.external, AddressClass::SERVICE | AddressClass::SHARED),
         (p.node, AddressClass::LOCAL | AddressClass::NODE_PORT),
         (p.second, AddressClass::LOCAL | AddressClass::NODE_PORT),
         (p.plain, AddressClass::LOCAL | AddressClass::ENDPOINT),

@@ -143,7 +143,7 @@ impl<const N: usize> Cluster<N> {
 
     fn set_node(&mut self, now: u32) -> Result<(), String> {
         let own = HashSet::from([self.plan.node]);
-        let node = NodeAddresses { local: own.clone(), node_port: own };
+        let node = NodeAddresses { local: own.clone(), node_port: own, ..NodeAddresses::default() };
         let report = self.syncer.set_node(&mut self.shadow, node, seconds(now));
         self.take(&report)
     }

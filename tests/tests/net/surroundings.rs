@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, connect, recvmsg, setsockopt, sockopt,
 };
+use serde_json::json;
 use sluice_tests::lab::agent::served;
-use sluice_tests::lab::app::{App, Backend, Via};
+use sluice_tests::lab::app::{App, Backend, SERVICE_PORT, Via};
 use sluice_tests::lab::namespace::Namespace;
 use sluice_tests::lab::wiring::host_device;
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
@@ -30,6 +31,7 @@ pub fn groups() -> Vec<Group> {
                 ("P74_J20_a_second_uplink", second_uplink),
                 ("P75_neighbours_are_forgotten_and_move", neighbours),
                 ("J11_a_namespace_within_a_pod", nested),
+                ("B9_an_external_address_that_is_another_nodes", another_nodes_address),
             ],
         ));
         stories.push(Story::new(format!("P22_each_hop_counts_once::{family}"), move |bed| hops(bed, family)));
@@ -47,7 +49,7 @@ fn far() -> App {
 }
 
 fn setup(bed: &mut Bed) -> Result<()> {
-    for who in [Who::Pb, Who::Pc, Who::Pd] {
+    for who in [Who::Pb, Who::Pc, Who::Pd, Who::OtherHost] {
         bed.serve(who, 8_080)?;
     }
     bed.start_agent()?;
@@ -63,6 +65,41 @@ fn answered_by(bed: &Bed, from: Who, to: SocketAddr, transport: Transport, who: 
     let backend = open(bed, from, to, transport)?.answer.backend;
     ensure!(backend == Backend::new(who, 8_080).id(), "{from:?} to {to}: {backend} answers");
     Ok(())
+}
+
+/// Load balancers in software give their Services the nodes' own addresses, of which some are endpoints as well: the Service's port is
+/// taken there, and nothing else to or from that node.
+fn another_nodes_address(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
+    let addresses = Family::BOTH.map(|family| Who::OtherHost.address(family).to_string());
+    let shared = App::new("shared", 3, [Backend::new(Who::Pb, 8_080)]).with("externalIPs", json!(addresses));
+    let other = SocketAddr::new(Who::OtherHost.address(family), 8_080);
+    let pod = SocketAddr::new(Who::Pb.address(family), 8_080);
+    let ways = [
+        (Who::Pa, other, Who::OtherHost),
+        (Who::Host, other, Who::OtherHost),
+        (Who::OtherHost, pod, Who::Pb),
+    ];
+    let mut held: Vec<_> =
+        ways.iter().map(|(from, to, _)| open(bed, *from, *to, transport)).collect::<Result<_>>()?;
+    let api = App::new("api", 4, [Backend::new(Who::OtherHost, 8_080)]);
+    bed.apply(&api)?;
+    bed.apply(&shared)?;
+    let result = (|| {
+        let service = SocketAddr::new(other.ip(), SERVICE_PORT);
+        for from in [Who::Pa, Who::Host] {
+            answered_by(bed, from, service, transport, Who::Pb).context("the Service")?;
+        }
+        for (from, to, who) in ways {
+            answered_by(bed, from, to, transport, who)?;
+        }
+        for ((from, ..), connection) in ways.iter().zip(&mut held) {
+            connection.ask(b"still").ok().with_context(|| format!("{from:?}'s from before"))?;
+        }
+        Ok(())
+    })();
+    bed.delete(&shared)?;
+    bed.delete(&api)?;
+    result
 }
 
 /// Rules as the CNI's portmap plugin writes them: a port of the node leads to a pod. The Services' own addresses keep that

@@ -142,16 +142,6 @@ fn refused(title: &str, packet: Spec, reason: Reason) -> Tale {
     tale(title).enters(packet).refused(reason).entries(0)
 }
 
-/// Whether or not a route is known, as long as it does not lead back.
-fn goes_on(title: &str, front: Party) -> Tale {
-    tale(title)
-        .enters(syn(STRANGER, front).routed(&[PODS_IFINDEX]))
-        .untouched()
-        .enters(syn(STRANGER, front))
-        .untouched()
-        .entries(0)
-}
-
 fn unserved() -> Vec<Tale> {
     use Reason::{NoEndpoint, NoLocalEndpoint, Unlisted};
     let silent =
@@ -185,27 +175,29 @@ fn unserved() -> Vec<Tale> {
         ),
         refused("an unlisted port of a ClusterIP refuses P-24", syn(CLIENT, (Who::Vip, 999)), Unlisted),
         refused(
-            "an unlisted port of a load balancer's address that would circle refuses P-24",
-            syn(STRANGER, (Who::LoadBalancer, 22)).routed(&[IFINDEX]),
+            "an unlisted port of a load balancer's address refuses P-24",
+            syn(STRANGER, (Who::LoadBalancer, 22)),
             Unlisted,
         ),
         refused(
-            "an unlisted port of an external IP that would circle refuses P-24",
+            "an unlisted port of an external IP that another host may have refuses where it would circle P-24",
             syn(STRANGER, (Who::External, 22)).routed(&[IFINDEX]),
             Unlisted,
         ),
-        goes_on("an unlisted port of another host's address is that host's B9", (Who::LoadBalancer, 22)),
-        goes_on("an unlisted port of another host's address as external IP is that host's B9", (Who::External, 22)),
-        tale("what another host answers from an external address's other ports, and is answered there, goes on B9")
-            .enters(ack(CLIENT, (Who::LoadBalancer, 22)).routed(&[PODS_IFINDEX]))
+        tale("an unlisted port of an external IP that another host may have is that host's B9")
+            .enters(syn(STRANGER, (Who::External, 22)).routed(&[PODS_IFINDEX]))
             .untouched()
-            .enters(ack((Who::LoadBalancer, 22), CLIENT))
+            .enters(syn(STRANGER, (Who::External, 22)))
+            .untouched()
+            .enters(ack(CLIENT, (Who::External, 22)).routed(&[PODS_IFINDEX]))
+            .untouched()
+            .enters(ack((Who::External, 22), CLIENT))
             .untouched()
             .entries(0),
         refused("a NodePort's number on a ClusterIP refuses", syn(CLIENT, (Who::Vip, NODE_PORT)), Unlisted),
         refused(
             "a NodePort's number on a load balancer's address refuses",
-            syn(STRANGER, (Who::LoadBalancer, NODE_PORT)).routed(&[IFINDEX]),
+            syn(STRANGER, (Who::LoadBalancer, NODE_PORT)),
             Unlisted,
         ),
         refused("a Service that is being removed refuses", syn(CLIENT, (Who::Vip, LEAVING_PORT)), Unlisted),

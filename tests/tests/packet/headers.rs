@@ -148,12 +148,18 @@ fn others() -> Vec<Tale> {
                 .enters(syn(CLIENT, VIP).with(&other))
                 .dropped(Reason::Protocol)
                 .entries(0),
-            tale(format!("{name} to a load balancer's address ends here where it would circle P-91"))
+            tale(format!("{name} to a load balancer's address ends here P-91"))
                 .udp()
-                .enters(syn(STRANGER, (Who::LoadBalancer, 80)).with(&other).routed(&[IFINDEX]))
-                .dropped(Reason::Protocol)
                 .enters(syn(STRANGER, (Who::LoadBalancer, 80)).with(&other))
-                .untouched(),
+                .dropped(Reason::Protocol),
+            tale(format!(
+                "{name} to an external IP that another host may have ends here where it would circle P-91 B9"
+            ))
+            .udp()
+            .enters(syn(STRANGER, (Who::External, 80)).with(&other).routed(&[IFINDEX]))
+            .dropped(Reason::Protocol)
+            .enters(syn(STRANGER, (Who::External, 80)).with(&other))
+            .untouched(),
             tale(format!("{name} to the node and between strangers passes P-05"))
                 .udp()
                 .enters(syn(STRANGER, NODEPORT).with(&other))

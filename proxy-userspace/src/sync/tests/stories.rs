@@ -281,7 +281,11 @@ fn addresses_are_classified_for_the_node_too() {
     fake.allow(&state);
     syncer.apply(&mut fake, vec![(id("a"), Some(state))], at(0));
     let own = HashSet::from(["192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap()]);
-    syncer.set_node(&mut fake, NodeAddresses { local: own.clone(), node_port: own }, at(0));
+    syncer.set_node(
+        &mut fake,
+        NodeAddresses { local: own.clone(), node_port: own, ..NodeAddresses::default() },
+        at(0),
+    );
     let class = |fake: &Fake, ip: &str| fake.addresses.get(&ip.parse().unwrap()).copied();
     let node = AddressClass::NODE_PORT | AddressClass::LOCAL | AddressClass::ENDPOINT;
     assert_eq!(class(&fake, "192.0.2.1"), Some(node));

@@ -106,7 +106,7 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
     }
     for (address, bits) in &mut addresses {
         if *bits & AddressClass::SERVICE != 0 && !cluster_ips.contains(address) {
-            *bits |= AddressClass::EXTERNAL;
+            *bits |= if *bits & AddressClass::ENDPOINT != 0 { AddressClass::SHARED } else { 0 };
         }
     }
     assert_eq!(fake.endpoints.len(), endpoints, "no endpoint id is left behind");
