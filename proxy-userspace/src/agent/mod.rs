@@ -133,10 +133,7 @@ impl Agent {
     ///
     /// # Errors
     /// A part that the agent cannot do without has ended.
-    pub async fn run(mut self) -> Result<(), Trouble> {
-        let failed = |error| Trouble::new("signals", error, "restart the agent");
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    pub async fn run(mut self, mut stops: Stops) -> Result<(), Trouble> {
         let mut beat = tokio::time::interval(BEAT);
         let mut check = tokio::time::interval_at(Instant::now() + CHECK, CHECK);
         let mut batch = Vec::new();
@@ -164,7 +161,7 @@ impl Agent {
                     self.take_over();
                     trim_heap();
                 }
-                name = stopped(&mut terminate, &mut interrupt) => {
+                name = stops.next() => {
                     info!(signal = name, "stopping; the data plane stays");
                     return Ok(());
                 }
@@ -386,10 +383,32 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-async fn stopped(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+/// Signals that end the agent, kept from the moment on at which they are listened for: the kernel lets the first process of a
+/// container miss those that nobody listens for (L-21).
+#[derive(Debug)]
+pub struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    /// To be called within a runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn listen() -> Result<Self, Trouble> {
+        let failed = |error| Trouble::new("signals", error, "restart the agent");
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::start::Started;
-use super::{Agent, HEALTH_SERVER, Parts, config_file};
+use super::{Agent, HEALTH_SERVER, Parts, Stops, config_file};
 use crate::cluster::{self, About, Channels, Notice, Notices};
 use crate::config::Config;
 use crate::control::{Answer, Listener, Question, Request};
@@ -29,6 +29,7 @@ pub async fn serve(
     started: Started,
     metrics: Arc<Metrics>,
     control: Listener,
+    stops: Stops,
 ) -> Result<(), Trouble> {
     let clock = Clock::start();
     let board = Board::default();
@@ -69,7 +70,7 @@ pub async fn serve(
     let parts = Parts { plane, events: heard, questions: asked, health, checks, metrics, board, clock };
     let agent = Agent::new(&config, node, parts);
     tokio::select! {
-        end = agent.run() => end,
+        end = agent.run(stops) => end,
         Some(ended) = tasks.join_next() => ended.unwrap_or_else(|error| Err(broken(&error))),
     }
 }

@@ -57,7 +57,13 @@ fn bed() -> Bed {
         clock,
     };
     let agent = Agent::new(&config, "n1".into(), parts);
-    Bed { events, questions, orders, installed: false, ended: tokio::spawn(agent.run()) }
+    Bed {
+        events,
+        questions,
+        orders,
+        installed: false,
+        ended: tokio::spawn(agent.run(super::Stops::listen().unwrap())),
+    }
 }
 
 impl Bed {

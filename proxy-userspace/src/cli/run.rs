@@ -58,6 +58,8 @@ fn start(config: Config) -> Outcome {
         .enable_all()
         .build()
         .context("threads cannot be started; see the limits of processes and memory")?;
+    // Whoever asks the agent to end while it starts must not have to ask again.
+    let stops = runtime.block_on(async { agent::Stops::listen() })?;
     runtime.block_on(cluster::check(&config.source))?;
     let dir = RunDir::new(&config.run_dir);
     let lock = dir.lock()?.alone()?;
@@ -77,7 +79,7 @@ fn start(config: Config) -> Outcome {
     for untuned in agent::tune_conntrack(&config.conntrack) {
         warn!("{untuned}");
     }
-    let ended = runtime.block_on(agent::serve(config, node, started, metrics, control));
+    let ended = runtime.block_on(agent::serve(config, node, started, metrics, control, stops));
     drop(lock);
     // Whatever still runs owns nothing that has to be put away: the data plane stays as it is.
     runtime.shutdown_background();

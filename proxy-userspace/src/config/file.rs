@@ -95,6 +95,7 @@ pub fn read(path: &Path, warnings: &mut Vec<String>) -> Result<Table, ConfigErro
 /// Strict first; a duplicate or unknown field is then a warning, as kube-proxy does it (I12).
 pub fn decode(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Table, ConfigError> {
     let decode = |cause| ConfigError::Decode { path: path.to_owned(), cause: Box::new(cause) };
+    let text = first_document(text);
     let document: Value = match serde_saphyr::from_str(text) {
         Ok(document) => document,
         Err(strict) => {
@@ -115,6 +116,21 @@ pub fn decode(path: &Path, text: &str, warnings: &mut Vec<String>) -> Result<Tab
         }
     }
     Ok(table)
+}
+
+/// What kube-proxy reads of a file with several YAML documents.
+fn first_document(text: &str) -> &str {
+    let mut begun = false;
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        let ends = line.trim_end() == "---" || line.starts_with("--- ");
+        if ends && begun {
+            return &text[..at];
+        }
+        begun |= !ends && !line.trim().is_empty() && !line.starts_with('#');
+        at += line.len();
+    }
+    text
 }
 
 /// `file: field`, the way every error about a field begins.

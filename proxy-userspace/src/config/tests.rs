@@ -263,6 +263,10 @@ fn f9_errors_name_the_option_its_value_and_what_is_allowed() {
             file::decode(Path::new("c.conf"), &format!("{head}{text}"), &mut Vec::new()).expect_err(text);
         assert!(error.to_string().contains(want) && error.to_string().starts_with("c.conf"), "{error}");
     }
+    for more in ["---\n", "--- \nkind: Pod\n", "# end\n"] {
+        let config = file_config("documents", &format!("mode: nftables\n{more}"), "");
+        assert!(config.is_ok(), "kube-proxy reads the first document: {config:?}");
+    }
     let error = file_config("field", "iptables: {syncPeriod: [1]}\n", "").expect_err("a list").to_string();
     assert!(error.contains("iptables.syncPeriod") && error.contains("a single value"), "{error}");
 }

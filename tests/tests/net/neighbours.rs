@@ -108,6 +108,12 @@ fn wrong_place(bed: &mut Bed) -> Result<()> {
         home.run_dir.display()
     );
     ensure!(status.code() == Some(1) && said == want, "ended with {status}: {said}");
+    // A directory of its own, and the agent's places.
+    let astray = AgentHome { bpffs: home.bpffs.clone(), ..neighbour(bed)? };
+    let (status, said, failed) = astray.ask(&["cleanup"])?;
+    let left = "of an agent that runs in another network namespace: clean up there";
+    ensure!(status.success(), "ended with {status}: {failed}");
+    ensure!(said.lines().filter(|line| line.ends_with(left)).count() == 2, "pins and programs: {said}");
     home.json(&["status"]).context("the agent goes on")?;
     dial(bed)
 }

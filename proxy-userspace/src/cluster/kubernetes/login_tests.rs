@@ -22,8 +22,9 @@ impl Place {
 
     /// As kubeadm's ConfigMap has it, with files relative to its own folder.
     fn kubeconfig(&self, cluster: &str, user: &str) -> PathBuf {
+        let server = if cluster.contains("server:") { "" } else { "server: 'https://192.0.2.2:6443', " };
         let text = format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- cluster: {{server: 'https://192.0.2.2:6443', {cluster}}}\n  name: default\n- cluster: {{server: 'https://192.0.2.3:6443', certificate-authority: other.crt}}\n  name: other\ncontexts:\n- context: {{cluster: default, namespace: default, user: default}}\n  name: default\ncurrent-context: default\nusers:\n- name: default\n  user: {{{user}}}\n"
+            "apiVersion: v1\nkind: Config\nclusters:\n- cluster: {{{server}{cluster}}}\n  name: default\n- cluster: {{server: 'https://192.0.2.3:6443', certificate-authority: other.crt}}\n  name: other\ncontexts:\n- context: {{cluster: default, namespace: default, user: default}}\n  name: default\ncurrent-context: default\nusers:\n- name: default\n  user: {{{user}}}\n"
         );
         let path = self.0.join("kubeconfig.conf");
         fs::write(&path, text).unwrap();
@@ -83,6 +84,27 @@ async fn a_login_that_cannot_be_says_where_to_look() {
         let error = login(Some(&path), None, &place.environment("", "")).await.unwrap_err().to_string();
         assert!(error.contains(want) && error.contains("; "), "{error}");
     }
+    let secrets = [
+        (
+            "certificate-authority: ca.crt, proxy-url: 'http://x:canary@y:1'",
+            "tokenFile: token",
+            "proxy-url \"y:1\"",
+        ),
+        ("certificate-authority: ca.crt", "token: \"canary\\n\"", "no bearer token"),
+        (
+            "certificate-authority: ca.crt, server: 'https://x:canary@192.0.2.2'",
+            "tokenFile: token",
+            "a user name",
+        ),
+    ];
+    for (cluster, user, want) in secrets {
+        let path = place.kubeconfig(cluster, user);
+        let error = login(Some(&path), None, &place.environment("", "")).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(want) && error.is_final() && !text.contains("canary"), "X-14: {text}");
+    }
+    let error = login(None, Some("https://x:canary@y"), &place.environment("", "")).await.unwrap_err();
+    assert!(!error.to_string().contains("canary"), "X-14: {error}");
     let error = login(Some(Path::new("/no/such")), None, &place.environment("", "")).await.unwrap_err();
     assert!(error.to_string().contains("/no/such") && error.to_string().contains("kubeconfig"), "{error}");
     let error = login(None, Some("ftp://x"), &place.environment("", "")).await.unwrap_err();

@@ -279,6 +279,24 @@ async fn c07_a_streamed_list_that_ends_too_early_is_asked_for_as_a_list() {
     assert!(requests[1].contains("sendInitialEvents") && !requests[2].contains("watch=true"), "{requests:?}");
 }
 
+/// kube asks again as soon as a watch has ended.
+#[tokio::test]
+async fn c02_watches_that_end_at_once_are_no_storm() {
+    let script = Script::default();
+    let added = |name| json!({"type": "ADDED", "object": object(name)});
+    script.answers.lock().unwrap().extend([
+        (SERVICES, watch(false, &[added("a"), end_of_list()])),
+        (SERVICES, watch(false, &[])),
+        (SERVICES, watch(false, &[])),
+        (SERVICES, watch(true, &[added("b")])),
+    ]);
+    let mut lab = Lab::start(script).await;
+    lab.until("the fourth", |event| matches!(event, Event::Services(Change::Apply(_)))).await;
+    let times = lab.script.times.lock().unwrap();
+    let times: Vec<_> = times.iter().filter(|(path, _)| path == SERVICES).map(|(_, at)| *at).collect();
+    assert!(times[3] - times[1] >= Duration::from_secs(1), "{times:?}");
+}
+
 /// What it was about is not known, so that everything is listed.
 #[tokio::test]
 async fn c31_an_event_that_cannot_be_read_leads_to_a_new_list() {
