@@ -206,12 +206,12 @@ fn room_that_one_gives_another_has_at_once() {
     let (none, range) = (&[][..], &["10.0.0.0/8"][..]);
     let (one, two) = (&["10.1.0.1:80"][..], &["10.1.0.1:80", "10.1.0.2:80"][..]);
     let other = &["10.1.0.3:80"][..];
-    type Limit = fn(&mut Capacity);
+    struct Row(&'static str, fn(&mut Capacity), Family, PortState, Option<PortState>, PortState);
     // What there is least of, what is there, what it becomes, what waits.
-    let cases: [(&str, Limit, Family, PortState, Option<PortState>, PortState); 5] = [
-        ("frontends", |c| c.frontends = 1, Family::V4, with(1, one, none), None, with(2, one, none)),
-        ("frontends", |c| c.frontends = 1, Family::V6, of_v6(80), None, of_v6(81)),
-        (
+    let cases = [
+        Row("frontends", |c| c.frontends = 1, Family::V4, with(1, one, none), None, with(2, one, none)),
+        Row("frontends", |c| c.frontends = 1, Family::V6, of_v6(80), None, of_v6(81)),
+        Row(
             "addresses",
             |c| c.addresses = 4,
             Family::V4,
@@ -219,7 +219,7 @@ fn room_that_one_gives_another_has_at_once() {
             Some(with(1, one, none)),
             with(2, other, none),
         ),
-        (
+        Row(
             "ranges",
             |c| c.ranges = 1,
             Family::V4,
@@ -227,7 +227,7 @@ fn room_that_one_gives_another_has_at_once() {
             Some(with(1, one, none)),
             with(2, one, range),
         ),
-        (
+        Row(
             "nothing",
             |c| c.ranges = 1,
             Family::V4,
@@ -236,7 +236,7 @@ fn room_that_one_gives_another_has_at_once() {
             with(2, one, range),
         ),
     ];
-    for (what, limit, family, before, after, waiting) in cases {
+    for Row(what, limit, family, before, after, waiting) in cases {
         let (mut fake, _) = start();
         limit(&mut fake.capacity);
         [&before, &waiting].into_iter().chain(&after).for_each(|state| fake.allow(state));
