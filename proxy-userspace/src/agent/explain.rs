@@ -212,6 +212,7 @@ impl Worker {
         let asked = self.datapath.asked(&edge, ends, protocol).map_err(|error| unknown(&error))?;
         let asked = Asked { own: true, ..asked };
         self.tell_asked(&asked, ends.1, told);
+        let ends = if asked.service.is_some() { self.off_loopback(ends)? } else { ends };
         let Some(made) = self.made(
             Question { edge: &edge, hook: Hook::Ingress, ends, mark: 0, protocol, asked: &asked },
             told,
@@ -232,6 +233,18 @@ impl Worker {
             _ => {}
         }
         Ok(())
+    }
+
+    /// These ends at another address of the node's, if they are loopback addresses: a NodePort is found by its number alone (E5), and a
+    /// packet with such an address has no business at an edge.
+    fn off_loopback(&self, ends: (SocketAddr, SocketAddr)) -> Result<(SocketAddr, SocketAddr), Trouble> {
+        let served = self.served_node_ports().map_err(|error| unknown(&error))?;
+        let other = served.into_iter().find(|ip| !ip.is_loopback() && ip.is_ipv4() == ends.1.is_ipv4());
+        let off = |at: SocketAddr| match other {
+            Some(ip) if at.ip().is_loopback() => SocketAddr::new(ip, at.port()),
+            _ => at,
+        };
+        Ok((off(ends.0), off(ends.1)))
     }
 
     fn made(&mut self, question: Question<'_>, told: &mut Explanation) -> Result<Option<Made>, Trouble> {
