@@ -391,6 +391,19 @@ impl Packet for Skb {
         unsafe { bpf_redirect_neigh(device, next.0, next.1 as i32, 0) };
     }
 
+    /// To the kernel all of a test run's packets are finished.
+    #[inline(always)]
+    fn is_unfinished(&self) -> Option<bool> {
+        if TEST_MODE.load() != 0 {
+            return None;
+        }
+        match self.summed()? {
+            CHECKSUM_PARTIAL => Some(true),
+            CHECKSUM_NONE | CHECKSUM_UNNECESSARY => Some(false),
+            _ => None,
+        }
+    }
+
     /// Test runs give every packet a socket: the byte behind that says that it has none.
     #[inline(always)]
     fn is_own(&self) -> bool {

@@ -73,8 +73,10 @@ fn reset<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, flags:
     let key = &headers.key;
     // A sender on this machine leaves the sum over the pseudo header for the device to finish. Such a packet must
     // stay so: whoever finishes it adds the rest (P-80).
-    let partial = u16::from_ne_bytes([tcp[16], tcp[17]])
-        == fold(pseudo_header(&key.src, &key.dst, key.protocol, length));
+    let partial = packet.is_unfinished().unwrap_or_else(|| {
+        u16::from_ne_bytes([tcp[16], tcp[17]])
+            == fold(pseudo_header(&key.src, &key.dst, key.protocol, length))
+    });
     packet.resize(headers.l4 + 20)?;
     let mut answer = [0; 20];
     [answer[0], answer[1]] = key.dport.0.to_ne_bytes();

@@ -90,6 +90,11 @@ pub trait Packet {
     /// It leaves by `device`. Nothing is done with it afterwards.
     fn send(&mut self, device: u32, out: Out);
 
+    /// Whether its transport checksum is left to a device to finish; `None`: nobody can tell.
+    fn is_unfinished(&self) -> Option<bool> {
+        None
+    }
+
     /// Whether a socket on this side of the device has written it, as opposed to a packet that is passed on.
     fn is_own(&self) -> bool;
 

@@ -27,6 +27,8 @@ pub struct Frame {
     /// Its frame is for somebody else.
     pub flooded: bool,
     pub forwarded: bool,
+    /// See [`Packet::is_unfinished`].
+    pub unfinished: Option<bool>,
     /// Where routes lead, in the order in which they are asked; 0: nowhere.
     pub routes: [u32; 2],
     /// Where it has been sent, past the stack.
@@ -45,6 +47,7 @@ impl Frame {
             segment: 0,
             flooded: false,
             forwarded: false,
+            unfinished: None,
             routes: [0; 2],
             sent: None,
         }
@@ -126,6 +129,10 @@ impl Packet for Frame {
     fn send(&mut self, device: u32, out: Out) {
         let peer = out == Out::Peer;
         self.sent = Some((device, peer));
+    }
+
+    fn is_unfinished(&self) -> Option<bool> {
+        self.unfinished
     }
 
     fn is_own(&self) -> bool {

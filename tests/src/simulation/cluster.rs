@@ -11,6 +11,7 @@ use proxy_userspace::model::{self, Model, PortId, PortState};
 use proxy_userspace::sync::{NodeAddresses, Report, Settings, Step, Store, Syncer};
 use serde_json::{Value, json};
 
+use super::conn::Conn;
 use super::dice::Dice;
 use super::events::{self, Events};
 use super::kernel::{Fault, Kernel};
@@ -328,6 +329,12 @@ impl<const N: usize> Cluster<N> {
     pub fn describe(&self, list: List) -> String {
         let left: Vec<_> = self.left.iter().filter(|((of, _), _)| *of == list).collect();
         format!("it has {:?}, {left:?} have left, {:?} leave now", self.lists.get(&list), self.leaving)
+    }
+
+    /// Whether a Service's flow has been made anew since it was given its backend, as that has left, even if it has come back.
+    pub fn made_anew(&self, conn: &Conn, now: u32) -> bool {
+        let stayed = |list| conn.backend.is_some_and(|end| self.has_stayed(list, end, conn.since, now));
+        conn.list.is_some_and(|list| !stayed(list))
     }
 
     /// The endpoint has been in the list without a break since `step`. One that had left shortly before may have been given

@@ -122,7 +122,7 @@ impl<const N: usize> Kernel<N> {
             state::FIN
         };
         let before = self.ends(&room.key, ends);
-        let ran = self.run(ingress, Frame { note, routes: [IFINDEX; 2], ..frame });
+        let ran = self.run(ingress, Frame { note, unfinished: Some(false), routes: [IFINDEX; 2], ..frame });
         match (before, self.ends(&room.key, ends)) {
             (Some((serial, true)), Some((now, false))) if serial == now => {
                 Err(format!("a closed flow has been opened again: {:?}", room.key))

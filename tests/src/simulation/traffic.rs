@@ -363,15 +363,12 @@ impl<const N: usize> Traffic<N> {
             return Ok(());
         }
         if socket != Some(id) {
-            // Its endpoint has left meanwhile, even if it has come back: the flow was made anew.
-            let renewed =
-                |list| conn.backend.is_none_or(|end| !self.cluster.has_stayed(list, end, conn.since, now));
             // Forgotten in the middle of its handshake: what the server has heard by another port it answers to that port. The old
             // place of a flow of datagrams may be another's by now.
             let moved = conn.forgotten
                 || match conn.is_tcp() {
                     true => conn.former.contains(&packet.src),
-                    false => !conn.former.is_empty() || conn.list.is_some_and(renewed),
+                    false => !conn.former.is_empty() || self.cluster.made_anew(conn, now),
                 };
             conn.crossed |= conn.list.is_none() && packet.flags == SYN_ACK;
             if moved || conn.crossed || packet.flags == SYN_ACK || conn.is_ending() {
@@ -402,7 +399,10 @@ impl<const N: usize> Traffic<N> {
         let number = self.conns[id].protocol;
         let key = (number, own, other);
         let holder = self.servers.get(&key).copied();
-        let held = holder.filter(|holder| *holder != id && !self.conns[*holder].is_over_for_server(now));
+        let held = holder.filter(|holder| *holder != id).filter(|holder| {
+            let holder = &self.conns[*holder];
+            !holder.is_over_for_server(now) && (holder.is_tcp() || !self.cluster.made_anew(holder, now))
+        });
         let conn = &mut self.conns[id];
         if packet.flags.rst && held.is_none() && !bears_numbers_of(packet, id, false) {
             // It answers a segment of another connection, which was here.
@@ -437,7 +437,7 @@ impl<const N: usize> Traffic<N> {
                 return Ok(());
             }
             let (conn, holder) = (&self.conns[id], &self.conns[holder]);
-            if conn.forgotten && conn.is_tcp() {
+            if (conn.forgotten || conn.crossed) && conn.is_tcp() {
                 // Its own port is another's there by now, which sees by the numbers that this is not for it.
                 return Ok(());
             }

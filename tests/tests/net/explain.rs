@@ -1,6 +1,6 @@
 //! `explain` and how the packet then fares: the same verdict, backend and source; and that asking changes nothing.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -32,13 +32,6 @@ fn group(wiring: Wiring, sockets: &'static str) -> Group {
         }
     }
     if sockets == "host" {
-        let case =
-            case("E5_the_nodes_own_at_loopback", Who::Host, To::Loopback(near), "translate", "new_flow");
-        for family in Family::BOTH {
-            stories.push(Story::new(format!("{}::{family}", case.name), move |bed| {
-                as_it_fares(bed, &case, family, Transport::Tcp)
-            }));
-        }
         stories.push(Story::new("every_reason_is_told_or_cannot_be", |_| {
             special::all_told(&CASES.map(|case| case.reason))
         }));
@@ -61,8 +54,6 @@ fn group(wiring: Wiring, sockets: &'static str) -> Group {
 #[derive(Clone, Copy)]
 enum To {
     Service(Via, fn() -> App),
-    /// Its NodePort at the node's loopback address.
-    Loopback(fn() -> App),
     Unlisted(fn() -> App),
     Place(Who, u16),
 }
@@ -203,10 +194,6 @@ fn setup(bed: &mut Bed, sockets: &str) -> Result<()> {
 fn target(to: To, family: Family) -> SocketAddr {
     match to {
         To::Service(via, app) => app().address(via, family),
-        To::Loopback(app) => {
-            let ip = family.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
-            SocketAddr::new(ip, app().node_port())
-        }
         To::Unlisted(app) => SocketAddr::new(app().address(Via::ClusterIp, family).ip(), 99),
         To::Place(who, port) => SocketAddr::new(who.address(family), port),
     }
@@ -245,7 +232,7 @@ fn as_it_fares(bed: &mut Bed, case: &Case, family: Family, transport: Transport)
 }
 
 fn translated(told: &Value, case: &Case, family: Family, answer: Answer) -> Result<()> {
-    let (To::Service(_, app) | To::Loopback(app)) = case.to else { bail!("only Services are translated") };
+    let To::Service(_, app) = case.to else { bail!("only Services are translated") };
     let [backend] = app().backends[..] else { bail!("one endpoint, so that the answer is certain") };
     let want = SocketAddr::new(backend.who.address(family), backend.port).to_string();
     ensure!(told["backend"] == want && told["candidates"] == json!([want]), "{told:#}");

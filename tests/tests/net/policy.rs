@@ -185,6 +185,10 @@ fn loopback(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let port = plain().node_port();
     let got = answer(bed, Who::Host, SocketAddr::new(loopback, port), transport)?;
     ensure!(got.backend == "pb:8080", "answered by {}", got.backend);
+    let (to, protocol) = (SocketAddr::new(loopback, port).to_string(), transport.to_string());
+    let question = ["explain", "--from", &loopback.to_string(), "--to", &to, "--protocol", &protocol];
+    let told = bed.agent()?.home.json(&question)?;
+    ensure!(told["verdict"] == "translate" && told["path"] == "socket", "{told:#}");
     let other = Dial::new(bed.place(Who::Host), SocketAddr::new(loopback, port + 900), transport).probe();
     ensure!(other == Outcome::Refused, "a port that nobody serves: {other}");
     // The node's daemons talk to each other there.
