@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use proxy_common::abi::Run;
+use proxy_common::abi::{Run, service_flags};
 
 use super::PerFamily;
 use super::port::{self, Found, List, Member, Port};
@@ -46,8 +46,8 @@ pub fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
             list.sound &= !member.is_in(which);
         }
     }
-    if found.frontends.is_empty() {
-        // Nothing leads here: the slots may be another's by now.
+    if found.frontends.is_empty() || found.service.flags & service_flags::IN_USE == 0 {
+        // Nothing leads here, or a frontend to what is not in use, of which nothing is known: the slots may be another's by now.
         lists = [NOTHING; 3];
     }
     Port {
