@@ -6,7 +6,7 @@ use std::time::Duration;
 use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
-use crate::model::{Family, PortId, PortState, Protocol};
+use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use crate::sync::{Capacity, Lack, NodeAddresses, Settings, Step, Syncer, Word};
 
 fn at(seconds: u64) -> Duration {
@@ -206,10 +206,19 @@ fn room_that_one_gives_another_has_at_once() {
     let (none, range) = (&[][..], &["10.0.0.0/8"][..]);
     let (one, two) = (&["10.1.0.1:80"][..], &["10.1.0.1:80", "10.1.0.2:80"][..]);
     let other = &["10.1.0.3:80"][..];
+    let mut two_ports = with(1, one, none);
+    two_ports.frontends.push(PortFrontend { port: 81, ..two_ports.frontends[0] });
     struct Row(&'static str, fn(&mut Capacity), Family, PortState, Option<PortState>, PortState);
     // What there is least of, what is there, what it becomes, what waits.
     let cases = [
-        Row("frontends", |c| c.frontends = 1, Family::V4, with(1, one, none), None, with(2, one, none)),
+        Row(
+            "frontends",
+            |c| c.frontends = 2,
+            Family::V4,
+            two_ports,
+            Some(with(1, one, none)),
+            with(2, one, none),
+        ),
         Row("frontends", |c| c.frontends = 1, Family::V6, of_v6(80), None, of_v6(81)),
         Row(
             "addresses",
