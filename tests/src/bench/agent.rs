@@ -11,7 +11,7 @@ use super::control::nanoseconds;
 use super::report::{Aim, Row, Table, Unit};
 use super::{Effort, MIB};
 use crate::lab::{Agent, Bed, BedConfig, Family, Wiring, agent::binary, agent::served, command};
-use crate::traffic::sender::{BACKENDS, BEFORE, CHANGES, Sender, app};
+use crate::traffic::sender::{BACKENDS, BEFORE, Sender, app, changes};
 
 /// Longest wait for anything the agent does.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ pub fn run(effort: Effort) -> Result<Table> {
              and back among them, under four senders: pod, outside client, the node with a connected socket and without",
             CLUSTER.services,
             seen.len(),
-            CHANGES.len()
+            changes().count()
         ),
         columns: vec!["figure"],
         rows: vec![
@@ -146,7 +146,7 @@ fn followed(bed: &mut Bed) -> Result<Vec<f64>> {
     let senders = Sender::everywhere(bed, Family::V4);
     senders.iter().try_for_each(|sender| sender.first(0, BEFORE).map(drop))?;
     let (mut took, mut before) = (Vec::new(), BEFORE);
-    for after in CHANGES {
+    for after in changes() {
         let sent: Vec<_> = senders.iter().map(Sender::sent).collect();
         let changed = Instant::now();
         bed.apply_unawaited(&app(after))?;

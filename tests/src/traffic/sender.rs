@@ -20,32 +20,17 @@ use crate::wire::Transport;
 const PB: Backend = Backend::new(Who::Pb, 8_080);
 const PC: Backend = Backend::new(Who::Pc, 8_080);
 
-/// Whoever serves in [`CHANGES`].
+/// Whoever serves in [`changes`].
 pub const BACKENDS: [Backend; 2] = [PB, PC];
+/// Ten changes, with a scaling to none and back from either side. They lead back to [`BEFORE`].
+const ROUND: [&[Backend]; 10] = [&[PC], &[PB], &[], &[PB], &[PC], &[PB, PC], &[PB], &[], &[PC], &[PB]];
+
 /// Twenty changes from [`BEFORE`] on: to the other endpoint, to none and back from either side, to both.
-pub const CHANGES: [&[Backend]; 20] = [
-    &[PC],
-    &[PB],
-    &[],
-    &[PB],
-    &[PC],
-    &[PB, PC],
-    &[PB],
-    &[],
-    &[PC],
-    &[PB],
-    &[PC],
-    &[PB],
-    &[],
-    &[PB],
-    &[PC],
-    &[PB, PC],
-    &[PB],
-    &[],
-    &[PC],
-    &[PB],
-];
-/// What serves before the first of [`CHANGES`].
+pub fn changes() -> impl Iterator<Item = &'static [Backend]> {
+    ROUND.into_iter().chain(ROUND)
+}
+
+/// What serves before the first of [`changes`].
 pub const BEFORE: &[Backend] = &[PB];
 
 /// Between two datagrams.

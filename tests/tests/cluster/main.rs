@@ -117,15 +117,14 @@ fn healthy(suite: &mut Suite) -> Result<()> {
 }
 
 fn follows(suite: &mut Suite) -> Result<()> {
-    // They end before their endpoints do. Else what conntrack keeps of one for an hour leads whoever comes by its port to an address where
-    // nobody is any more, once kube-proxy serves again.
-    suite.of_kube_proxy = None;
     let bed = suite.bed()?;
     bed.replace_endpoints("daemonset/web")?;
     ask_everywhere(bed)
 }
 
 fn swap_back(suite: &mut Suite) -> Result<()> {
+    // The endpoints of the first ones have been replaced.
+    suite.of_kube_proxy = None;
     let bed = suite.bed()?;
     let held = Held::open(bed, "after", EACH)?;
     println!("{} flows are held through Sluice", held.count());

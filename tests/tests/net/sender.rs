@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use sluice_tests::lab::app::Backend;
 use sluice_tests::lab::{Bed, BedConfig, Family, Wiring};
 use sluice_tests::traffic::Outcome;
-use sluice_tests::traffic::sender::{BACKENDS, BEFORE, CHANGES, Came, Kind, Sender, answers, app};
+use sluice_tests::traffic::sender::{BACKENDS, BEFORE, Came, Kind, Sender, answers, app, changes};
 
 use crate::harness::{Group, Story};
 
@@ -47,7 +47,7 @@ fn follow(bed: &mut Bed, family: Family) -> Result<()> {
     for sender in &senders {
         follows(sender, before, before)?;
     }
-    for (round, after) in CHANGES.into_iter().enumerate() {
+    for (round, after) in changes().enumerate() {
         bed.apply(&app(after))?;
         for sender in &senders {
             let moved = follows(sender, before, after);

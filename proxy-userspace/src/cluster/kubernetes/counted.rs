@@ -11,6 +11,7 @@ use http::{Request, Response};
 use kube::client::Body;
 use tower::{BoxError, Layer, Service};
 
+use super::is_watch;
 use crate::metrics::{Exchange, Requests};
 
 /// Put below everything that repeats requests: each attempt counts.
@@ -53,7 +54,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = request.method().clone();
         let sent = request.body().size_hint().exact();
-        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let watches = is_watch(&request);
         let told = self.told.clone();
         let begun = Instant::now();
         let answer = self.inner.call(request);

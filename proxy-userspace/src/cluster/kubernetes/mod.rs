@@ -104,6 +104,11 @@ pub async fn check(access: &Access) -> Result<(), LoginError> {
     }
 }
 
+/// Whether a request asks for a watch, which lasts.
+fn is_watch<B>(request: &http::Request<B>) -> bool {
+    request.uri().query().is_some_and(|query| query.contains("watch=true"))
+}
+
 async fn open(
     access: &Access,
     state: &Arc<State>,

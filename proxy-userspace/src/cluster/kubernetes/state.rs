@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service};
 
+use super::is_watch;
 use crate::cluster::Event;
 use crate::cluster::types::Problem;
 
@@ -161,7 +162,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let resource = RESOURCES.into_iter().find(|name| path.rsplit('/').next() == Some(name));
-        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let watches = is_watch(&request);
         let state = self.state.clone();
         let response = self.inner.call(request);
         Box::pin(async move {

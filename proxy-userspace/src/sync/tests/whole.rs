@@ -105,8 +105,9 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
         }
     }
     for (address, bits) in &mut addresses {
-        if *bits & AddressClass::SERVICE != 0 && !cluster_ips.contains(address) {
-            *bits |= if *bits & AddressClass::ENDPOINT != 0 { AddressClass::SHARED } else { 0 };
+        let both = AddressClass::SERVICE | AddressClass::ENDPOINT;
+        if *bits & both == both && !cluster_ips.contains(address) {
+            *bits |= AddressClass::SHARED;
         }
     }
     assert_eq!(fake.endpoints.len(), endpoints, "no endpoint id is left behind");
