@@ -1,6 +1,7 @@
 //! The agent under test: the real binary, in a node's namespace and cgroup, driven by its contract only.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -97,6 +98,20 @@ impl AgentHome {
     /// As [`AgentHome::json`].
     pub fn services(&self) -> Result<Value> {
         self.json(&["services"])
+    }
+
+    /// The flow of this client to this frontend (`sluice flows`). By both: a client's port may have been another
+    /// frontend's before, whose flow is closed and still told.
+    ///
+    /// # Errors
+    /// As [`AgentHome::json`]; there is no such flow, or the two have more than one.
+    pub fn flow(&self, client: SocketAddr, frontend: SocketAddr) -> Result<Value> {
+        let flows = self.json(&["flows", "--client", &client.ip().to_string()])?;
+        let ends = [client.to_string(), frontend.to_string()];
+        let own = |flow: &&Value| flow["client"] == ends[0] && flow["frontend"] == ends[1];
+        let own: Vec<_> = flows.as_array().into_iter().flatten().filter(own).collect();
+        let [flow] = own[..] else { bail!("{client} has one flow to {frontend}, not {own:?}") };
+        Ok(flow.clone())
     }
 
     /// How often packets have been dropped for this reason.

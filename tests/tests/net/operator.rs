@@ -92,7 +92,7 @@ fn flows(bed: &mut Bed) -> Result<()> {
         // Without what the clock changes between two looks.
         let own = |flows: &Value| -> Vec<Value> {
             let mut all = flows.as_array().cloned().unwrap_or_default();
-            all.retain(|flow| flow["client"] == client.to_string());
+            all.retain(|flow| flow["client"] == client.to_string() && flow["frontend"] == frontend.to_string());
             for flow in all.iter_mut().filter_map(Value::as_object_mut) {
                 flow.retain(|field, _| !["age", "idle"].contains(&field.as_str()));
             }
@@ -100,7 +100,6 @@ fn flows(bed: &mut Bed) -> Result<()> {
         };
         let of_client = own(&home.json(&["flows", "--client", &client.ip().to_string()])?);
         let [flow] = of_client.as_slice() else { bail!("{client} has one flow, not {of_client:?}") };
-        ensure!(flow["frontend"] == frontend.to_string(), "{flow}");
         ensure!(flow["backend"] == SocketAddr::new(Who::Pb.address(family), 8_080).to_string(), "{flow}");
         let path = if shortcuts() == "off" { "stack" } else { "shortcut" };
         ensure!(flow["state"] == "established" && flow["path"] == path, "{flow}");

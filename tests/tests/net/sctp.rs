@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use sluice_tests::lab::app::{App, Backend, Via};
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::packet::sctp::chunk;
@@ -251,10 +251,7 @@ fn shown(bed: &mut Bed, family: Family) -> Result<()> {
     let association = Association::open(raw(bed, Who::Pa, family)?, 24_000, to, &server)?;
     let home = &bed.agent()?.home;
     let client = SocketAddr::new(Who::Pa.address(family), 24_000);
-    let flows = home.json(&["flows", "--client", &client.ip().to_string()])?;
-    let own: Vec<_> =
-        flows.as_array().into_iter().flatten().filter(|f| f["client"] == client.to_string()).collect();
-    let [flow] = own[..] else { bail!("one flow, not {flows}") };
+    let flow = home.flow(client, to)?;
     ensure!(flow["protocol"] == "SCTP" && flow["state"] == "established", "{flow}");
     let services = home.json(&["services", "lab/far"])?.to_string();
     ensure!(services.contains("\"SCTP\""), "{services}");

@@ -75,11 +75,7 @@ fn open(bed: &Bed, family: Family, transport: Transport) -> Result<Connection> {
 
 /// How the flow's packets pass the node, as `sluice flows` tells.
 fn path(bed: &mut Bed, connection: &Connection) -> Result<String> {
-    let client = connection.local()?;
-    let flows = bed.home().json(&["flows", "--client", &client.ip().to_string()])?;
-    let flows = flows.as_array().into_iter().flatten();
-    let own: Vec<_> = flows.filter(|flow| flow["client"] == client.to_string()).collect();
-    let [flow] = own.as_slice() else { bail!("{client} has one flow, not {own:?}") };
+    let flow = bed.home().flow(connection.local()?, connection.peer()?)?;
     Ok(flow["path"].as_str().unwrap_or_default().to_owned())
 }
 

@@ -317,9 +317,8 @@ fn past_the_stack(bed: &mut Bed, family: Family, transport: Transport) -> Result
     let want = if transport == Transport::Udp { "shortcut" } else { "stack" };
     until("the flow to have a lease, and the question to be told", PATIENCE, || {
         connection.ask(b"which way").ok()?;
-        let flows = bed.agent()?.home.json(&["flows", "--client", &client.ip().to_string()])?;
-        let own = flows.as_array().into_iter().flatten().find(|flow| flow["client"] == client.to_string());
-        ensure!(own.is_some_and(|flow| flow["path"] == "shortcut"), "{flows:#}");
+        let flow = bed.agent()?.home.flow(client, to)?;
+        ensure!(flow["path"] == "shortcut", "{flow:#}");
         let told = explain(bed, &client.to_string(), to, transport)?;
         ensure!(told["verdict"] == "translate" && told["path"] == want, "{told:#}");
         Ok(())
