@@ -99,7 +99,7 @@ enum SweepError {
 }
 
 /// Ends every stranded socket of this network namespace, and every one that is older than what has arrived. How many.
-fn sweep(datapath: &mut Datapath, arrived: &HashSet<Dialled>, own: &[IpAddr]) -> Result<usize, SweepError> {
+fn sweep(datapath: &Datapath, arrived: &HashSet<Dialled>, own: &[IpAddr]) -> Result<usize, SweepError> {
     let mut led = HashMap::new();
     datapath.translated_sockets(|cookie, pairs| drop(led.insert(cookie, pairs)))?;
     let is_endpoint = |endpoint| datapath.is_endpoint(endpoint);
@@ -145,7 +145,9 @@ impl Worker {
     pub(super) fn probe_sockets(&mut self) {
         let first = !std::mem::replace(&mut self.sockets_probed, true);
         if first && self.datapath.has_sockets() {
-            let can = self.datapath.translated_sockets(|_, _| {}).map_err(SweepError::from);
+            let can =
+                self.datapath.prepare_sockets().and_then(|()| self.datapath.translated_sockets(|_, _| {}));
+            let can = can.map_err(SweepError::from);
             let can = can.and_then(|()| Ok(SocketDiag::open()?.probe()?));
             self.note_sweep(can);
         }
@@ -162,8 +164,10 @@ impl Worker {
             return;
         }
         let own: Vec<IpAddr> = self.addresses.iter().map(|address| address.ip).collect();
-        let swept = sweep(&mut self.datapath, self.sweeps.frontends(), &own);
-        self.sweeps.done(now, self.clock.now(), swept.is_err());
+        let ready = self.datapath.prepare_sockets().map_err(SweepError::from);
+        let begun = self.clock.now();
+        let swept = ready.and_then(|()| sweep(&self.datapath, self.sweeps.frontends(), &own));
+        self.sweeps.done(begun, self.clock.now(), swept.is_err());
         if let Ok(ended @ 1..) = swept {
             info!(
                 ended,

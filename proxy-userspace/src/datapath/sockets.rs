@@ -31,19 +31,27 @@ impl From<&SocketPair> for Translated {
 }
 
 impl Datapath {
-    /// Shows every socket that was translated, of all network namespaces and protocols: its cookie, and what it was
-    /// led to. Costs nothing until it is called; its program is loaded by the first call.
+    /// What [`Self::translated_sockets`] needs, once: tens of milliseconds, most of it for the kernel's types.
     ///
     /// # Errors
     /// The kernel lacks type information or this kind of iterator.
-    pub fn translated_sockets(
-        &mut self,
-        mut show: impl FnMut(u64, Vec<Translated>),
-    ) -> Result<(), DatapathError> {
-        let failed = |source| DatapathError::Iterator { source };
+    pub fn prepare_sockets(&mut self) -> Result<(), DatapathError> {
         if self.sockets_program.is_none() {
             self.sockets_program = Some(self.load_iterator()?);
         }
+        Ok(())
+    }
+
+    /// Shows every socket that was translated, of all network namespaces and protocols: its cookie, and what it was
+    /// led to. None before [`Self::prepare_sockets`].
+    ///
+    /// # Errors
+    /// The kernel does not iterate.
+    pub fn translated_sockets(
+        &self,
+        mut show: impl FnMut(u64, Vec<Translated>),
+    ) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Iterator { source };
         let Some(program) = &self.sockets_program else { return Ok(()) };
         let file = sys::iterate(program.as_fd(), self.tables.sockets.as_fd()).map_err(failed)?;
         records(file, |record| show(record.cookie, translations(&record))).map_err(failed)

@@ -92,7 +92,9 @@ fn flows(bed: &mut Bed) -> Result<()> {
         // Without what the clock changes between two looks.
         let own = |flows: &Value| -> Vec<Value> {
             let mut all = flows.as_array().cloned().unwrap_or_default();
-            all.retain(|flow| flow["client"] == client.to_string() && flow["frontend"] == frontend.to_string());
+            all.retain(|flow| {
+                flow["client"] == client.to_string() && flow["frontend"] == frontend.to_string()
+            });
             for flow in all.iter_mut().filter_map(Value::as_object_mut) {
                 flow.retain(|field, _| !["age", "idle"].contains(&field.as_str()));
             }
