@@ -267,9 +267,9 @@ impl Datapath {
     }
 
     /// Programs see either generation; nobody else writes.
-    fn store_generation(&self, id: u32, generation: u32) -> Result<(), DatapathError> {
-        let word = self.tables.endpoints.words().get(Generations::index(id) as usize);
-        let (Some(word), Ok(generation)) = (word, u16::try_from(generation)) else {
+    fn store_generation(&self, endpoint: EndpointId) -> Result<(), DatapathError> {
+        let EndpointId { id, generation } = endpoint;
+        let Some(word) = self.tables.endpoints.words().get(Generations::index(id) as usize) else {
             return Err(failed("write", "ENDPOINTS")(io::ErrorKind::InvalidInput.into()));
         };
         let before = Generations(word.load(Ordering::Relaxed));
@@ -334,11 +334,12 @@ impl Store for Datapath {
         }
     }
 
-    fn endpoints(&self) -> Result<Vec<(u32, u32)>, DatapathError> {
+    fn endpoints(&self) -> Result<Vec<EndpointId>, DatapathError> {
         let live = |(first, word): (u32, &AtomicU64)| {
             let generations = Generations(word.load(Ordering::Acquire));
             let ids = first..first + Generations::COUNT;
-            ids.map(move |id| (id, generations.of(id).into())).filter(|(_, generation)| *generation != 0)
+            let of = move |id| EndpointId { id, generation: generations.of(id) };
+            ids.map(of).filter(|live| live.generation != 0)
         };
         let words = (0..).step_by(Generations::COUNT as usize).zip(self.tables.endpoints.words());
         Ok(words.filter(|(_, word)| word.load(Ordering::Relaxed) != 0).flat_map(live).collect())
@@ -365,9 +366,7 @@ impl Store for Datapath {
             Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
             Step::Affinity(Family::V4) => v4.open_affinity(&self.pins, Family::V4, self.affinity_records),
             Step::Affinity(Family::V6) => v6.open_affinity(&self.pins, Family::V6, self.affinity_records),
-            Step::Endpoints(list) => {
-                list.iter().try_for_each(|(id, generation)| self.store_generation(*id, *generation))
-            }
+            Step::Endpoints(list) => list.iter().try_for_each(|endpoint| self.store_generation(*endpoint)),
             Step::Slots(Family::V4, slots) => v4.write_slots(slots),
             Step::Slots(Family::V6, slots) => v6.write_slots(slots),
             Step::Services(words) => {

@@ -57,7 +57,7 @@ pub struct Batch {
     chunks: PerFamily<Vec<u32>>,
     /// Some port asks for affinity.
     affinity: PerFamily<bool>,
-    endpoints: Vec<(u32, u32)>,
+    endpoints: Vec<EndpointId>,
     slots: PerFamily<Vec<(u32, Slot)>>,
     words: Vec<(u32, Word)>,
     /// In force before the services that ask for them, and until those ask no more.
@@ -67,7 +67,7 @@ pub struct Batch {
     frontends: BTreeMap<Dialled, Option<Frontend>>,
     /// Services and endpoints that nothing leads to any more.
     cleared: Vec<(u32, Word)>,
-    gone: Vec<(u32, u32)>,
+    gone: Vec<EndpointId>,
     /// Frontends that are still in the maps when new ones come.
     leaving: PerFamily<u32>,
     /// Endpoints of a UDP port are among those that go.
@@ -88,7 +88,7 @@ impl Batch {
 
     /// Endpoint ids that nothing refers to.
     pub fn bury(&mut self, endpoints: impl IntoIterator<Item = u32>) {
-        self.gone.extend(endpoints.into_iter().map(|id| (id, 0)));
+        self.gone.extend(endpoints.into_iter().map(EndpointId::gone));
     }
 
     /// Additions from the endpoints up to the frontends, then removals the other way.
@@ -326,7 +326,7 @@ impl Room {
         port.endpoints.extend(fresh.iter().map_while(|&address| {
             let id = self.endpoints.take()?;
             let endpoint = EndpointId { id, generation: self.generations.advance(id) };
-            batch.endpoints.push((id, endpoint.generation.into()));
+            batch.endpoints.push(endpoint);
             self.classes.add_endpoint(address.ip());
             Some((address, Member { endpoint, lists: 0 }))
         }));
@@ -339,7 +339,7 @@ impl Room {
         until: Duration,
         batch: &mut Batch,
     ) {
-        batch.gone.push((endpoint.id, 0));
+        batch.gone.push(EndpointId::gone(endpoint.id));
         self.classes.remove_endpoint(address.ip());
         self.endpoints.retire(endpoint.id, until);
     }

@@ -3,6 +3,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
+use super::store::EndpointId;
+
 /// Free indices of an array.
 #[derive(Clone, Debug)]
 pub struct Ids {
@@ -74,9 +76,9 @@ impl Generations {
         Self { last: Vec::new(), first: first.max(1) }
     }
 
-    /// Notes the generation of an id found in use.
-    pub fn note(&mut self, id: u32, generation: u16) {
-        *self.entry(id) = generation;
+    /// Notes an id found in use.
+    pub fn note(&mut self, found: EndpointId) {
+        *self.entry(found.id) = found.generation;
     }
 
     /// The generation of the id's next holder: 1 to 65,535, never the one before.
@@ -128,7 +130,7 @@ mod tests {
     fn generations_go_up_at_each_reuse_and_skip_zero() {
         let mut generations = Generations::new(9);
         assert_eq!([generations.advance(3), generations.advance(3)], [9, 10]);
-        generations.note(3, u16::MAX);
+        generations.note(EndpointId { id: 3, generation: u16::MAX });
         assert_eq!(generations.advance(3), 1);
         assert_eq!(Generations::new(0).advance(0), 1);
     }

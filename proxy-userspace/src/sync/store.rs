@@ -22,6 +22,14 @@ pub struct EndpointId {
     pub generation: u16,
 }
 
+impl EndpointId {
+    /// As an id is written that nobody holds any more.
+    #[must_use]
+    pub const fn gone(id: u32) -> Self {
+        Self { id, generation: 0 }
+    }
+}
+
 /// One endpoint in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
@@ -60,8 +68,8 @@ pub enum Step {
     Chunks(Family, Vec<u32>),
     /// Makes room for affinity records, if there is none. Waits for readers, as chunks do, the first time.
     Affinity(Family),
-    /// Generations of endpoint ids; 0: gone.
-    Endpoints(Vec<(u32, u32)>),
+    /// Generations of endpoint ids; see [`EndpointId::gone`].
+    Endpoints(Vec<EndpointId>),
     /// Slots from an offset on.
     Slots(Family, Vec<(u32, Slot)>),
     /// Stores in this order.
@@ -132,11 +140,11 @@ pub trait Store {
     /// See [`Store::frontends`].
     fn slots(&self, family: Family) -> Result<Vec<Slot>, Self::Error>;
 
-    /// Every endpoint id that is not gone, with its generation.
+    /// Every endpoint id that is not gone.
     ///
     /// # Errors
     /// See [`Store::frontends`].
-    fn endpoints(&self) -> Result<Vec<(u32, u32)>, Self::Error>;
+    fn endpoints(&self) -> Result<Vec<EndpointId>, Self::Error>;
 
     /// Every source range, with the index of its service.
     ///

@@ -1,13 +1,13 @@
 //! What is found in the maps: whose ports are not known yet, and which slots are free.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proxy_common::abi::{Run, service_flags};
 
 use super::PerFamily;
 use super::port::{self, Found, List, Member, Port};
 use super::runs::Runs;
-use super::store::Slot;
+use super::store::{EndpointId, Slot};
 use crate::model::Family;
 
 /// The slots that no port's runs cover.
@@ -20,22 +20,23 @@ pub fn free_runs(max: u32, slots: &PerFamily<Vec<Slot>>, ports: &BTreeMap<u32, P
     PerFamily { v4: free(Family::V4), v6: free(Family::V6) }
 }
 
-/// A port as found. Lists whose endpoints are not all there are not trusted.
-pub fn stray(found: &Found, live: &HashMap<u32, u32>) -> Port {
+/// A port as found; it takes its endpoints from `unheld`. Lists whose endpoints are not all there are not trusted, nor are
+/// those with one that another address or port holds already.
+pub fn stray(found: &Found, unheld: &mut HashSet<EndpointId>) -> Port {
     let mut endpoints: BTreeMap<_, Member> = BTreeMap::new();
     let mut dead = BTreeSet::new();
     let mut list = |which: usize, run: Run| {
         let Some(slots) = &found.lists[which] else { return NOTHING };
         let mut sound = slots.is_sorted_by(|a, b| a.address < b.address);
         for slot in slots {
-            let is_live = live.get(&slot.endpoint.id) == Some(&u32::from(slot.endpoint.generation));
-            let member =
-                endpoints.entry(slot.address).or_insert(Member { endpoint: slot.endpoint, lists: 0 });
+            let member = endpoints.entry(slot.address).or_insert_with(|| {
+                if !unheld.remove(&slot.endpoint) {
+                    dead.insert(slot.address);
+                }
+                Member { endpoint: slot.endpoint, lists: 0 }
+            });
             member.lists |= 1 << which;
             sound &= member.endpoint == slot.endpoint;
-            if !is_live {
-                dead.insert(slot.address);
-            }
         }
         List { run, sound }
     };

@@ -11,7 +11,7 @@ use super::change::{Batch, Lack, Room};
 use super::classes::Classes;
 use super::ids::{Generations, Ids};
 use super::port::{self, InstalledPort, Port};
-use super::store::{Dialled, Step, Store};
+use super::store::{Dialled, EndpointId, Step, Store};
 use super::strays::{free_runs, stray};
 use crate::model::{Family, PortChange, PortId, PortState, Protocol};
 
@@ -109,18 +109,17 @@ impl Syncer {
     /// If the maps cannot be read.
     pub fn adopt<S: Store>(store: &S, settings: Settings) -> Result<Self, S::Error> {
         let slots = PerFamily { v4: store.slots(Family::V4)?, v6: store.slots(Family::V6)? };
-        let live: HashMap<u32, u32> = store.endpoints()?.into_iter().collect();
+        let mut unheld: HashSet<EndpointId> = store.endpoints()?.into_iter().collect();
         let mut generations = Generations::new(settings.first_generation);
-        for (&id, &generation) in &live {
-            generations.note(id, u16::try_from(generation).unwrap_or_default());
-        }
+        unheld.iter().for_each(|live| generations.note(*live));
+        let endpoints = Ids::new(store.capacity().endpoints, &unheld.iter().map(|live| live.id).collect());
         let mut classes = Classes::new(store.addresses()?);
         let mut strays = BTreeMap::new();
         let mut owners = foldhash::HashMap::default();
         let mut owned = PerFamily::<u32>::default();
         let (services, stray_ranges) = port::read(store, &slots)?;
         for found in services {
-            let port = stray(&found, &live);
+            let port = stray(&found, &mut unheld);
             for (dialled, &kind) in port.frontends.iter() {
                 owners.insert(*dialled, port.index);
                 owned[Family::of(&dialled.address)] += 1;
@@ -136,14 +135,10 @@ impl Syncer {
         }
         let capacity = store.capacity();
         let runs = free_runs(capacity.slots, &slots, &strays);
-        let referred: HashSet<u32> = strays
-            .values()
-            .flat_map(|port| port.endpoints.values().map(|member| member.endpoint.id))
-            .collect();
         let room = Room {
             capacity,
             services: Ids::new(capacity.services, &strays.keys().copied().collect()),
-            endpoints: Ids::new(capacity.endpoints, &live.keys().copied().collect()),
+            endpoints,
             generations,
             runs,
             classes,
@@ -153,7 +148,7 @@ impl Syncer {
             stray_ranges,
             epoch: settings.first_generation,
         };
-        let mut orphans: Vec<u32> = live.into_keys().filter(|id| !referred.contains(id)).collect();
+        let mut orphans: Vec<u32> = unheld.into_iter().map(|endpoint| endpoint.id).collect();
         orphans.sort_unstable();
         Ok(Self {
             settings,

@@ -115,7 +115,8 @@ fn fill(maps: &mut Shadow, input: &mut Unstructured<'_>) -> Result<()> {
                 Step::Chunks(family, vec![0])
             }
             1 => {
-                Step::Endpoints(vec![(index(input)? % room.endpoints, u32::from(input.arbitrary::<u16>()?))])
+                let (id, generation) = (index(input)? % room.endpoints, input.arbitrary()?);
+                Step::Endpoints(vec![EndpointId { id, generation }])
             }
             2 if has_slots[usize::from(family == Family::V6)] => {
                 let address = SocketAddr::new(host(input, 1)?, if input.arbitrary()? { 8080 } else { 53 });
@@ -158,8 +159,13 @@ fn fill(maps: &mut Shadow, input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Nothing, and something of everything.
+/// Something of everything; the same with two endpoints that share an id; and a frontend that leads nowhere.
 pub fn seeds() -> Vec<Vec<u8>> {
+    vec![whole(2), whole(1), LEADS_NOWHERE.to_vec()]
+}
+
+/// A service of each family with two endpoints, of which the second says that it has this id.
+fn whole(second: u8) -> Vec<u8> {
     let mut whole = Vec::new();
     for family in [0, 0x80] {
         for entry in [
@@ -167,7 +173,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             &[1, 1, 1, 0],
             &[1, 2, 1, 0],
             &[2, 1, 1, 1, 1, 0, 0],
-            &[2, 2, 1, 2, 1, 0, 1],
+            &[2, 2, 1, second, 1, 0, 1],
             &[4, 0, 33, 0, 0, 0, 0, 0, 0, 0],
             &[3, 0, 0, 2, 0],
             &[3, 0, 0, 1, 1],
@@ -180,7 +186,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
             whole.extend(&entry[1..]);
         }
     }
-    vec![whole, LEADS_NOWHERE.to_vec()]
+    whole
 }
 
 /// A frontend leads to a service that is not in use and has lists: found by libFuzzer.

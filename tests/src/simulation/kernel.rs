@@ -63,7 +63,7 @@ impl<const N: usize> Kernel<N> {
         match step {
             Step::Chunks(..) | Step::Affinity(_) => {}
             Step::Endpoints(list) => {
-                list.iter().for_each(|&(id, generation)| self.maps.endpoint(id, generation));
+                list.iter().for_each(|endpoint| self.maps.endpoint(endpoint.id, endpoint.generation.into()));
             }
             Step::Slots(_, list) => self.maps.backends.extend(list.iter().map(|(at, slot)| {
                 let (address, port) = (addr(slot.address.ip()), Port::new(slot.address.port()));

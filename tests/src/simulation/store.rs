@@ -15,7 +15,7 @@ pub struct Shadow {
     pub frontends: BTreeMap<Dialled, (u32, u32)>,
     services: BTreeMap<u32, Service>,
     slots: [Vec<Slot>; 2],
-    pub endpoints: BTreeMap<u32, u32>,
+    pub endpoints: BTreeMap<u32, u16>,
     ranges: BTreeSet<(u32, IpNet)>,
     pub addresses: BTreeMap<IpAddr, u32>,
     pub asked: Vec<Step>,
@@ -51,7 +51,7 @@ impl Shadow {
             }
             Step::Affinity(_) => {}
             Step::Endpoints(list) => {
-                for &(id, generation) in list {
+                for &EndpointId { id, generation } in list {
                     match generation {
                         0 => self.endpoints.remove(&id),
                         generation => self.endpoints.insert(id, generation),
@@ -106,8 +106,8 @@ impl Store for Shadow {
         Ok(self.slots[usize::from(family == Family::V6)].clone())
     }
 
-    fn endpoints(&self) -> Result<Vec<(u32, u32)>, Infallible> {
-        Ok(self.endpoints.iter().map(|(id, generation)| (*id, *generation)).collect())
+    fn endpoints(&self) -> Result<Vec<EndpointId>, Infallible> {
+        Ok(self.endpoints.iter().map(|(&id, &generation)| EndpointId { id, generation }).collect())
     }
 
     fn ranges(&self) -> Result<Vec<(u32, IpNet)>, Infallible> {
@@ -136,7 +136,7 @@ fn singles(step: &Step) -> Vec<Step> {
     match step {
         Step::Chunks(family, list) => each(list, |n| *n, |one| Step::Chunks(*family, one)),
         Step::Affinity(family) => vec![Step::Affinity(*family)],
-        Step::Endpoints(list) => each(list, |(id, _)| *id, Step::Endpoints),
+        Step::Endpoints(list) => each(list, |endpoint| endpoint.id, Step::Endpoints),
         Step::Slots(family, list) => each(list, |(at, _)| *at, |one| Step::Slots(*family, one)),
         // Their order is the agent's choice.
         Step::Services(list) => list.iter().map(|one| Step::Services(vec![*one])).collect(),

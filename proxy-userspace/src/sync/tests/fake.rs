@@ -15,7 +15,7 @@ pub struct Fake {
     pub frontends: BTreeMap<Dialled, Frontend>,
     pub services: BTreeMap<u32, Service>,
     pub slots: [Vec<Slot>; 2],
-    pub endpoints: BTreeMap<u32, u32>,
+    pub endpoints: BTreeMap<u32, u16>,
     pub addresses: BTreeMap<IpAddr, u32>,
     pub ranges: BTreeSet<(u32, IpNet)>,
     /// Steps until one fails.
@@ -74,7 +74,7 @@ impl Fake {
                 assert!(self.allowed.contains(&list), "{dialled:?} has half a list after {step:?}: {list:?}");
                 for slot in slots {
                     let generation = self.endpoints.get(&slot.endpoint.id).copied();
-                    assert_eq!(generation, Some(slot.endpoint.generation.into()), "{slot:?} after {step:?}");
+                    assert_eq!(generation, Some(slot.endpoint.generation), "{slot:?} after {step:?}");
                 }
             }
         }
@@ -112,8 +112,8 @@ impl Store for Fake {
         Ok(self.slots[index(family)].clone())
     }
 
-    fn endpoints(&self) -> Result<Vec<(u32, u32)>, Refusal> {
-        Ok(self.endpoints.iter().map(|(id, generation)| (*id, *generation)).collect())
+    fn endpoints(&self) -> Result<Vec<EndpointId>, Refusal> {
+        Ok(self.endpoints.iter().map(|(&id, &generation)| EndpointId { id, generation }).collect())
     }
 
     fn ranges(&self) -> Result<Vec<(u32, IpNet)>, Refusal> {
@@ -142,7 +142,7 @@ impl Store for Fake {
             }
             Step::Affinity(_) => {}
             Step::Endpoints(list) => {
-                for &(id, generation) in list {
+                for &EndpointId { id, generation } in list {
                     match generation {
                         0 => self.endpoints.remove(&id),
                         generation => self.endpoints.insert(id, generation),
