@@ -4,7 +4,7 @@ use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::traits::{Packet, Tables};
 use super::verdict::{Returned, Verdict};
-use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate};
+use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate, unserved};
 use crate::abi::{AddressClass, Hook, Reason, device_flags};
 use crate::wire::{Headers, Transport, parse};
 
@@ -128,7 +128,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
     let verdict = match dialled {
         Some(frontend) => translate::open(packet, tables, headers, frontend),
-        None if ends_here(packet, tables, headers, class) => {
+        None if unserved::ends_here(packet, tables, headers, class) => {
             reject::answer(packet, headers, Reason::Unlisted).into()
         }
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
@@ -313,35 +313,7 @@ fn complains<const N: usize, P: Packet, T: Tables<N>>(
     }
 }
 
-/// Whether a packet to a Service's address that no Service serves goes no further (P-24). To one that another host may have it does, unless
-/// it would circle.
-#[inline(always)]
-fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    class: AddressClass,
-) -> bool {
-    let shared = class.any(AddressClass::SHARED) && !class.any(AddressClass::LOCAL);
-    class.is_services_alone() || shared && circles(packet, tables, headers)
-}
-
-/// Whether a packet would leave by where it has come from: the router that has sent it here would get it back, and send it again. What
-/// comes by a port of a bridge through which the node itself is reached leaves by the bridge, which is no edge.
-#[inline(always)]
-fn circles<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-) -> bool {
-    let Some((device, _)) = packet.route(&headers.key, headers.end - headers.l3) else { return false };
-    let here = packet.ifindex();
-    let by_port = tables
-        .device_flags(here)
-        .is_some_and(|flags| flags & (device_flags::PORT | device_flags::POD) == device_flags::PORT);
-    device == here || by_port && tables.device_flags(device).is_none()
-}
-
+/// What nobody serves, of whatever kind.
 #[inline(always)]
 fn unserved<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -350,7 +322,7 @@ fn unserved<const N: usize, P: Packet, T: Tables<N>>(
     class: AddressClass,
     reason: Reason,
 ) -> Verdict {
-    if ends_here(packet, tables, headers, class) {
+    if unserved::ends_here(packet, tables, headers, class) {
         counted(tables, Verdict::Drop(reason))
     } else {
         Verdict::Pass

@@ -9,6 +9,7 @@
 //! established.rs a packet of a known flow: TCP state, stale entries, the rewrite
 //! translate.rs   the first packet to a frontend: the pair translate/restore
 //! masquerade.rs  the first packet at the backend's edge: choice of a port, the pair masquerade/unmasquerade
+//! unserved.rs    what goes to a Service's address and is no Service's
 //! pair.rs        inserting both halves of a flow, exclusive keys, other source ports
 //! reclaim.rs     second chance: how the flow table forgets
 //! fragment.rs    later fragments follow their first
@@ -38,6 +39,7 @@ mod shortcut;
 pub mod socket;
 mod traits;
 mod translate;
+mod unserved;
 mod verdict;
 
 pub use affinity::sticky;

@@ -1,13 +1,12 @@
 //! What each address is: reference counts from frontends, endpoints and the node.
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use foldhash::HashMap;
 use ipnet::IpNet;
 use proxy_common::abi::{AddressClass, FrontendKind};
 
-use super::{Dialled, PerFamily};
+use super::{Dialled, NodeAddresses, PerFamily};
 use crate::model::{Family, Protocol};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,22 +135,20 @@ impl Classes {
 
     /// Every address is looked at again: once the first complete list is there, what nothing refers to goes.
     pub fn review(&mut self) {
-        self.dirty.extend(self.uses.iter_mut().filter(|(_, uses)| !uses.dirty).map(|(ip, uses)| {
+        self.review_those(|_| true);
+    }
+
+    fn review_those(&mut self, which: impl Fn(&Uses) -> bool) {
+        let clean = self.uses.iter_mut().filter(|(_, uses)| !uses.dirty && which(uses));
+        self.dirty.extend(clean.map(|(ip, uses)| {
             uses.dirty = true;
             *ip
         }));
     }
 
-    /// Where other hosts are the node's neighbours.
-    pub fn set_links(&mut self, links: Vec<IpNet>) {
-        if self.links != links {
-            self.links = links;
-            self.review();
-        }
-    }
-
-    /// The node's own addresses, and those that serve NodePorts. A loopback address is never local to a packet.
-    pub fn set_node(&mut self, local: &HashSet<IpAddr>, node_port: &HashSet<IpAddr>) {
+    /// What the node has. A loopback address is never local to a packet.
+    pub fn set_node(&mut self, node: &NodeAddresses) {
+        let NodeAddresses { local, node_port, links } = node;
         let known: Vec<IpAddr> =
             self.uses.iter().filter(|(_, uses)| uses.node != 0).map(|(ip, _)| *ip).collect();
         for ip in known.into_iter().chain(local.iter().copied()).chain(node_port.iter().copied()) {
@@ -163,6 +160,10 @@ impl Classes {
                 bits |= AddressClass::NODE_PORT;
             }
             self.change(ip, |uses| uses.node = bits);
+        }
+        if self.links != *links {
+            self.links.clone_from(links);
+            self.review_those(|uses| uses.is_external());
         }
     }
 
@@ -206,6 +207,8 @@ impl Classes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -232,7 +235,8 @@ mod tests {
         assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE)]);
         classes.remove_frontend(&tcp, cluster);
         assert_eq!(classes.flush(), ClassWrites::default(), "another port of the Service is left");
-        classes.set_node(&HashSet::from([a, lo]), &HashSet::from([a, lo]));
+        let own = HashSet::from([a, lo]);
+        classes.set_node(&NodeAddresses { local: own.clone(), node_port: own, ..NodeAddresses::default() });
         let mut node = classes.flush().early;
         node.sort();
         let local = AddressClass::LOCAL | AddressClass::NODE_PORT;
@@ -241,7 +245,7 @@ mod tests {
         assert_eq!(classes.flush().early, [(a, local | AddressClass::SERVICE | AddressClass::ENDPOINT)]);
         classes.remove_frontend(&dialled(a, Protocol::Udp), cluster);
         assert_eq!(classes.flush().lose, [(a, local | AddressClass::ENDPOINT)]);
-        classes.set_node(&HashSet::new(), &HashSet::new());
+        classes.set_node(&NodeAddresses::default());
         classes.remove_endpoint(a);
         let mut gone = classes.flush().remove;
         gone.sort();
@@ -261,7 +265,8 @@ mod tests {
         let mut classes = Classes::default();
         classes.add_frontend(&at(a, 80), balancer);
         assert_eq!(classes.flush().gain, [(a, service)], "no link is known");
-        classes.set_links(vec!["192.0.2.0/29".parse().unwrap()]);
+        let links = vec!["192.0.2.0/29".parse().unwrap()];
+        classes.set_node(&NodeAddresses { links, ..NodeAddresses::default() });
         assert_eq!(classes.flush().early, [(a, shared)], "on a link");
         classes.add_frontend(&at(a, 443), cluster);
         assert_eq!(classes.flush().early, [(a, service)], "somebody's ClusterIP");
@@ -271,7 +276,7 @@ mod tests {
         assert_eq!(classes.flush().gain, [(far, service)], "on none");
         classes.add_endpoint(far);
         assert_eq!(classes.flush().early, [(far, shared | AddressClass::ENDPOINT)], "an endpoint's");
-        classes.set_links(Vec::new());
+        classes.set_node(&NodeAddresses::default());
         assert_eq!(classes.flush().early, [(a, service)]);
     }
 

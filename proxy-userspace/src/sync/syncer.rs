@@ -220,10 +220,9 @@ impl Syncer {
     /// Sets the node's own addresses.
     pub fn set_node<S: Store>(&mut self, store: &mut S, node: NodeAddresses, now: Duration) -> Report {
         let mut report = Report::default();
-        self.node = Some(node.clone());
+        let node = self.node.insert(node).clone();
         if self.recover(store, now, &mut report) {
-            self.room.classes.set_node(&node.local, &node.node_port);
-            self.room.classes.set_links(node.links);
+            self.room.classes.set_node(&node);
             self.commit(store, Batch::default(), now, &mut report);
         }
         report
@@ -441,8 +440,7 @@ impl Syncer {
             }
         }
         if let Some(node) = self.node.take() {
-            again.room.classes.set_node(&node.local, &node.node_port);
-            again.room.classes.set_links(node.links.clone());
+            again.room.classes.set_node(&node);
             again.node = Some(node);
         }
         let desired: Vec<_> = desired.into_iter().collect();

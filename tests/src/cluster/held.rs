@@ -104,6 +104,21 @@ impl Held {
         Ok(())
     }
 
+    /// Ends them, and waits until each has: TCP connections from the client's side, while their endpoints are there.
+    ///
+    /// # Errors
+    /// One does not end.
+    pub fn finish(self, bed: &Bed) -> Result<()> {
+        for (client, count) in &self.clients {
+            bed.shell(client, &end())?;
+            let line = format!("ls {DIRECTORY}/held.{}.*.end 2> /dev/null | wc -l", self.name);
+            until(90, "the flows that were held have ended", || {
+                Ok(bed.shell(client, &line)?.trim() == count.to_string())
+            })?;
+        }
+        Ok(())
+    }
+
     /// Bytes that each flow was told, and an error where one has ended.
     fn answers(&self, bed: &Bed) -> Result<BTreeMap<String, u64>> {
         let mut all = BTreeMap::new();

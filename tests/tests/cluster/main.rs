@@ -18,7 +18,6 @@ const TIMES: usize = 40;
 /// The bed, once there is one, and what is held open in it.
 struct Suite {
     bed: Result<Bed, Skip>,
-    of_kube_proxy: Option<Held>,
     of_sluice: Option<Held>,
 }
 
@@ -28,7 +27,7 @@ impl Suite {
             Ok(settings) => Ok(Bed::make(settings)?),
             Err(skip) => Err(skip),
         };
-        Ok(Self { bed, of_kube_proxy: None, of_sluice: None })
+        Ok(Self { bed, of_sluice: None })
     }
 
     fn bed(&self) -> Result<&Bed> {
@@ -61,8 +60,9 @@ fn swap_in(suite: &mut Suite) -> Result<()> {
     println!("{} flows are held through kube-proxy", held.count());
     bed.swap_in()?;
     held.live(bed)?;
-    suite.of_kube_proxy = Some(held);
-    Ok(())
+    // Their endpoints are going to be replaced. conntrack keeps what an endpoint has closed alone for an hour, and leads
+    // whoever comes by the same port to where the endpoint was, once that is kube-proxy's again.
+    held.finish(bed)
 }
 
 /// The client gets an answer from a Service every time, and all endpoints answer.
@@ -123,8 +123,6 @@ fn follows(suite: &mut Suite) -> Result<()> {
 }
 
 fn swap_back(suite: &mut Suite) -> Result<()> {
-    // The endpoints of the first ones have been replaced.
-    suite.of_kube_proxy = None;
     let bed = suite.bed()?;
     let held = Held::open(bed, "after", EACH)?;
     println!("{} flows are held through Sluice", held.count());
