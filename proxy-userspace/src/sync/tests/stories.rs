@@ -187,6 +187,61 @@ fn a_service_comes_whole_or_not_at_all() {
     }
 }
 
+/// C-32: both families count, and what fits exactly fits.
+#[test]
+fn a_service_of_both_families_comes_whole_or_not_at_all() {
+    let v4 = cluster_ip(1, &["10.1.0.1:80"]);
+    let mut v6 = cluster_ip(1, &["[fd00:1::1]:80", "[fd00:1::2]:80"]);
+    v6.frontends[0].address = "fd00::1".parse().unwrap();
+    for (endpoints, services, refused) in
+        [(3, 2, None), (2, 2, Some(Lack::Endpoints(2))), (3, 1, Some(Lack::Services(1)))]
+    {
+        let (mut fake, _) = start();
+        (fake.capacity.endpoints, fake.capacity.services) = (endpoints, services);
+        [&v4, &v6].into_iter().for_each(|state| fake.allow(state));
+        let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+        let of = |family, state: &PortState| (PortId { family, ..id("web") }, Some(state.clone()));
+        let changes = vec![of(Family::V4, &v4), of(Family::V6, &v6)];
+        let report = syncer.apply(&mut fake, changes, at(0));
+        let told: Vec<_> = report.refused.iter().map(|refused| Some(refused.why)).collect();
+        assert_eq!(told, vec![refused; if refused.is_some() { 2 } else { 0 }], "{endpoints} {services}");
+        assert_eq!(syncer.len(), if refused.is_some() { 0 } else { 2 }, "{endpoints} {services}");
+    }
+}
+
+/// S-08: a socket may be connected to an endpoint of UDP that goes, by itself or with its port.
+#[test]
+fn s08_departures_are_told_of_udp_alone() {
+    let udp = |name| PortId { protocol: Protocol::Udp, ..id(name) };
+    let (one, two) = (&["10.1.0.1:80"][..], &["10.1.0.1:80", "10.1.0.2:80"][..]);
+    let state = |number, endpoints| Some(cluster_ip(number, endpoints));
+    type Row = (&'static str, [Option<PortState>; 2], bool);
+    // What becomes of a UDP port and of a TCP port that have two endpoints each.
+    let cases: [Row; 5] = [
+        ("the UDP port goes, then the other", [None, None], true),
+        ("the TCP port goes", [state(1, two), None], false),
+        ("an endpoint of the UDP port goes", [state(1, one), state(2, two)], true),
+        ("an endpoint of the TCP port goes", [state(1, two), state(2, one)], false),
+        (
+            "the TCP port gets one more",
+            [state(1, two), state(2, &["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"])],
+            false,
+        ),
+    ];
+    for (name, [of_udp, of_tcp], departed) in cases {
+        let (mut fake, mut syncer) = start();
+        let before = [(udp("u"), state(1, two)), (id("t"), state(2, two))];
+        let after = vec![(udp("u"), of_udp), (id("t"), of_tcp)];
+        before
+            .iter()
+            .chain(&after)
+            .filter_map(|(_, state)| state.as_ref())
+            .for_each(|state| fake.allow(state));
+        assert!(!syncer.apply(&mut fake, before.into(), at(0)).departed, "{name}: nothing has gone yet");
+        assert_eq!(syncer.apply(&mut fake, after, at(1)).departed, departed, "{name}");
+    }
+}
+
 /// C-32: what needs no rest is another's in the same call.
 #[test]
 fn room_that_one_gives_another_has_at_once() {
