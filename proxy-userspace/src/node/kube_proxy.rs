@@ -8,7 +8,7 @@ use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::leftovers::{self, Leftover};
-use super::nftables::{self, Chain, INET, IPV4, IPV6, Operation, Reply};
+use super::nftables::{self, Chain, INET, IPV4, IPV6, Jump, Operation, Reply};
 
 /// kube-proxy's table in nftables mode, one in each family.
 const TABLE: &str = "kube-proxy";
@@ -28,6 +28,8 @@ const CHAINS: [&str; 9] = [
     "KUBE-PROXY-CANARY",
     "KUBE-LOAD-BALANCER",
 ];
+/// Chains that iptables has by itself.
+const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"];
 
 const PATIENCE: TimeVal = TimeVal::new(5, 0);
@@ -93,25 +95,37 @@ impl Rules {
         operations
     }
 
-    /// Removes our own table, and with `all` what kube-proxy has in nf_tables. Whether there was anything.
+    /// Removes our own table, and with `all` what kube-proxy has in nf_tables: of iptables' chains also the rules that lead
+    /// there, as its own `--cleanup` does. Whether there was anything.
     ///
     /// # Errors
-    /// The kernel refuses. Of many chains some may be empty then; the next time goes on with the rest.
+    /// The kernel refuses. Of many chains some may be empty or gone then; the next time goes on with the rest.
     pub fn remove(&self, all: bool) -> io::Result<bool> {
-        let operations = self.removal(all);
+        let jumps = if all && self.iptables().next().is_some() { jumps()? } else { Vec::new() };
+        let operations = self.removal(all, &jumps);
         transact(&operations)?;
         Ok(!operations.is_empty())
     }
 
-    fn removal(&self, all: bool) -> Vec<Operation<'_>> {
+    /// A chain to which somebody's own chain leads is emptied, and stays.
+    fn removal<'a>(&'a self, all: bool, jumps: &'a [Jump]) -> Vec<Operation<'a>> {
         let mut operations = Vec::new();
         if all {
+            let (lead, others): (Vec<_>, Vec<_>) =
+                jumps.iter().partition(|jump| BUILT_IN.contains(&jump.from.name.as_str()));
+            operations.extend(lead.into_iter().map(Operation::DeleteRule));
             self.take_out(&mut operations);
+            let is_needed = |chain: &Chain| others.iter().any(|jump| leads(jump, chain));
+            operations.extend(self.iptables().filter(|chain| !is_needed(chain)).map(Operation::DeleteChain));
         }
         if self.keeper {
             operations.push(Operation::DeleteTable { family: INET, table: KEEPER });
         }
         operations
+    }
+
+    fn iptables(&self) -> impl Iterator<Item = &Chain> {
+        self.chains.iter().filter(|chain| chain.table != TABLE)
     }
 
     /// Its own tables whole, for kube-proxy does not count on them; of iptables' tables its chains' rules: others jump there.
@@ -121,8 +135,7 @@ impl Rules {
                 operations.push(Operation::DeleteTable { family, table: TABLE });
             }
         }
-        let iptables = self.chains.iter().filter(|chain| chain.table != TABLE);
-        operations.extend(iptables.map(Operation::EmptyChain));
+        operations.extend(self.iptables().map(Operation::EmptyChain));
     }
 }
 
@@ -139,10 +152,29 @@ pub fn is_iptables_chain(name: &str) -> bool {
     CHAINS.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
+fn leads(jump: &Jump, to: &Chain) -> bool {
+    (jump.from.family, &jump.from.table, &jump.to) == (to.family, &to.table, &to.name)
+}
+
 /// All chains of nf_tables, whosever.
 fn chains() -> io::Result<Vec<Chain>> {
+    let chain = |reply| if let Reply::Chain(chain) = reply { Some(chain) } else { None };
+    Ok(dump(&nftables::list_chains())?.into_iter().filter_map(chain).collect())
+}
+
+/// Rules that lead from a chain that is not kube-proxy's to one that is.
+fn jumps() -> io::Result<Vec<Jump>> {
+    let jump = |reply| if let Reply::Jump(jump) = reply { Some(jump) } else { None };
+    let mut jumps: Vec<_> = dump(&nftables::list_rules())?.into_iter().filter_map(jump).collect();
+    jumps.retain(|Jump { from, to, .. }| {
+        !is_kube_proxys(from) && is_kube_proxys(&Chain { name: to.clone(), ..from.clone() })
+    });
+    Ok(jumps)
+}
+
+fn dump(request: &[u8]) -> io::Result<Vec<Reply>> {
     let Some(socket) = open()? else { return Ok(Vec::new()) };
-    socket.send(&nftables::list(), 0)?;
+    socket.send(request, 0)?;
     match answer(&socket) {
         Err(error) if absent(&error) => Ok(Vec::new()),
         answered => answered,
@@ -176,16 +208,16 @@ fn transact(operations: &[Operation<'_>]) -> io::Result<()> {
 }
 
 /// Reads a dump or a transaction's answers to the end; the first failure counts.
-fn answer(socket: &Socket) -> io::Result<Vec<Chain>> {
+fn answer(socket: &Socket) -> io::Result<Vec<Reply>> {
     let mut room = vec![0; ROOM];
-    let mut chains = Vec::new();
+    let mut replies = Vec::new();
     loop {
         let length = socket.recv(&mut &mut room[..], 0)?;
         for reply in nftables::replies(&room[..length]).map_err(io::Error::other)? {
             match reply {
-                Reply::Chain(chain) => chains.push(chain),
-                Reply::Done => return Ok(chains),
+                Reply::Done => return Ok(replies),
                 Reply::Failed(error) => return Err(error),
+                object => replies.push(object),
             }
         }
     }
@@ -228,7 +260,10 @@ mod tests {
         let foreign = chain(IPV4, "nat", "POSTROUTING");
         let keeper = chain(INET, KEEPER, "nat");
         type Told = &'static [&'static str];
-        let cases: [(&str, Vec<Chain>, Told, Told, Told); 4] = [
+        let lead =
+            |from: &str, handle, to: &str| Jump { from: chain(IPV4, "nat", from), handle, to: to.into() };
+        let jumps = [lead("PREROUTING", 5, "KUBE-SVC-A"), lead("CNI-HOSTPORT", 6, "KUBE-MARK-MASQ")];
+        let cases: [(&str, Vec<Chain>, Told, Told, Told); 5] = [
             ("nothing of its", vec![foreign.clone()], &[], &[], &[]),
             (
                 "nftables mode, both families",
@@ -242,7 +277,14 @@ mod tests {
                 vec![old, foreign],
                 &["keep", "empty nat KUBE-SVC-A"],
                 &[],
-                &["empty nat KUBE-SVC-A"],
+                &["cut 5", "empty nat KUBE-SVC-A", "delete nat KUBE-SVC-A"],
+            ),
+            (
+                "iptables mode, and somebody leads there",
+                vec![chain(IPV4, "nat", "KUBE-MARK-MASQ")],
+                &["keep", "empty nat KUBE-MARK-MASQ"],
+                &[],
+                &["cut 5", "empty nat KUBE-MARK-MASQ"],
             ),
             ("silenced before", vec![own, keeper], &["delete 2"], &["delete 1"], &["delete 2", "delete 1"]),
         ];
@@ -250,6 +292,8 @@ mod tests {
             let tell = |operation: &Operation<'_>| match operation {
                 Operation::Keep { .. } => "keep".to_owned(),
                 Operation::EmptyChain(chain) => format!("empty {} {}", chain.table, chain.name),
+                Operation::DeleteChain(chain) => format!("delete {} {}", chain.table, chain.name),
+                Operation::DeleteRule(jump) => format!("cut {}", jump.handle),
                 Operation::DeleteTable { family, .. } => format!("delete {family}"),
             };
             operations.iter().map(tell).collect()
@@ -257,8 +301,10 @@ mod tests {
         for (name, chains, silencing, cleaning, removal) in cases {
             let rules = Rules::among(chains);
             assert_eq!(tell(rules.silencing()), silencing, "{name}");
-            assert_eq!(tell(rules.removal(false)), cleaning, "{name}");
-            assert_eq!(tell(rules.removal(true)), removal, "{name}");
+            // Asked for only where there are chains of iptables.
+            let jumps = if rules.iptables().next().is_some() { &jumps[..] } else { &[] };
+            assert_eq!(tell(rules.removal(false, &[])), cleaning, "{name}");
+            assert_eq!(tell(rules.removal(true, jumps)), removal, "{name}");
         }
     }
 }

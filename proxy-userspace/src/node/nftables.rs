@@ -11,7 +11,9 @@ const NEW_TABLE: u16 = SUBSYSTEM << 8;
 const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 const GET_CHAIN: u16 = SUBSYSTEM << 8 | 4;
+const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
+const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
 const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
 
 const ERROR: u16 = 2;
@@ -42,19 +44,37 @@ pub struct Chain {
     pub name: String,
 }
 
+/// A rule that leads from one chain of a table to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Jump {
+    pub from: Chain,
+    pub handle: u64,
+    pub to: String,
+}
+
 /// One message of an answer.
 #[derive(Debug)]
 pub enum Reply {
     Chain(Chain),
+    Jump(Jump),
     /// The end of a dump, or a transaction that was done.
     Done,
     Failed(io::Error),
 }
 
 /// Asks for all chains of all families.
-pub fn list() -> Vec<u8> {
+pub fn list_chains() -> Vec<u8> {
+    dump(GET_CHAIN)
+}
+
+/// Asks for all rules of all families.
+pub fn list_rules() -> Vec<u8> {
+    dump(GET_RULE)
+}
+
+fn dump(kind: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
-    message(&mut bytes, GET_CHAIN, REQUEST | DUMP, 0, 0, &[]);
+    message(&mut bytes, kind, REQUEST | DUMP, 0, 0, &[]);
     bytes
 }
 
@@ -68,6 +88,9 @@ pub enum Operation<'a> {
     },
     /// Empties a chain.
     EmptyChain(&'a Chain),
+    /// Of an empty chain to which no rule leads.
+    DeleteChain(&'a Chain),
+    DeleteRule(&'a Jump),
     DeleteTable {
         family: u8,
         table: &'a str,
@@ -108,6 +131,13 @@ fn messages(operation: &Operation<'_>) -> Vec<(u16, u16, u8, Vec<u8>)> {
         }
         Operation::EmptyChain(Chain { family, table, name }) => {
             vec![(DELETE_RULE, 0, *family, [text(1, table), text(2, name)].concat())]
+        }
+        Operation::DeleteChain(Chain { family, table, name }) => {
+            vec![(DELETE_CHAIN, 0, *family, [text(1, table), text(3, name)].concat())]
+        }
+        Operation::DeleteRule(Jump { from: Chain { family, table, name }, handle, .. }) => {
+            let handle = attribute(3, &handle.to_be_bytes());
+            vec![(DELETE_RULE, 0, *family, [text(1, table), text(2, name), handle].concat())]
         }
         Operation::DeleteTable { family, table } => vec![(DELETE_TABLE, 0, *family, text(1, table))],
     }
@@ -160,6 +190,7 @@ pub fn replies(datagram: &[u8]) -> Result<Vec<Reply>, DecodeError> {
                 });
             }
             NEW_CHAIN => found.push(Reply::Chain(chain(body)?)),
+            NEW_RULE => found.extend(jump(body)?.map(Reply::Jump)),
             _ => {}
         }
         let length = (message.length() as usize).next_multiple_of(4);
@@ -169,21 +200,78 @@ pub fn replies(datagram: &[u8]) -> Result<Vec<Reply>, DecodeError> {
 }
 
 fn chain(body: &[u8]) -> Result<Chain, DecodeError> {
-    let cut = || DecodeError::from("a chain's message is cut");
-    let (family, mut rest) = (*body.first().ok_or_else(cut)?, body.get(4..).ok_or_else(cut)?);
-    let (mut table, mut name) = (String::new(), String::new());
-    while let Some(&[l0, l1, k0, k1]) = rest.first_chunk() {
-        let (length, kind) = (usize::from(u16::from_ne_bytes([l0, l1])), u16::from_ne_bytes([k0, k1]));
-        let value = rest.get(4..length).ok_or_else(cut)?;
-        let told = || String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
+    let (family, attributes) = family_of(body)?;
+    let mut chain = Chain { family, table: String::new(), name: String::new() };
+    for (kind, value) in attributes {
         match kind {
-            1 => table = told(),
-            3 => name = told(),
+            1 => chain.table = told(value),
+            3 => chain.name = told(value),
             _ => {}
         }
+    }
+    Ok(chain)
+}
+
+/// `None`: the rule leads to no chain.
+fn jump(body: &[u8]) -> Result<Option<Jump>, DecodeError> {
+    let (family, found) = family_of(body)?;
+    let mut from = Chain { family, table: String::new(), name: String::new() };
+    let (mut handle, mut to) = (0, None);
+    for (kind, value) in found {
+        match kind {
+            1 => from.table = told(value),
+            2 => from.name = told(value),
+            3 => handle = value.first_chunk().map_or(0, |handle| u64::from_be_bytes(*handle)),
+            4 => to = target(value)?,
+            _ => {}
+        }
+    }
+    Ok(to.map(|to| Jump { from, handle, to }))
+}
+
+/// Where a rule's expressions lead: an `immediate` has a verdict with a chain in its data.
+fn target(expressions: &[u8]) -> Result<Option<String>, DecodeError> {
+    for (_, expression) in attributes(expressions)? {
+        if attributes(expression)?.iter().any(|(kind, name)| *kind == 1 && told(name) == "immediate") {
+            // Its data, the value there, the verdict, the chain: each the second attribute of what it is in.
+            let mut inside = Some(expression);
+            for _ in 0..4 {
+                inside = inside.map(second).transpose()?.flatten();
+            }
+            if let Some(chain) = inside {
+                return Ok(Some(told(chain)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn second(nested: &[u8]) -> Result<Option<&[u8]>, DecodeError> {
+    Ok(attributes(nested)?.into_iter().find(|(kind, _)| *kind == 2).map(|(_, value)| value))
+}
+
+fn told(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()
+}
+
+/// In order, each with its kind.
+type Attributes<'a> = Vec<(u16, &'a [u8])>;
+
+/// An object's family, and its attributes.
+fn family_of(body: &[u8]) -> Result<(u8, Attributes<'_>), DecodeError> {
+    let cut = || DecodeError::from("an object's message is cut");
+    Ok((*body.first().ok_or_else(cut)?, attributes(body.get(4..).ok_or_else(cut)?)?))
+}
+
+fn attributes(mut rest: &[u8]) -> Result<Attributes<'_>, DecodeError> {
+    let mut found = Vec::new();
+    while let Some(&[l0, l1, k0, k1]) = rest.first_chunk() {
+        let (length, kind) = (usize::from(u16::from_ne_bytes([l0, l1])), u16::from_ne_bytes([k0, k1]));
+        let value = rest.get(4..length).ok_or_else(|| DecodeError::from("an attribute is cut"))?;
+        found.push((kind & !NESTED, value));
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(Chain { family, table, name })
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -203,6 +291,31 @@ mod tests {
         assert!(super::chain(&body[..9]).is_err() && super::chain(&[]).is_err(), "cut off");
     }
 
+    /// As `nft --debug=netlink` shows one with a condition: `ct state new jump KUBE-SERVICES`.
+    #[test]
+    fn a_rule_that_leads_to_a_chain_is_read_as_the_kernel_writes_it() {
+        let nested = |kind, value: &[u8]| attribute(kind | NESTED, value);
+        let rule = |target: &str| {
+            let lookup = nested(1, &[text(1, "ct"), nested(2, &number(2, 0))].concat());
+            let verdict = nested(2, &[number(1, -3_i32 as u32), text(2, target)].concat());
+            let data = nested(2, &[number(1, 0), nested(2, &verdict)].concat());
+            let jump = nested(1, &[text(1, "immediate"), data].concat());
+            let handle = attribute(3, &7_u64.to_be_bytes());
+            [text(1, "nat"), text(2, "OUTPUT"), handle, nested(4, &[lookup, jump].concat())].concat()
+        };
+        let plain = [text(1, "nat"), text(2, "OUTPUT"), nested(4, &nested(1, &text(1, "counter")))].concat();
+        let mut datagram = Vec::new();
+        for body in [rule("KUBE-SERVICES"), plain] {
+            message(&mut datagram, NEW_RULE, 2, IPV4, 0, &body);
+        }
+        let replies = replies(&datagram).unwrap();
+        let [Reply::Jump(jump)] = &replies[..] else { panic!("{replies:?}") };
+        let from = Chain { family: IPV4, table: "nat".into(), name: "OUTPUT".into() };
+        assert_eq!(*jump, Jump { from, handle: 7, to: "KUBE-SERVICES".into() });
+        let whole = [vec![IPV4, 0, 0, 0], rule("X")].concat();
+        assert!(super::jump(&whole[..whole.len() - 9]).is_err(), "cut off");
+    }
+
     #[test]
     fn a_transaction_is_framed_and_answered_once() {
         let chain = Chain { family: IPV4, table: "nat".into(), name: "KUBE-SVC-X".into() };
@@ -210,6 +323,7 @@ mod tests {
             Operation::Keep { table: "t" },
             Operation::DeleteTable { family: IPV4, table: "kube-proxy" },
             Operation::EmptyChain(&chain),
+            Operation::DeleteChain(&chain),
             Operation::DeleteTable { family: INET, table: "t" },
         ];
         let bytes = batch(&operations);
@@ -224,6 +338,6 @@ mod tests {
         assert_eq!(answered.iter().filter(|answered| **answered).count(), 1);
         assert_eq!((kinds[0], kinds[kinds.len() - 1]), (BATCH_BEGIN, BATCH_END));
         assert_eq!(kinds[1..5], [NEW_TABLE, NEW_CHAIN, NEW_CHAIN, NEW_RULE]);
-        assert_eq!(kinds[5..8], [DELETE_TABLE, DELETE_RULE, DELETE_TABLE]);
+        assert_eq!(kinds[5..9], [DELETE_TABLE, DELETE_RULE, DELETE_CHAIN, DELETE_TABLE]);
     }
 }

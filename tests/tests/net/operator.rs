@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use sluice_tests::lab::agent::{Agent, served, shortcuts};
 use sluice_tests::lab::app::{App, Backend, Via};
+use sluice_tests::lab::command::run_in;
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Dial, Outcome};
 use sluice_tests::wire::Transport;
@@ -26,6 +27,7 @@ pub fn groups() -> Vec<Group> {
         Story::new("sockets_off_takes_the_earlier_programs_away", sockets_off),
         Story::new("L18_a_stuck_agent_is_not_cleaned_up_under", stuck),
         Story::new("cleanup_stops_a_running_agent", cleanup),
+        Story::new("L07_cleanup_takes_kube_proxys_rules_and_what_leads_to_them", kube_proxys_rules),
     ];
     let config = BedConfig::new(Wiring::Routed);
     vec![Group { name: "operator".into(), config, setup: Box::new(setup), stories }]
@@ -233,4 +235,64 @@ fn cleanup(bed: &mut Bed) -> Result<()> {
     bed.agent = Some(Agent::start(home)?);
     bed.agent.as_mut().context("just started")?.ready(Who::LOCAL_PODS.len() + 1)?;
     bed.wait_installed(&app())
+}
+
+/// As kube-proxy leaves them, beside a CNI's and the kubelet's.
+const RULES: &str = "
+table ip nat {
+    chain KUBE-MARK-MASQ { meta mark set meta mark or 0x4000; }
+    chain KUBE-SEP-A { ip saddr 10.244.1.6 jump KUBE-MARK-MASQ; meta l4proto tcp dnat to 10.244.1.6:8080; }
+    chain KUBE-SVC-A { jump KUBE-SEP-A; }
+    chain KUBE-SERVICES { ip daddr 10.96.0.9 tcp dport 80 jump KUBE-SVC-A; }
+    chain CNI-HOSTPORT { ip saddr 10.244.0.0/16 jump KUBE-MARK-MASQ; }
+    chain PREROUTING { type nat hook prerouting priority -100; jump KUBE-SERVICES; jump CNI-HOSTPORT; }
+}
+table ip6 filter {
+    chain KUBE-FORWARD { ct state invalid drop; }
+    chain KUBE-FIREWALL { ip6 daddr ::1 drop; }
+    chain FORWARD { type filter hook forward priority 0; ct state new jump KUBE-FORWARD; jump KUBE-FIREWALL; }
+}
+table ip6 kube-proxy { chain services { drop; }; }
+";
+
+fn kube_proxys_rules(bed: &mut Bed) -> Result<()> {
+    let home = bed.agent()?.home.clone();
+    let clean = |arguments: &[&str]| -> Result<String> {
+        let (status, out, err) = home.ask(arguments)?;
+        ensure!(status.success(), "cleanup ended with {status}: {out}{err}");
+        Ok(out)
+    };
+    clean(&["cleanup"])?;
+    bed.agent = None;
+    bed.nft(RULES)?;
+    let left = |bed: &Bed| -> Result<Vec<String>> {
+        let rules = run_in(bed.namespace("n1").path(), "nft", &["list", "ruleset"])?;
+        Ok(rules
+            .lines()
+            .map(|line| line.trim().to_owned())
+            .filter(|line| is_about_kubernetes(line))
+            .collect())
+    };
+    let before = left(bed)?;
+    ensure!(
+        clean(&["cleanup"])?.trim() == "nothing of sluice was here",
+        "kube-proxy's rules are not asked for"
+    );
+    ensure!(left(bed)? == before, "kube-proxy's rules are not asked for");
+    ensure!(clean(&["cleanup", "--kube-proxy"])?.contains("rules in nf_tables"), "it does not tell");
+    let mut want = vec!["chain KUBE-MARK-MASQ {", "ip saddr 10.244.0.0/16 jump KUBE-MARK-MASQ"];
+    want.extend(["chain KUBE-FIREWALL {", "jump KUBE-FIREWALL"]);
+    ensure!(left(bed)? == want, "left: {:?}", left(bed)?);
+    bed.nft("flush chain ip nat CNI-HOSTPORT")?;
+    clean(&["cleanup", "--kube-proxy"])?;
+    ensure!(left(bed)? == want[2..], "left: {:?}", left(bed)?);
+    ensure!(clean(&["cleanup", "--kube-proxy"])?.trim() == "nothing of sluice was here", "there is more");
+    bed.nft("delete table ip nat; delete table ip6 filter")?;
+    bed.agent = Some(Agent::start(home)?);
+    bed.agent.as_mut().context("just started")?.ready(Who::LOCAL_PODS.len() + 1)?;
+    bed.wait_installed(&app())
+}
+
+fn is_about_kubernetes(line: &str) -> bool {
+    line.contains("KUBE-") || line.contains("kube-proxy")
 }
