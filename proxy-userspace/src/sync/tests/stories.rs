@@ -190,22 +190,34 @@ fn a_service_comes_whole_or_not_at_all() {
 /// C-32: both families count, and what fits exactly fits.
 #[test]
 fn a_service_of_both_families_comes_whole_or_not_at_all() {
-    let v4 = cluster_ip(1, &["10.1.0.1:80"]);
+    let mut v4 = cluster_ip(1, &["10.1.0.1:80"]);
+    v4.ranges = vec!["10.0.0.0/8".parse().unwrap()];
+    v4.flags |= service_flags::SOURCE_RANGES;
     let mut v6 = cluster_ip(1, &["[fd00:1::1]:80", "[fd00:1::2]:80"]);
     v6.frontends[0].address = "fd00::1".parse().unwrap();
-    for (endpoints, services, refused) in
-        [(3, 2, None), (2, 2, Some(Lack::Endpoints(2))), (3, 1, Some(Lack::Services(1)))]
-    {
-        let (mut fake, _) = start();
-        (fake.capacity.endpoints, fake.capacity.services) = (endpoints, services);
-        [&v4, &v6].into_iter().for_each(|state| fake.allow(state));
-        let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
-        let of = |family, state: &PortState| (PortId { family, ..id("web") }, Some(state.clone()));
-        let changes = vec![of(Family::V4, &v4), of(Family::V6, &v6)];
-        let report = syncer.apply(&mut fake, changes, at(0));
-        let told: Vec<_> = report.refused.iter().map(|refused| Some(refused.why)).collect();
-        assert_eq!(told, vec![refused; if refused.is_some() { 2 } else { 0 }], "{endpoints} {services}");
-        assert_eq!(syncer.len(), if refused.is_some() { 0 } else { 2 }, "{endpoints} {services}");
+    type Limit = fn(&mut Capacity, u32);
+    type Row = (Limit, u32, fn(u32) -> Lack);
+    // What they need, the one family that needs most or both together.
+    let cases: [Row; 5] = [
+        (|capacity, room| capacity.services = room, 2, Lack::Services),
+        (|capacity, room| capacity.endpoints = room, 3, Lack::Endpoints),
+        (|capacity, room| capacity.frontends = room, 1, Lack::Frontends),
+        (|capacity, room| capacity.addresses = room, 3, Lack::Addresses),
+        (|capacity, room| capacity.ranges = room, 1, Lack::Ranges),
+    ];
+    for (limit, needed, lack) in cases {
+        for (room, refused) in [(needed, None), (needed - 1, Some(lack(needed - 1)))] {
+            let (mut fake, _) = start();
+            limit(&mut fake.capacity, room);
+            [&v4, &v6].into_iter().for_each(|state| fake.allow(state));
+            let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+            let of = |family, state: &PortState| (PortId { family, ..id("web") }, Some(state.clone()));
+            let changes = vec![of(Family::V4, &v4), of(Family::V6, &v6)];
+            let report = syncer.apply(&mut fake, changes, at(0));
+            let told: Vec<_> = report.refused.iter().map(|refused| refused.why).collect();
+            assert_eq!(told, refused.map_or(vec![], |why| vec![why; 2]), "{room} of {needed}");
+            assert_eq!(syncer.len(), if refused.is_some() { 0 } else { 2 }, "{room} of {needed}");
+        }
     }
 }
 
