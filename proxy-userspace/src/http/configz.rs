@@ -17,17 +17,10 @@ pub fn configuration(config: &Config) -> Value {
         DetectLocal::BridgeInterface(name) => ("BridgeInterface", name.as_str(), ""),
         DetectLocal::InterfaceNamePrefix(prefix) => ("InterfaceNamePrefix", "", prefix.as_str()),
     };
-    let section = json!({
-        "masqueradeBit": config.masquerade_bit,
-        "masqueradeAll": config.masquerade_all,
-        "localhostNodePorts": config.node_ports.localhost,
-        "syncPeriod": go(config.sync.period),
-        "minSyncPeriod": go(config.sync.min),
-    });
     let mut value = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "featureGates": {"AllowServiceExternalIPs": config.external_ips},
+        "iptables": {"localhostNodePorts": config.node_ports.localhost},
         "clientConnection": {"kubeconfig": kubeconfig},
         "logging": {
             "format": if config.logging.json { "json" } else { "text" },
@@ -54,8 +47,15 @@ pub fn configuration(config: &Config) -> Value {
             "udpStreamTimeout": go(config.conntrack.udp_stream),
         },
     });
-    if let Some(fields) = value.as_object_mut() {
-        fields.insert(profile(config.profile).to_owned(), section);
+    let own = profile(config.profile);
+    value[own]["syncPeriod"] = go(config.sync.period).into();
+    value[own]["minSyncPeriod"] = go(config.sync.min).into();
+    // kube-proxy's ipvs mode masquerades by rules of iptables.
+    let masquerade = if config.profile == Profile::Ipvs { profile(Profile::Iptables) } else { own };
+    value[masquerade]["masqueradeBit"] = config.masquerade_bit.into();
+    value[masquerade]["masqueradeAll"] = config.masquerade_all.into();
+    if !config.external_ips {
+        value["featureGates"]["AllowServiceExternalIPs"] = false.into();
     }
     value
 }
@@ -82,9 +82,19 @@ fn node_port_addresses(addresses: &NodePortAddresses) -> Value {
     }
 }
 
-/// As Go writes a duration, in seconds only: `90s`, `0.25s`.
+/// As Go writes a duration of a millisecond or more: `250ms`, `1.5s`, `1h0m0s`.
 fn go(duration: Duration) -> String {
-    format!("{}s", duration.as_secs_f64())
+    let (whole, rest) = (duration.as_secs(), duration.subsec_millis());
+    if whole == 0 && rest > 0 {
+        return format!("{rest}ms");
+    }
+    let (hours, minutes) = (whole / 3_600, whole / 60 % 60);
+    let seconds = Duration::new(whole % 60, duration.subsec_nanos()).as_secs_f64();
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+    }
 }
 
 #[cfg(test)]
@@ -93,30 +103,53 @@ mod tests {
     use crate::config::{ProxyArgs, RunArgs, load};
 
     #[test]
+    fn durations_are_written_as_go_writes_them() {
+        let cases = [
+            (0, "0s"),
+            (250, "250ms"),
+            (1_500, "1.5s"),
+            (30_000, "30s"),
+            (90_000, "1m30s"),
+            (3_600_000, "1h0m0s"),
+            (86_400_000, "24h0m0s"),
+        ];
+        for (milliseconds, want) in cases {
+            assert_eq!(go(Duration::from_millis(milliseconds)), want);
+        }
+    }
+
+    #[test]
     fn what_configz_shows_can_be_read_as_a_configuration_file() {
-        let proxy = ProxyArgs {
-            cluster_cidr: Some("10.244.0.0/16,fd00:10::/56".to_owned()),
-            nodeport_addresses: vec!["192.0.2.0/24".to_owned()],
-            iptables_min_sync_period: Some("250ms".to_owned()),
-            masquerade_all: Some(true),
-            hostname_override: Some("n1".to_owned()),
-            ..ProxyArgs::default()
-        };
         let args = |proxy| {
             let mut args = RunArgs { proxy, ..RunArgs::default() };
             args.sluice.edges = "auto".to_owned();
             args.sluice.sockets = "host".to_owned();
             args
         };
-        let shown = configuration(&load(&args(proxy)).unwrap());
-        assert_eq!(shown["iptables"]["minSyncPeriod"], "0.25s");
-        assert_eq!(shown["clusterCIDR"], "10.244.0.0/16,fd00:10::/56");
-        let path = std::env::temp_dir().join(format!("sluice-configz-{}", std::process::id()));
-        std::fs::write(&path, shown.to_string()).unwrap();
-        let again = load(&args(ProxyArgs { config: Some(path.clone()), ..ProxyArgs::default() }));
-        std::fs::remove_file(&path).unwrap();
-        let again = again.unwrap();
-        assert_eq!(configuration(&again), shown);
-        assert_eq!(again.warnings, Vec::<String>::new());
+        for mode in ["iptables", "ipvs", "nftables"] {
+            let proxy = ProxyArgs {
+                proxy_mode: Some(mode.to_owned()),
+                cluster_cidr: Some("10.244.0.0/16,fd00:10::/56".to_owned()),
+                nodeport_addresses: vec!["192.0.2.0/24".to_owned()],
+                iptables_min_sync_period: Some("250ms".to_owned()),
+                masquerade_all: Some(true),
+                iptables_masquerade_bit: Some("5".to_owned()),
+                hostname_override: Some("n1".to_owned()),
+                feature_gates: vec!["AllowServiceExternalIPs=false".to_owned()],
+                ..ProxyArgs::default()
+            };
+            let shown = configuration(&load(&args(proxy)).unwrap());
+            let masquerade = if mode == "nftables" { mode } else { "iptables" };
+            assert_eq!(shown[masquerade]["masqueradeAll"], true, "{mode}");
+            assert_eq!(shown[masquerade]["masqueradeBit"], 5, "{mode}");
+            assert_eq!(shown["clusterCIDR"], "10.244.0.0/16,fd00:10::/56", "{mode}");
+            let path = std::env::temp_dir().join(format!("sluice-configz-{}-{mode}", std::process::id()));
+            std::fs::write(&path, shown.to_string()).unwrap();
+            let again = load(&args(ProxyArgs { config: Some(path.clone()), ..ProxyArgs::default() }));
+            std::fs::remove_file(&path).unwrap();
+            let again = again.unwrap();
+            assert_eq!(configuration(&again), shown, "{mode}");
+            assert_eq!(again.warnings, Vec::<String>::new(), "{mode}");
+        }
     }
 }
