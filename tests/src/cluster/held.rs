@@ -109,8 +109,8 @@ impl Held {
     /// # Errors
     /// One does not end.
     pub fn finish(self, bed: &Bed) -> Result<()> {
+        self.clients.iter().try_for_each(|(client, _)| bed.shell(client, &end()).map(drop))?;
         for (client, count) in &self.clients {
-            bed.shell(client, &end())?;
             let line = format!("ls {DIRECTORY}/held.{}.*.end 2> /dev/null | wc -l", self.name);
             until(90, "the flows that were held have ended", || {
                 Ok(bed.shell(client, &line)?.trim() == count.to_string())
