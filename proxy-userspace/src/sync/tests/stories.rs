@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use proxy_common::abi::{AddressClass, CHUNK, Run, service_flags};
+use proxy_common::abi::{AddressClass, CHUNK, FrontendKind, Run, service_flags};
 
 use super::fake::{Fake, cluster_ip, dialled, id, runs};
 use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
@@ -119,6 +119,19 @@ fn a_frontend_moves_to_another_service_without_a_gap() {
         assert_eq!(left[0].id, Some(id("winner")));
         assert_eq!(left[0].external, ["10.1.0.2:80".parse().unwrap()]);
         assert_eq!(fake.addresses.len(), 2);
+    }
+}
+
+/// B9: an external IP that becomes the load balancer's, of the same Service.
+#[test]
+fn a_frontend_that_becomes_another_kind_is_written_again() {
+    let (mut fake, mut syncer) = start();
+    let mut state = cluster_ip(1, &["10.1.0.1:80"]);
+    fake.allow(&state);
+    for kind in [FrontendKind::ExternalIp, FrontendKind::LoadBalancer] {
+        state.frontends[0].kind = kind;
+        syncer.apply(&mut fake, vec![(id("a"), Some(state.clone()))], at(0));
+        assert_eq!(fake.frontends[&dialled("10.0.0.1", 80)].kind(), Some(kind));
     }
 }
 
