@@ -73,11 +73,10 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let target = host.context("`rustc -vV` names no host")?.to_owned();
     let mut cargo = workspace.cargo("build");
-    // With a target given, the flags are the agent's alone: compiler plug-ins cannot be linked so. A panic aborts: nothing is
-    // ever unwound, and the tables for it are a fifteenth of the file.
+    // With a target given, the flags are the agent's alone: compiler plug-ins cannot be linked so.
     cargo
         .args(["--release", "--package", "proxy-userspace", "--bin", "sluice", "--target", &target])
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C force-unwind-tables=no");
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
     shell::run(&mut cargo)?;
     let binary = workspace.target().join(&target).join("release/sluice");
     let content = std::fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
