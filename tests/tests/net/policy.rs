@@ -124,7 +124,8 @@ fn short_circuits(bed: &mut Bed, family: Family, transport: Transport) -> Result
 }
 
 /// Between the edges there are a client and an endpoint, to the node's policies as well: rules about these bind whoever dials
-/// the Service, rules about its address nobody, as with kube-proxy (J17, P-73).
+/// the Service, rules about its address nobody, as with kube-proxy (J17, P-73). Connection tracking has these two as well, where kube-proxy
+/// has the Service's address: whoever reads there finds the endpoint (J16).
 fn netfilter(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let ip = if family == Family::V4 { "ip" } else { "ip6" };
     let (cluster, node) = (plain().address(Via::ClusterIp, family), plain().address(Via::NodePort, family));
@@ -137,9 +138,16 @@ fn netfilter(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> 
     policy(&format!("{ip} daddr {address} drop; tcp dport {port} drop; udp dport {port} drop"))?;
     answer(bed, Who::Pa, cluster, transport)?;
     answer(bed, Who::Client, node, transport)?;
+    policy(&format!("ct original {ip} daddr {address} drop"))?;
+    answer(bed, Who::Pa, cluster, transport)?;
     for (from, to) in [(Who::Pa, cluster), (Who::Client, node)] {
-        policy(&format!("{ip} saddr {} {ip} daddr {backend} drop", from.address(family)))?;
-        silent(bed, from, to, transport)?;
+        for rule in [
+            format!("{ip} saddr {} {ip} daddr {backend} drop", from.address(family)),
+            format!("ct original {ip} saddr {} ct original {ip} daddr {backend} drop", from.address(family)),
+        ] {
+            policy(&rule)?;
+            silent(bed, from, to, transport)?;
+        }
     }
     bed.nft("delete table inet rules\n")
 }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proxy_common::abi::{CHUNK, Frontend, FrontendKind, Run, Service, service_flags};
 
 use crate::model::{Family, PortFrontend, PortId, PortState, Protocol};
-use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store};
+use crate::sync::{Capacity, Dialled, EndpointId, Settings, Slot, Step, Store, Syncer};
 
 #[derive(Clone, Debug)]
 pub struct Fake {
@@ -221,4 +222,17 @@ pub fn runs(fake: &Fake, dialled: &Dialled) -> [Run; 2] {
 
 pub fn dialled(address: &str, port: u16) -> Dialled {
     Dialled { address: address.parse().unwrap(), port, protocol: Protocol::Tcp }
+}
+
+/// A time of the syncer's.
+pub fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// Empty maps, and a syncer that has found them so.
+pub fn start() -> (Fake, Syncer) {
+    let mut fake = Fake::new();
+    fake.allowed.insert(Vec::new());
+    let syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
+    (fake, syncer)
 }
