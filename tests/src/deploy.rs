@@ -201,14 +201,16 @@ fn the_chart_and_the_overlay_describe_the_same_objects() {
         Some(objects) => assert_eq!(told(objects.unwrap()).unwrap(), overlay),
         None => println!("not with helm itself, which is not in PATH"),
     }
+    let config = |given: &[(&str, &str)]| {
+        let chart = Chart::read(&dir, given).unwrap();
+        told(chart.objects().unwrap()).unwrap()["\"ConfigMap\" \"sluice\""]["data"]["config.conf"].clone()
+    };
     let more = "mode: nftables\nnftables:\n  masqueradeAll: true\n";
-    let chart = Chart::read(&dir, &[("apiServer", ADDRESS), ("config", more)]).unwrap();
-    let config = &told(chart.objects().unwrap()).unwrap()["\"ConfigMap\" \"sluice\""]["data"]["config.conf"];
-    assert_eq!(config["mode"], "nftables");
-    assert_eq!(config["nftables"]["masqueradeAll"], true, "{config}");
-    let chart = Chart::read(&dir, &[]).unwrap();
-    let config = &told(chart.objects().unwrap()).unwrap()["\"ConfigMap\" \"sluice\""]["data"]["config.conf"];
-    assert_eq!(config["clientConnection"]["kubeconfig"], "", "the pod's ServiceAccount and environment");
+    let with_more = config(&[("apiServer", ADDRESS), ("config", more)]);
+    assert_eq!(with_more["mode"], "nftables");
+    assert_eq!(with_more["nftables"]["masqueradeAll"], true, "{with_more}");
+    let without = config(&[]);
+    assert_eq!(without["clientConnection"]["kubeconfig"], "", "the pod's ServiceAccount and environment");
 }
 
 #[test]

@@ -98,6 +98,13 @@ enum SweepError {
     Datapath(#[from] DatapathError),
 }
 
+/// Whether a [`sweep`] can be done here.
+fn probe(datapath: &mut Datapath) -> Result<(), SweepError> {
+    datapath.prepare_sockets()?;
+    datapath.translated_sockets(|_, _| {})?;
+    Ok(SocketDiag::open()?.probe()?)
+}
+
 /// Ends every stranded socket of this network namespace, and every one that is older than what has arrived. How many.
 fn sweep(datapath: &Datapath, arrived: &HashSet<Dialled>, own: &[IpAddr]) -> Result<usize, SweepError> {
     let mut led = HashMap::new();
@@ -145,10 +152,7 @@ impl Worker {
     pub(super) fn probe_sockets(&mut self) {
         let first = !std::mem::replace(&mut self.sockets_probed, true);
         if first && self.datapath.has_sockets() {
-            let can =
-                self.datapath.prepare_sockets().and_then(|()| self.datapath.translated_sockets(|_, _| {}));
-            let can = can.map_err(SweepError::from);
-            let can = can.and_then(|()| Ok(SocketDiag::open()?.probe()?));
+            let can = probe(&mut self.datapath);
             self.note_sweep(can);
         }
     }

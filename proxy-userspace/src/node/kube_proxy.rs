@@ -115,7 +115,7 @@ impl Rules {
                 jumps.iter().partition(|jump| BUILT_IN.contains(&jump.from.name.as_str()));
             operations.extend(lead.into_iter().map(Operation::DeleteRule));
             self.take_out(&mut operations);
-            let is_needed = |chain: &Chain| others.iter().any(|jump| leads(jump, chain));
+            let is_needed = |chain: &Chain| others.iter().any(|jump| jump.to == *chain);
             operations.extend(self.iptables().filter(|chain| !is_needed(chain)).map(Operation::DeleteChain));
         }
         if self.keeper {
@@ -152,10 +152,6 @@ pub fn is_iptables_chain(name: &str) -> bool {
     CHAINS.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn leads(jump: &Jump, to: &Chain) -> bool {
-    (jump.from.family, &jump.from.table, &jump.to) == (to.family, &to.table, &to.name)
-}
-
 /// All chains of nf_tables, whosever.
 fn chains() -> io::Result<Vec<Chain>> {
     let chain = |reply| if let Reply::Chain(chain) = reply { Some(chain) } else { None };
@@ -166,9 +162,7 @@ fn chains() -> io::Result<Vec<Chain>> {
 fn jumps() -> io::Result<Vec<Jump>> {
     let jump = |reply| if let Reply::Jump(jump) = reply { Some(jump) } else { None };
     let mut jumps: Vec<_> = dump(&nftables::list_rules())?.into_iter().filter_map(jump).collect();
-    jumps.retain(|Jump { from, to, .. }| {
-        !is_kube_proxys(from) && is_kube_proxys(&Chain { name: to.clone(), ..from.clone() })
-    });
+    jumps.retain(|jump| !is_kube_proxys(&jump.from) && is_kube_proxys(&jump.to));
     Ok(jumps)
 }
 
@@ -261,7 +255,7 @@ mod tests {
         let keeper = chain(INET, KEEPER, "nat");
         type Told = &'static [&'static str];
         let lead =
-            |from: &str, handle, to: &str| Jump { from: chain(IPV4, "nat", from), handle, to: to.into() };
+            |from, handle, to| Jump { from: chain(IPV4, "nat", from), handle, to: chain(IPV4, "nat", to) };
         let jumps = [lead("PREROUTING", 5, "KUBE-SVC-A"), lead("CNI-HOSTPORT", 6, "KUBE-MARK-MASQ")];
         let cases: [(&str, Vec<Chain>, Told, Told, Told); 5] = [
             ("nothing of its", vec![foreign.clone()], &[], &[], &[]),

@@ -49,7 +49,7 @@ pub struct Chain {
 pub struct Jump {
     pub from: Chain,
     pub handle: u64,
-    pub to: String,
+    pub to: Chain,
 }
 
 /// One message of an answer.
@@ -226,7 +226,7 @@ fn jump(body: &[u8]) -> Result<Option<Jump>, DecodeError> {
             _ => {}
         }
     }
-    Ok(to.map(|to| Jump { from, handle, to }))
+    Ok(to.map(|name| Jump { to: Chain { name, ..from.clone() }, from, handle }))
 }
 
 /// Where a rule's expressions lead: an `immediate` has a verdict with a chain in its data.
@@ -310,8 +310,8 @@ mod tests {
         }
         let replies = replies(&datagram).unwrap();
         let [Reply::Jump(jump)] = &replies[..] else { panic!("{replies:?}") };
-        let from = Chain { family: IPV4, table: "nat".into(), name: "OUTPUT".into() };
-        assert_eq!(*jump, Jump { from, handle: 7, to: "KUBE-SERVICES".into() });
+        let chain = |name: &str| Chain { family: IPV4, table: "nat".into(), name: name.into() };
+        assert_eq!(*jump, Jump { from: chain("OUTPUT"), handle: 7, to: chain("KUBE-SERVICES") });
         let whole = [vec![IPV4, 0, 0, 0], rule("X")].concat();
         assert!(super::jump(&whole[..whole.len() - 9]).is_err(), "cut off");
     }

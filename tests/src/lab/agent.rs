@@ -78,17 +78,26 @@ impl AgentHome {
         Ok((output.status, text(&output.stdout), text(&output.stderr)))
     }
 
-    /// The same, for commands that must succeed and print JSON.
+    /// The same, for commands that must succeed: what they print.
+    ///
+    /// # Errors
+    /// The command fails.
+    pub fn tell(&self, arguments: &[&str]) -> Result<String> {
+        let (status, out, err) = self.ask(arguments)?;
+        if !status.success() {
+            bail!("sluice {} ended with {status}: {out}{}", arguments.join(" "), err.trim());
+        }
+        Ok(out)
+    }
+
+    /// The same, for commands that print JSON.
     ///
     /// # Errors
     /// The command fails, or prints something else.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let mut all = arguments.to_vec();
         all.extend(["-o", "json"]);
-        let (status, out, err) = self.ask(&all)?;
-        if !status.success() {
-            bail!("sluice {} ended with {status}: {}", all.join(" "), err.trim());
-        }
+        let out = self.tell(&all)?;
         serde_json::from_str(&out).with_context(|| format!("sluice {} printed no JSON: {out}", all.join(" ")))
     }
 

@@ -223,17 +223,14 @@ fn stuck(bed: &mut Bed) -> Result<()> {
 
 fn cleanup(bed: &mut Bed) -> Result<()> {
     let home = bed.agent()?.home.clone();
-    let (status, out, err) = home.ask(&["cleanup"])?;
-    ensure!(status.success(), "cleanup ended with {status}: {out}{err}");
+    home.tell(&["cleanup"])?;
     let left = bed.traces()?;
     ensure!(left.programs.is_empty(), "programs are left: {:?}", left.programs);
     ensure!(left.pins.is_empty() && left.files.is_empty(), "left: {:?} {:?}", left.pins, left.files);
     let (status, _, said) = home.ask(&["status"])?;
     ensure!(status.code() == Some(1) && said.contains("no agent answers"), "ended with {status}: {said}");
     // It has ended on its own, with success: nothing is left to be killed.
-    bed.agent = None;
-    bed.agent = Some(Agent::start(home)?);
-    bed.agent.as_mut().context("just started")?.ready(Who::LOCAL_PODS.len() + 1)?;
+    restart(bed, &[])?;
     bed.wait_installed(&app())
 }
 
@@ -257,13 +254,7 @@ table ip6 kube-proxy { chain services { drop; }; }
 
 fn kube_proxys_rules(bed: &mut Bed) -> Result<()> {
     let home = bed.agent()?.home.clone();
-    let clean = |arguments: &[&str]| -> Result<String> {
-        let (status, out, err) = home.ask(arguments)?;
-        ensure!(status.success(), "cleanup ended with {status}: {out}{err}");
-        Ok(out)
-    };
-    clean(&["cleanup"])?;
-    bed.agent = None;
+    home.tell(&["cleanup"])?;
     bed.nft(RULES)?;
     let left = |bed: &Bed| -> Result<Vec<String>> {
         let rules = run_in(bed.namespace("n1").path(), "nft", &["list", "ruleset"])?;
@@ -275,21 +266,20 @@ fn kube_proxys_rules(bed: &mut Bed) -> Result<()> {
     };
     let before = left(bed)?;
     ensure!(
-        clean(&["cleanup"])?.trim() == "nothing of sluice was here",
+        home.tell(&["cleanup"])?.trim() == "nothing of sluice was here",
         "kube-proxy's rules are not asked for"
     );
     ensure!(left(bed)? == before, "kube-proxy's rules are not asked for");
-    ensure!(clean(&["cleanup", "--kube-proxy"])?.contains("rules in nf_tables"), "it does not tell");
+    ensure!(home.tell(&["cleanup", "--kube-proxy"])?.contains("rules in nf_tables"), "it does not tell");
     let mut want = vec!["chain KUBE-MARK-MASQ {", "ip saddr 10.244.0.0/16 jump KUBE-MARK-MASQ"];
     want.extend(["chain KUBE-FIREWALL {", "jump KUBE-FIREWALL"]);
     ensure!(left(bed)? == want, "left: {:?}", left(bed)?);
     bed.nft("flush chain ip nat CNI-HOSTPORT")?;
-    clean(&["cleanup", "--kube-proxy"])?;
+    home.tell(&["cleanup", "--kube-proxy"])?;
     ensure!(left(bed)? == want[2..], "left: {:?}", left(bed)?);
-    ensure!(clean(&["cleanup", "--kube-proxy"])?.trim() == "nothing of sluice was here", "there is more");
+    ensure!(home.tell(&["cleanup", "--kube-proxy"])?.trim() == "nothing of sluice was here", "there is more");
     bed.nft("delete table ip nat; delete table ip6 filter")?;
-    bed.agent = Some(Agent::start(home)?);
-    bed.agent.as_mut().context("just started")?.ready(Who::LOCAL_PODS.len() + 1)?;
+    restart(bed, &[])?;
     bed.wait_installed(&app())
 }
 
