@@ -17,7 +17,7 @@ use core::ffi::c_void;
 use core::mem::{transmute, zeroed};
 use core::ptr::{null_mut, read_volatile, write_volatile};
 use proxy_common::{
-    abi::{CAST_CALL, FlowKey},
+    abi::{CAST_CALL, FlowKey, protocol},
     path::{Out, Packet, TEST_MTU},
     wire::{Diff, MAX_OFFSET, apply, grow, same_sum},
 };
@@ -42,8 +42,11 @@ const AF_INET6: u8 = 10;
 /// `pkt_type` of a packet that is for this host (include/uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
-/// Bytes that must be linear before anything is read: Ethernet, IPv6, a few extension headers, TCP.
+/// Bytes that are made linear before anything is read: Ethernet, IPv6, a few extension headers, TCP.
 const HEADERS: u32 = 14 + 40 + 64 + 20;
+/// Plain network headers, and TCP's behind them.
+const PLAIN_V4: usize = 20 + 20;
+const PLAIN_V6: usize = 40 + 20;
 
 /// A socket buffer at a tc hook.
 pub struct Skb {
@@ -52,16 +55,17 @@ pub struct Skb {
 }
 
 impl Skb {
-    /// Takes over the context, and makes the headers linear when the device left them in fragments (P-07).
+    /// Takes over the context of a packet whose network header begins at `l3`, and makes the headers linear when the device left
+    /// them in fragments (P-07).
     #[inline(always)]
-    pub fn new(ctx: TcContext) -> Self {
-        Self::at_hook(ctx, false)
+    pub fn new(ctx: TcContext, l3: u32) -> Self {
+        Self::at_hook(ctx, l3, false)
     }
 
     /// The same at the catch-all device.
     #[inline(always)]
-    pub fn caught(ctx: TcContext) -> Self {
-        Self::at_hook(ctx, true)
+    pub fn caught(ctx: TcContext, l3: u32) -> Self {
+        Self::at_hook(ctx, l3, true)
     }
 
     /// The same of a socket buffer that has been taken over before.
@@ -71,15 +75,28 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn at_hook(ctx: TcContext, caught: bool) -> Self {
+    fn at_hook(ctx: TcContext, l3: u32, caught: bool) -> Self {
         let skb = Self { ctx, caught };
         let want = if skb.len() < HEADERS { skb.len() } else { HEADERS };
         let (data, end) = skb.bounds();
-        if data.wrapping_add(want as usize) > end {
+        if data.wrapping_add(want as usize) > end && !skb.is_plain(l3) {
             // SAFETY: the context is the hook's own; pointers are read anew after every helper.
             unsafe { bpf_skb_pull_data(skb.ctx.skb.skb, want) };
         }
         skb
+    }
+
+    /// Whether the headers are linear and nothing beyond them is read: TCP or UDP, right behind a network header without options.
+    /// So is what sockets of this machine send: TCP's data lies in pages, and to copy some of it costs more than a look-up.
+    #[inline(always)]
+    fn is_plain(&self, l3: u32) -> bool {
+        let is_ours = |number: u8| matches!(number, protocol::TCP | protocol::UDP);
+        if let Some(header) = self.window::<PLAIN_V4>(l3)
+            && header[0] == 0x45
+        {
+            return is_ours(header[9]);
+        }
+        self.window::<PLAIN_V6>(l3).is_some_and(|header| header[0] >> 4 == 6 && is_ours(header[6]))
     }
 
     /// EtherType in host order.

@@ -31,7 +31,7 @@ pub fn sluice_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_egress(ctx: TcContext) -> i32 {
-    egress(Skb::new(ctx), ETHERNET)
+    egress(Skb::new(ctx, ETHERNET), ETHERNET)
 }
 
 /// Ingress of a device without link layer header (P-06).
@@ -45,7 +45,7 @@ pub fn sluice_ingr_l3(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_in_catch(ctx: TcContext) -> i32 {
-    let mut skb = Skb::caught(ctx);
+    let mut skb = Skb::caught(ctx, ETHERNET);
     match skb.protocol() {
         _ if skb.is_tagged() => TC_ACT_SHOT,
         ETH_P_IP => enters::<1, V4>(&mut skb, ETHERNET),
@@ -58,19 +58,19 @@ pub fn sluice_in_catch(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_eg_catch(ctx: TcContext) -> i32 {
-    egress(Skb::caught(ctx), ETHERNET)
+    egress(Skb::caught(ctx, ETHERNET), ETHERNET)
 }
 
 /// Egress of a device without link layer header.
 #[classifier]
 #[inline(always)]
 pub fn sluice_egr_l3(ctx: TcContext) -> i32 {
-    egress(Skb::new(ctx), NO_ETHERNET)
+    egress(Skb::new(ctx, NO_ETHERNET), NO_ETHERNET)
 }
 
 #[inline(always)]
 fn ingress(ctx: TcContext, l3: u32) -> i32 {
-    let mut skb = Skb::new(ctx);
+    let mut skb = Skb::new(ctx, l3);
     match skb.protocol() {
         // A tagged frame is its VLAN device's to serve (P-04).
         _ if skb.is_tagged() => TC_ACT_UNSPEC,

@@ -1,6 +1,5 @@
 //! Attachment without links: what is attached stays when the agent goes, and is replaced in place when it comes back.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use super::hooks::{self, Found, Hook, Ours, SOCKETS, TC_EGRESS, TC_INGRESS, atta
 use super::loader::{self, CAUGHT, ETHERNET, PLAIN};
 use super::owner::{self, Owners};
 use super::sys::{self, Target, attach_flags};
-use super::{Datapath, netns_cookie, pins};
+use super::{Datapath, netns_cookie};
 use crate::node::{Edge, EdgeKind, Ways};
 
 /// What attaching did at one hook.
@@ -114,15 +113,8 @@ impl Datapath {
         }
     }
 
-    /// Loads the edge's programs if that has not been done.
     fn require(&mut self, edge: &Edge) -> Result<(), DatapathError> {
-        let mut missing = edge_programs(std::slice::from_ref(edge));
-        missing.retain(|name| self.program(name).is_err());
-        if missing.is_empty() {
-            return Ok(());
-        }
-        loader::load_programs(&mut self.ebpf, &missing)?;
-        self.pin_programs()
+        self.programs.require(&self.pins, &edge_programs(std::slice::from_ref(edge)))
     }
 
     /// Takes our programs off a device that is there but is no edge any more.
@@ -131,7 +123,7 @@ impl Datapath {
     /// Names the hook.
     pub fn detach_edge(&self, ifindex: u32) -> Result<(), DatapathError> {
         for hook in [TC_INGRESS, TC_EGRESS] {
-            hooks::clear(Target::Device(ifindex), hook, &self.known)?;
+            hooks::clear(Target::Device(ifindex), hook, &self.programs.known)?;
         }
         self.forget_edge(ifindex)
     }
@@ -171,9 +163,10 @@ impl Datapath {
     pub fn attach_sockets(&self) -> Result<(), DatapathError> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         let target = Target::Cgroup(cgroup.as_fd());
-        let (here, owners) = (netns_cookie().ok(), Owners::on(target, &self.known)?);
-        let mine =
-            |ours: &Ours| self.known.contains_key(&ours.info.id) || owner::is_here(here, owners.of(ours));
+        let (here, owners) = (netns_cookie().ok(), Owners::on(target, &self.programs.known)?);
+        let mine = |ours: &Ours| {
+            self.programs.known.contains_key(&ours.info.id) || owner::is_here(here, owners.of(ours))
+        };
         for (hook, name) in SOCKETS {
             self.place(target, hook, name, attach_flags::ALLOW_MULTI, &mine)?;
         }
@@ -212,7 +205,7 @@ impl Datapath {
         for (name, ifindex) in devices.iter().filter(|(_, ifindex)| !edges.contains(ifindex)) {
             let mut removed = 0;
             for hook in [TC_INGRESS, TC_EGRESS] {
-                removed += hooks::clear(Target::Device(*ifindex), hook, &self.known)?;
+                removed += hooks::clear(Target::Device(*ifindex), hook, &self.programs.known)?;
             }
             if removed > 0 {
                 retired.devices.push(name.clone());
@@ -225,27 +218,19 @@ impl Datapath {
                 retired.entries += 1;
             }
         }
-        for path in std::mem::take(&mut self.earlier) {
-            pins::unlink(&path)?;
-            retired.pins += 1;
-        }
+        retired.pins = self.programs.unpin_earlier()?;
         self.let_go(devices.into_iter().map(|(_, ifindex)| ifindex));
         Ok(retired)
     }
 
-    /// Closes the programs of earlier agents that no hook carries any more: the kernel keeps a program, and the maps that only
-    /// it uses, for as long as a descriptor is open.
     fn let_go(&mut self, devices: impl Iterator<Item = u32>) {
         let devices =
             devices.map(Target::Device).flat_map(|device| [(device, TC_INGRESS), (device, TC_EGRESS)]);
         let cgroup = self.cgroup.iter().map(|cgroup| Target::Cgroup(cgroup.as_fd()));
         let cgroup = cgroup.flat_map(|cgroup| SOCKETS.map(|(hook, _)| (cgroup, hook)));
-        let carried = devices.chain(cgroup).filter_map(|(target, hook)| self.look(target, hook).ok());
-        let mut needed: HashSet<u32> =
-            carried.flat_map(|found| found.ours).map(|ours| ours.info.id).collect();
-        let own = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
-        needed.extend(own.filter_map(|fd| sys::program_info(fd.as_fd()).ok()).map(|info| info.id));
-        self.known.retain(|id, _| needed.contains(id));
+        let found = devices.chain(cgroup).filter_map(|(target, hook)| self.look(target, hook).ok());
+        let carried: Vec<_> = found.flat_map(|found| found.ours).map(|ours| ours.info.id).collect();
+        self.programs.let_go(carried.into_iter());
     }
 
     /// How shortcuts may end at `edge`; `None`: they neither begin nor end there.
@@ -277,14 +262,12 @@ impl Datapath {
     }
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
-        let missing = || DatapathError::NoProgram { program: name };
         let tracing = self.tracing.as_ref().and_then(|tracing| tracing.program(name));
-        let program = tracing.or_else(|| self.ebpf.program(name)).ok_or_else(missing)?;
-        program.fd().map(AsFd::as_fd).map_err(|_| missing())
+        tracing.or_else(|| self.programs.get(name)).ok_or(DatapathError::NoProgram { program: name })
     }
 
     fn look(&self, target: Target<'_>, hook: Hook) -> Result<Found, DatapathError> {
-        hooks::look(target, hook, &self.known).map_err(|source| {
+        hooks::look(target, hook, &self.programs.known).map_err(|source| {
             DatapathError::of("look for our programs", source, |source| {
                 attach_error("look for our programs", target, hook, source)
             })

@@ -1,6 +1,7 @@
 //! From options to loaded programs and open maps: adopt what an earlier agent left, create the rest.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use super::inherit::Inheritance;
 use super::netns_cookie;
 use super::owner::{self, Owners};
 use super::pins::Pins;
+use super::programs::{Make, Programs};
 use super::specs::{self, Sizes, Spec};
 use super::summed::Summed;
 use super::sys::{self, Target};
@@ -48,6 +50,10 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    fn globals(&self) -> impl Hash {
+        (self.ring_size, self.test_mode, self.summed)
+    }
+
     fn summed_at(&self) -> u32 {
         self.summed.map_or(0, |summed| summed.at)
     }
@@ -58,13 +64,11 @@ pub const CAUGHT: [&str; 2] = ["sluice_in_catch", "sluice_eg_catch"];
 
 /// The result of loading, before it is dressed as a [`super::Datapath`].
 pub struct Loaded {
-    pub ebpf: Ebpf,
+    pub programs: Programs,
     pub pins: Pins,
     pub recipe: Recipe,
     pub maps: HashMap<&'static str, OwnedFd>,
     pub cgroup: Option<OwnedFd>,
-    /// Programs of earlier agents that are pinned, by id; and their pins.
-    pub earlier: Vec<(PathBuf, OwnedFd)>,
     pub inheritance: Inheritance,
     pub adopted: bool,
     pub notices: Vec<String>,
@@ -89,20 +93,25 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let summed = Summed::of_this_kernel();
     let unsummed = summed.as_ref().err().map(ToString::to_string);
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
-    let mut ebpf = load_object(&pins, &recipe, None)?;
+    let ebpf = load_object(&pins, &recipe, None)?;
     inheritance.fill(&pins, &fresh)?;
-    let sockets = socket_programs().filter(|_| cgroup.is_some());
-    load_programs(&mut ebpf, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
-    let mut earlier = inheritance.programs()?;
-    earlier.extend(pins.programs()?);
-    pins.finish()?;
-    let mut maps = HashMap::new();
+    let (mut maps, mut ids) = (HashMap::new(), Vec::new());
     for spec in &recipe.wanted {
         let missing = || DatapathError::NoProgram { program: spec.name };
-        maps.insert(spec.name, Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?);
+        let fd = Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?;
+        let failed = |source| DatapathError::Map { operation: "describe", map: spec.name, source };
+        ids.push(sys::map_info(fd.as_fd()).map_err(failed)?.id);
+        maps.insert(spec.name, fd);
     }
+    let make = Make::of((crate::OBJECT, recipe.globals(), ids));
+    let mut earlier = inheritance.programs()?;
+    earlier.extend(pins.programs()?);
+    let mut programs = Programs::new(ebpf, make, earlier)?;
+    let sockets = socket_programs().filter(|_| cgroup.is_some());
+    programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
+    pins.finish()?;
     let adopted = !found.is_empty();
-    Ok(Loaded { ebpf, pins, recipe, maps, cgroup, earlier, inheritance, adopted, notices, unsummed })
+    Ok(Loaded { programs, pins, recipe, maps, cgroup, inheritance, adopted, notices, unsummed })
 }
 
 /// The pins of this layout; where there are none yet, what another layout's agent has left; where nothing is pinned, what an

@@ -11,7 +11,7 @@
 //! probe.rs   packets to ask with
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
-//! inherit.rs maps of another layout
+//! inherit.rs maps of another layout      programs.rs the programs in use
 //! ```
 
 mod attach;
@@ -27,6 +27,7 @@ mod owner;
 mod permission;
 mod pins;
 mod probe;
+mod programs;
 mod sockets;
 mod specs;
 mod store;
@@ -36,9 +37,7 @@ mod tables;
 mod trace;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 
-use aya::Ebpf;
 use proxy_common::abi::{CHUNK, Config, Guard, Port};
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
@@ -54,10 +53,10 @@ pub use sys::{share_heap, socket_option, trim_heap};
 pub use trace::TraceLog;
 
 use copies::Copies;
-use hooks::Known;
 use inherit::Inheritance;
 use loader::Recipe;
 use pins::Pins;
+use programs::Programs;
 use specs::CHUNKS;
 use tables::Tables;
 use trace::Tracing;
@@ -67,7 +66,7 @@ use crate::model::Family;
 /// The installed programs and maps. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
 pub struct Datapath {
-    ebpf: Ebpf,
+    programs: Programs,
     /// Programs that trace, in place of the others while they are here.
     tracing: Option<Tracing>,
     /// Copies of the programs that answer questions, once one was asked.
@@ -76,10 +75,6 @@ pub struct Datapath {
     recipe: Recipe,
     tables: Tables,
     cgroup: Option<OwnedFd>,
-    /// Programs of this and earlier agents, by id.
-    known: Known,
-    /// Pins of earlier agents' programs.
-    earlier: Vec<PathBuf>,
     inheritance: Inheritance,
     adopted: bool,
     notices: Vec<String>,
@@ -114,14 +109,12 @@ impl Datapath {
         let mut loaded = loader::load(options)?;
         let mut datapath = Self {
             tables: Tables::open(&mut loaded.maps)?,
-            ebpf: loaded.ebpf,
+            programs: loaded.programs,
             tracing: None,
             copies: None,
             pins: loaded.pins,
             recipe: loaded.recipe,
             cgroup: loaded.cgroup,
-            known: Known::new(),
-            earlier: Vec::new(),
             inheritance: loaded.inheritance,
             adopted: loaded.adopted,
             notices: loaded.notices,
@@ -130,21 +123,11 @@ impl Datapath {
             slots: options.sizes.slots.min(CHUNKS * CHUNK),
             sockets_program: None,
         };
-        for (path, fd) in loaded.earlier {
-            let failed = |source| DatapathError::File { operation: "read pin", path: path.clone(), source };
-            datapath.known.insert(sys::program_info(fd.as_fd()).map_err(failed)?.id, fd);
-            datapath.earlier.push(path);
-        }
         let (tables, pins) = (&mut datapath.tables, &datapath.pins);
         tables.v4.open_chunks(pins, Family::V4)?;
         tables.v6.open_chunks(pins, Family::V6)?;
         datapath.sieve_addresses()?;
-        datapath.pin_programs()?;
         Ok(datapath)
-    }
-
-    fn pin_programs(&mut self) -> Result<(), DatapathError> {
-        keep(&self.ebpf, &self.pins, &mut self.known).map(drop)
     }
 
     /// Whether maps of an earlier agent are in use.
@@ -219,25 +202,6 @@ impl Datapath {
         let failed = |source| DatapathError::Map { operation: "write", map: "CONFIG", source };
         self.tables.config.set(&0, config).map_err(failed)
     }
-}
-
-/// Remembers the loaded programs of `ebpf`, and pins them where pins outlive us: a later agent that lacks
-/// CAP_SYS_ADMIN cannot open them by id, but needs them to replace them. Their ids.
-fn keep(ebpf: &Ebpf, pins: &Pins, known: &mut Known) -> Result<Vec<(u32, PathBuf)>, DatapathError> {
-    let mut kept = Vec::new();
-    for (name, program) in ebpf.programs() {
-        let Ok(fd) = program.fd() else { continue };
-        let failed =
-            |source| DatapathError::File { operation: "describe program", path: name.into(), source };
-        let id = sys::program_info(fd.as_fd()).map_err(failed)?.id;
-        known.insert(id, fd.as_fd().try_clone_to_owned().map_err(failed)?);
-        let pin = pins.program(name, id);
-        if !pins.is_private() {
-            Pins::put(fd.as_fd(), &pin)?;
-        }
-        kept.push((id, pin));
-    }
-    Ok(kept)
 }
 
 /// Cookie of the network namespace that the calling thread is in, for `Config::netns_cookie`.

@@ -181,8 +181,8 @@ impl Pins {
         self.dir.join(format!("AFFINITY_V{}-0", version(family)))
     }
 
-    pub fn program(&self, name: &str, id: u32) -> PathBuf {
-        self.dir.join(format!("{name}-{id}"))
+    pub fn program(&self, prefix: &str, id: u32) -> PathBuf {
+        self.dir.join(format!("{prefix}{id}"))
     }
 
     /// Opens a pin, if there is one.

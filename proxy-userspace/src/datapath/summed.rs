@@ -12,7 +12,7 @@ use proxy_common::abi::CAST_CALL;
 use super::sys;
 
 /// What programs need to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Summed {
     /// BTF id of `bpf_cast_to_kern_ctx`.
     cast: u32,

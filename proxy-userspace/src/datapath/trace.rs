@@ -2,17 +2,18 @@
 //! attached, and give it back afterwards. Off, nothing of it is in the kernel.
 
 use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::Ebpf;
-use aya::programs::Program;
 use aya_log::EbpfLogger;
 use proxy_common::abi::TraceRecord;
 
 use super::attach::edge_programs;
 use super::error::DatapathError;
-use super::{Datapath, keep, loader, pins};
+use super::programs::keep;
+use super::{Datapath, loader, pins};
 use crate::node::Edge;
 
 /// The programs that trace.
@@ -25,8 +26,8 @@ pub struct Tracing {
 
 impl Tracing {
     /// One that is loaded: sockets are not traced.
-    pub fn program(&self, name: &str) -> Option<&Program> {
-        self.ebpf.program(name).filter(|program| program.fd().is_ok())
+    pub fn program(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.ebpf.program(name)?.fd().ok().map(AsFd::as_fd)
     }
 }
 
@@ -92,7 +93,7 @@ impl Datapath {
         let mut ebpf = loader::load_object(&self.pins, &self.recipe, Some(address))?;
         loader::load_programs(&mut ebpf, &edge_programs(edges))?;
         let log = TraceLog::new(&mut ebpf)?;
-        let kept = keep(&ebpf, &self.pins, &mut self.known)?;
+        let kept = keep(&ebpf, &self.pins, None, &mut self.programs.known)?;
         self.tracing = Some(Tracing { ebpf, kept });
         match self.attach_all(edges) {
             Ok(()) => Ok(log),
@@ -112,7 +113,7 @@ impl Datapath {
         // Known until all are replaced: an agent without CAP_SYS_ADMIN cannot open them by id.
         let replaced = self.attach_all(edges);
         for (id, pin) in kept {
-            self.known.remove(&id);
+            self.programs.known.remove(&id);
             pins::unlink(&pin)?;
         }
         replaced

@@ -24,10 +24,19 @@ fn marked(seed: u32) -> Config {
     }
 }
 
-/// Starts three times; each later agent finds the maps of the first, and leaves one copy of each program (L-01).
-fn restarts(options: &Options) {
+/// Starts five times; each later agent finds the maps of the first, and leaves one copy of each program (L-01). The last two are built
+/// otherwise; to those of the same build `same` happens.
+fn restarts(options: &Options, same: Change) {
     let edge = edge("edge0");
-    for round in 0..3 {
+    let other = Options { test_mode: !options.test_mode, ..options.clone() };
+    let starts = [
+        (options, Change::Attached),
+        (options, same),
+        (options, same),
+        (&other, Change::Replaced),
+        (&other, same),
+    ];
+    for (round, (options, expected)) in starts.into_iter().enumerate() {
         let mut datapath = Datapath::load(options).unwrap();
         assert_eq!(datapath.adopted(), round > 0, "round {round}");
         if round == 0 {
@@ -35,7 +44,6 @@ fn restarts(options: &Options) {
         }
         assert_eq!(datapath.config().unwrap().seed, 77, "round {round}: maps of the first agent");
         let attached = datapath.attach_edge(&edge).unwrap();
-        let expected = if round == 0 { Change::Attached } else { Change::Replaced };
         assert_eq!((attached.ingress.change, attached.egress.change), (expected, expected), "round {round}");
         let again = datapath.attach_edge(&edge).unwrap();
         assert_eq!((again.ingress.change, again.egress.change), (Change::None, Change::None));
@@ -50,7 +58,8 @@ fn restarts(options: &Options) {
 fn an_agent_without_bpffs_adopts_by_the_attached_programs() {
     in_namespace(|| {
         let cgroup = Scratch::cgroup();
-        restarts(&Options { cgroup: cgroup.as_ref().map(|dir| dir.path().into()), ..options() });
+        let options = Options { cgroup: cgroup.as_ref().map(|dir| dir.path().into()), ..options() };
+        restarts(&options, Change::Replaced);
     });
 }
 
@@ -58,11 +67,12 @@ fn an_agent_without_bpffs_adopts_by_the_attached_programs() {
 fn an_agent_with_bpffs_adopts_pins() {
     in_namespace(|| {
         let (bpffs, cgroup) = (Scratch::bpffs(), Scratch::cgroup());
-        restarts(&Options {
+        let options = Options {
             bpffs: Some(bpffs.path().into()),
             cgroup: cgroup.as_ref().map(|dir| dir.path().into()),
             ..options()
-        });
+        };
+        restarts(&options, Change::None);
     });
 }
 

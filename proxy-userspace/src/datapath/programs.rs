@@ -1,0 +1,133 @@
+//! The programs that an agent has: loaded, or an earlier agent's that are the same. Verifying them is most of what a start
+//! takes, and what stays attached is not even replaced.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::Ebpf;
+
+use super::error::DatapathError;
+use super::hooks::Known;
+use super::loader;
+use super::pins::{self, Pins};
+use super::sys;
+
+/// What programs are made of: the object, its globals, and the very maps that it is loaded over. Of one name and one make,
+/// programs are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Make(u64);
+
+impl Make {
+    pub fn of(parts: impl Hash) -> Self {
+        let mut hasher = DefaultHasher::new();
+        parts.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    /// How the name of such a program's pin begins.
+    fn prefix(self, name: &str) -> String {
+        format!("{name}-{:016x}-", self.0)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Programs {
+    pub ebpf: Ebpf,
+    /// All that this and earlier agents have pinned or loaded, by id.
+    pub known: Known,
+    make: Make,
+    /// Ids of an earlier agent's that this one goes on with.
+    kept: HashMap<&'static str, u32>,
+    /// Pins of earlier agents' programs, with what tells them apart.
+    earlier: Vec<(PathBuf, sys::ProgramInfo)>,
+}
+
+impl Programs {
+    /// `earlier`: what is pinned, here and in directories of other layouts.
+    pub fn new(ebpf: Ebpf, make: Make, earlier: Vec<(PathBuf, OwnedFd)>) -> Result<Self, DatapathError> {
+        let mut programs =
+            Self { ebpf, known: Known::new(), make, kept: HashMap::new(), earlier: Vec::new() };
+        for (path, fd) in earlier {
+            let failed = |source| DatapathError::File { operation: "read pin", path: path.clone(), source };
+            let info = sys::program_info(fd.as_fd()).map_err(failed)?;
+            programs.known.insert(info.id, fd);
+            programs.earlier.push((path, info));
+        }
+        Ok(programs)
+    }
+
+    /// One that has been required.
+    pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        match self.kept.get(name) {
+            Some(id) => self.known.get(id).map(AsFd::as_fd),
+            None => self.ebpf.program(name)?.fd().ok().map(AsFd::as_fd),
+        }
+    }
+
+    /// Sees to it that these are there: the same ones that an earlier agent has pinned, or else loaded and pinned.
+    pub fn require(&mut self, pins: &Pins, names: &[&'static str]) -> Result<(), DatapathError> {
+        let mut missing = names.to_vec();
+        missing.retain(|name| self.get(name).is_none() && !self.go_on_with(name));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        loader::load_programs(&mut self.ebpf, &missing)?;
+        keep(&self.ebpf, pins, Some(self.make), &mut self.known).map(drop)
+    }
+
+    fn go_on_with(&mut self, name: &'static str) -> bool {
+        let prefix = self.make.prefix(name);
+        let same = |(path, info): &(PathBuf, sys::ProgramInfo)| {
+            info.name == name
+                && path.file_name().is_some_and(|pin| pin.to_string_lossy().starts_with(&prefix))
+        };
+        let Some(at) = self.earlier.iter().position(same) else { return false };
+        let (_, info) = self.earlier.swap_remove(at);
+        self.kept.insert(name, info.id);
+        true
+    }
+
+    /// Takes the pins away of those of earlier agents that were not required. How many.
+    pub fn unpin_earlier(&mut self) -> Result<usize, DatapathError> {
+        let earlier = std::mem::take(&mut self.earlier);
+        earlier.iter().try_for_each(|(path, _)| pins::unlink(path))?;
+        Ok(earlier.len())
+    }
+
+    /// Closes those that are neither this agent's nor `carried` by a hook: the kernel keeps a program, and the maps that only it
+    /// uses, for as long as a descriptor is open.
+    pub fn let_go(&mut self, carried: impl Iterator<Item = u32>) {
+        let own = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
+        let own = own.filter_map(|fd| sys::program_info(fd.as_fd()).ok()).map(|info| info.id);
+        let needed: HashSet<u32> = own.chain(self.kept.values().copied()).chain(carried).collect();
+        self.known.retain(|id, _| needed.contains(id));
+    }
+}
+
+/// Remembers the loaded programs of `ebpf`, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot
+/// open them by id, but needs them to replace them. With a `make`, it may also go on with them. Their ids.
+pub fn keep(
+    ebpf: &Ebpf,
+    pins: &Pins,
+    make: Option<Make>,
+    known: &mut Known,
+) -> Result<Vec<(u32, PathBuf)>, DatapathError> {
+    let mut kept = Vec::new();
+    for (name, program) in ebpf.programs() {
+        let Ok(fd) = program.fd() else { continue };
+        let failed =
+            |source| DatapathError::File { operation: "describe program", path: name.into(), source };
+        let id = sys::program_info(fd.as_fd()).map_err(failed)?.id;
+        known.insert(id, fd.as_fd().try_clone_to_owned().map_err(failed)?);
+        let prefix = make.map_or_else(|| format!("{name}-"), |make| make.prefix(name));
+        let pin = pins.program(&prefix, id);
+        if !pins.is_private() {
+            Pins::put(fd.as_fd(), &pin)?;
+        }
+        kept.push((id, pin));
+    }
+    Ok(kept)
+}
