@@ -51,7 +51,7 @@ pub use conntrack::{be_liberal as make_conntrack_liberal, tune as tune_conntrack
 pub use places::Places;
 pub use plane::Plane;
 pub use serve::serve;
-pub use start::{StartError, Started, start};
+pub use start::{Listing, StartError, Started, list, start};
 
 /// How often the loop shows that it and the data plane's thread are alive, and the thread does its housekeeping.
 const BEAT: Duration = Duration::from_secs(1);

@@ -7,9 +7,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::info;
 
-use super::start::Started;
+use super::start::{Listing, Started};
 use super::{Agent, HEALTH_SERVER, Parts, Stops, config_file};
-use crate::cluster::{self, About, Channels, Notice, Notices};
+use crate::cluster::{About, Notice, Notices};
 use crate::config::Config;
 use crate::control::{Answer, Listener, Question, Request};
 use crate::http::{self, Clock, Health, Snapshot};
@@ -19,7 +19,7 @@ use crate::status::{Board, Status, Trouble};
 /// Longest time that a scrape waits for fresh numbers.
 const SCRAPE: Duration = Duration::from_secs(2);
 
-/// Starts source, servers and loop, and runs until the agent is told to stop.
+/// Starts servers and loop, and runs until the agent is told to stop.
 ///
 /// # Errors
 /// A part cannot start, or one that the agent cannot do without has ended.
@@ -35,8 +35,7 @@ pub async fn serve(
     let board = Board::default();
     let health = Arc::new(Health::new(clock, config.sync.period, metrics.clone()));
     let (questions, asked) = mpsc::channel(16);
-    let (events, heard) = mpsc::channel(1024);
-    let Started { plane, follower, places, notices: (notices, told) } = started;
+    let Started { plane, follower, places, listing: Listing { follower: source, events, notices } } = started;
     metrics.feature("AllowServiceExternalIPs", config.external_ips);
     notices.tell(Notice::normal(About::Node, "Starting", ACTION, ""));
     let (checks, checked) = watch::channel(http::Checks::new());
@@ -44,10 +43,7 @@ pub async fn serve(
     tasks.spawn(async { follower.await.unwrap_or_else(|error| Err(broken(&error))) });
 
     tasks.spawn(endless("the control socket", control.serve(questions.clone())));
-    let scope = cluster::Scope { node: node.clone(), service_cidrs: config.guards_service_cidrs() };
-    let channels = Channels { events, notices: told, requests: metrics.requests().clone() };
-    let source = cluster::follow(config.source.clone(), scope, channels);
-    tasks.spawn(endless("the source", source));
+    tasks.spawn(endless("the source", async { drop(source.await) }));
     if let Some(address) = config.healthz {
         let routes = http::health_routes(health.clone());
         let teller = teller(&notices, "FailedToStartProxierHealthcheck");
@@ -67,7 +63,7 @@ pub async fn serve(
         tasks.spawn(config_file::follow(path));
     }
     info!(node = &*node, run_dir = %config.run_dir.display(), "the agent is running");
-    let parts = Parts { plane, events: heard, questions: asked, health, checks, metrics, board, clock };
+    let parts = Parts { plane, events, questions: asked, health, checks, metrics, board, clock };
     let agent = Agent::new(&config, node, parts);
     tokio::select! {
         end = agent.run(stops) => end,

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::places::Places;
 use super::plane::{Order, Plane};
 use super::worker::{Tellers, Worker};
-use crate::cluster::{Notice, Notices};
+use crate::cluster::{self, Event, Notices};
 use crate::config::{Config, Sockets};
 use crate::datapath::{Datapath, DatapathError, Options, Sizes, netns_cookie};
 use crate::http;
@@ -44,8 +44,27 @@ pub struct Started {
     pub follower: JoinHandle<Result<(), Trouble>>,
     /// Where health check node ports are open.
     pub places: watch::Receiver<http::Places>,
-    /// What the cluster is to be told, and where it comes out.
-    pub notices: (Notices, mpsc::Receiver<Notice>),
+    pub listing: Listing,
+}
+
+/// The source, which has begun to list what there is.
+#[derive(Debug)]
+pub struct Listing {
+    pub follower: JoinHandle<()>,
+    pub events: mpsc::Receiver<Event>,
+    /// What the cluster is to be told.
+    pub notices: Notices,
+}
+
+/// Starts the source. What it tells waits for the agent's loop: objects are listed while programs are loaded, each of which takes
+/// half of a start.
+pub fn list(config: &Config, node: Arc<str>, metrics: &Metrics, runtime: &Handle) -> Listing {
+    let (notices, told) = Notices::channel();
+    let (events, heard) = mpsc::channel(1024);
+    let scope = cluster::Scope { node, service_cidrs: config.guards_service_cidrs() };
+    let channels = cluster::Channels { events, notices: told, requests: metrics.requests().clone() };
+    let follower = runtime.spawn(cluster::follow(config.source.clone(), scope, channels));
+    Listing { follower, events: heard, notices }
 }
 
 /// Loads or adopts the data plane in this thread's network namespace, attaches it everywhere, and hands it to a thread
@@ -54,7 +73,12 @@ pub struct Started {
 /// # Errors
 /// It cannot be loaded, or the node cannot be looked at. A single device or cgroup hook that refuses is no error: the
 /// status tells.
-pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Result<Started, StartError> {
+pub fn start(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    listing: Listing,
+    runtime: &Handle,
+) -> Result<Started, StartError> {
     let places = Places::choose(config.cgroup.as_deref(), config.bpffs.as_deref());
     let sockets = sockets(config.sockets, places.cgroup.is_some());
     let off = sockets.mode == OFF;
@@ -76,8 +100,7 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
         }
     }
     let node = runtime.block_on(Node::open(config.edges.clone(), config.detect_local.clone()))?;
-    let notices = Notices::channel();
-    let tellers = Tellers { metrics: metrics.clone(), notices: notices.0.clone() };
+    let tellers = Tellers { metrics: metrics.clone(), notices: listing.notices.clone() };
     let mut worker = Worker::new(config, datapath, sockets, tellers, runtime.clone())?;
     let places = worker.health_places();
     worker.begin(node.facts());
@@ -87,7 +110,7 @@ pub fn start(config: &Config, metrics: &Arc<Metrics>, runtime: &Handle) -> Resul
     thread.spawn(move || worker.run(received)).map_err(|source| StartError::Thread { source })?;
     let plane = Plane::new(orders);
     let follower = runtime.spawn(follow(node, plane.clone()));
-    Ok(Started { plane, follower, places, notices })
+    Ok(Started { plane, follower, places, listing })
 }
 
 /// Between two attempts to list what the node has.

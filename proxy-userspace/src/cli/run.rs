@@ -70,7 +70,14 @@ fn start(config: Config) -> Outcome {
         nix::unistd::gethostname().context("the host's name cannot be read; give --hostname-override")?;
     let node: Arc<str> = config.node_name(&host.to_string_lossy()).into();
     let metrics = Arc::new(Metrics::new());
-    let started = agent::start(&config, &metrics, runtime.handle())?;
+    let listing = agent::list(&config, node.clone(), &metrics, runtime.handle());
+    let started = match agent::start(&config, &metrics, listing, runtime.handle()) {
+        Ok(started) => started,
+        Err(error) => {
+            runtime.shutdown_background();
+            return Err(error.into());
+        }
+    };
     // Not before: a start that fails tells one thing, and changes none.
     for warning in &config.warnings {
         warn!("{warning}");
