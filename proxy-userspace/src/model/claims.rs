@@ -1,9 +1,10 @@
 //! Who owns an address and port that several Services name (A17, C-28): a ClusterIP is never taken; else the oldest
 //! Service wins, then the first by namespace and name, on every node alike.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use foldhash::HashMap;
 use proxy_common::abi::FrontendKind;
 
 use super::addresses::frontend_refusal;

@@ -1,8 +1,10 @@
 //! The cluster's objects as the agent keeps them: a Service with its slices, each in few bytes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use super::desired::{Family, PortId};
 use super::select::Hint;

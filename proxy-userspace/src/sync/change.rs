@@ -261,8 +261,16 @@ impl Room {
         fresh: &[SocketAddr],
         batch: &Batch,
     ) -> Result<(), Lack> {
+        let frontends_used = (self.owned[family] + batch.leaving[family]) as usize;
+        let addresses_used = self.classes.len(family);
+        // Which of them are there already matters only where there is no room for all of them.
+        if frontends_used + frontends.len() <= self.capacity.frontends as usize
+            && addresses_used + frontends.len() + fresh.len() <= self.capacity.addresses as usize
+        {
+            return Ok(());
+        }
         let more = frontends.iter().filter(|dialled| !self.owners.contains_key(dialled)).count();
-        if (self.owned[family] + batch.leaving[family]) as usize + more > self.capacity.frontends as usize {
+        if frontends_used + more > self.capacity.frontends as usize {
             return Err(Lack::Frontends(self.capacity.frontends));
         }
         let dialled =
@@ -273,7 +281,7 @@ impl Room {
             .collect();
         addresses.sort_unstable();
         addresses.dedup();
-        if self.classes.len(family) + addresses.len() > self.capacity.addresses as usize {
+        if addresses_used + addresses.len() > self.capacity.addresses as usize {
             return Err(Lack::Addresses(self.capacity.addresses));
         }
         Ok(())

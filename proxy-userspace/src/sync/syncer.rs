@@ -1,9 +1,10 @@
 //! The syncer: remembers what is installed, applies changes, and recovers from failed writes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use foldhash::{HashMap, HashMapExt, HashSet as Set};
 use ipnet::IpNet;
 
 use super::PerFamily;
@@ -115,7 +116,7 @@ impl Syncer {
         let endpoints = Ids::new(store.capacity().endpoints, &unheld.iter().map(|live| live.id).collect());
         let mut classes = Classes::new(store.addresses()?);
         let mut strays = BTreeMap::new();
-        let mut owners = foldhash::HashMap::default();
+        let mut owners = HashMap::new();
         let mut owned = PerFamily::<u32>::default();
         let (services, stray_ranges) = port::read(store, &slots)?;
         for found in services {
@@ -189,7 +190,7 @@ impl Syncer {
         desired: Vec<(PortId, PortState)>,
         now: Duration,
     ) -> Report {
-        let wanted: HashSet<&PortId> = desired.iter().map(|(id, _)| id).collect();
+        let wanted: Set<&PortId> = desired.iter().map(|(id, _)| id).collect();
         let mut gone: Vec<PortId> =
             self.ports.keys().chain(self.waiting.keys()).filter(|id| !wanted.contains(id)).cloned().collect();
         gone.sort();
@@ -314,9 +315,9 @@ impl Syncer {
                 .filter(|(id, want)| !self.ports.contains_key(*id) && self.stray_of(id, want).is_none())
                 .collect();
             let lack = if news.len() > 1 { self.room.lacks(&news, batch) } else { None };
-            let refused: HashSet<PortId> = match lack {
+            let refused: Set<PortId> = match lack {
                 Some(_) => news.iter().map(|(id, _)| (*id).clone()).collect(),
-                None => HashSet::new(),
+                None => Set::default(),
             };
             for (id, want) in service {
                 match (lack, want) {
@@ -478,7 +479,7 @@ fn by_service(changes: Vec<PortChange>) -> Vec<Vec<PortChange>> {
 
 /// The last change of each port, in order.
 fn latest(changes: Vec<PortChange>) -> Vec<PortChange> {
-    let mut seen = HashSet::new();
+    let mut seen = Set::default();
     let mut kept: Vec<PortChange> =
         changes.into_iter().rev().filter(|(id, _)| seen.insert(id.clone())).collect();
     kept.reverse();

@@ -55,7 +55,6 @@ impl Drop for Bpffs {
 /// The place cannot be made, or `work` fails.
 pub fn apart<T: Send>(work: impl FnOnce(&Bpffs) -> Result<T> + Send) -> Result<T> {
     within(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, || {
-        pin(0)?;
         command::run("ip", &["link", "set", "lo", "up"])?;
         work(&Bpffs::mount()?)
     })

@@ -38,7 +38,10 @@ const GOES_ON: u32 = u32::MAX;
 /// # Errors
 /// The place cannot be made, or the programs do not do what is to be measured.
 pub fn run(effort: Effort) -> Result<Table> {
-    place::apart(|bpffs| measure(bpffs, effort))
+    place::apart(|bpffs| {
+        place::pin(0)?;
+        measure(bpffs, effort)
+    })
 }
 
 /// A case with everything loaded.
