@@ -27,7 +27,7 @@ pub fn groups() -> Vec<Group> {
         Story::new("sockets_off_takes_the_earlier_programs_away", sockets_off),
         Story::new("L18_a_stuck_agent_is_not_cleaned_up_under", stuck),
         Story::new("cleanup_stops_a_running_agent", cleanup),
-        Story::new("L07_cleanup_takes_kube_proxys_rules_and_what_leads_to_them", kube_proxys_rules),
+        Story::new("L07_B20_cleanup_takes_kube_proxys_rules_and_what_leads_to_them", kube_proxys_rules),
     ];
     let config = BedConfig::new(Wiring::Routed);
     vec![Group { name: "operator".into(), config, setup: Box::new(setup), stories }]
@@ -250,6 +250,7 @@ table ip6 filter {
     chain FORWARD { type filter hook forward priority 0; ct state new jump KUBE-FORWARD; jump KUBE-FIREWALL; }
 }
 table ip6 kube-proxy { chain services { drop; }; }
+table ip mangle { chain KUBE-IPTABLES-HINT { }; }
 ";
 
 fn kube_proxys_rules(bed: &mut Bed) -> Result<()> {
@@ -272,13 +273,13 @@ fn kube_proxys_rules(bed: &mut Bed) -> Result<()> {
     ensure!(left(bed)? == before, "kube-proxy's rules are not asked for");
     ensure!(home.tell(&["cleanup", "--kube-proxy"])?.contains("rules in nf_tables"), "it does not tell");
     let mut want = vec!["chain KUBE-MARK-MASQ {", "ip saddr 10.244.0.0/16 jump KUBE-MARK-MASQ"];
-    want.extend(["chain KUBE-FIREWALL {", "jump KUBE-FIREWALL"]);
+    want.extend(["chain KUBE-FIREWALL {", "jump KUBE-FIREWALL", "chain KUBE-IPTABLES-HINT {"]);
     ensure!(left(bed)? == want, "left: {:?}", left(bed)?);
     bed.nft("flush chain ip nat CNI-HOSTPORT")?;
     home.tell(&["cleanup", "--kube-proxy"])?;
     ensure!(left(bed)? == want[2..], "left: {:?}", left(bed)?);
     ensure!(home.tell(&["cleanup", "--kube-proxy"])?.trim() == "nothing of sluice was here", "there is more");
-    bed.nft("delete table ip nat; delete table ip6 filter")?;
+    bed.nft("delete table ip nat; delete table ip6 filter; delete table ip mangle")?;
     restart(bed, &[])?;
     bed.wait_installed(&app())
 }
