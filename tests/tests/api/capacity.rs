@@ -124,11 +124,15 @@ impl<'a> Offer<'a> {
         until("an Event for each refused Service", PATIENCE, || {
             let events = self.admin.get(&path)?;
             for service in &refused {
-                let mine = |event: &&Value| event["regarding"]["name"] == service.as_str();
+                // The API server tells of Services as well, of addresses that it has to allocate anew.
+                let mine = |event: &&Value| {
+                    event["regarding"]["name"] == service.as_str()
+                        && event["reason"] == "FailedToInstallService"
+                };
                 let event = events["items"].as_array().and_then(|events| events.iter().find(mine));
                 let event = event.with_context(|| format!("none about {service} in {events}"))?;
                 let note = event["note"].as_str().unwrap_or_default();
-                ensure!(event["type"] == "Warning" && event["reason"] == "FailedToInstallService", "{event}");
+                ensure!(event["type"] == "Warning", "{event}");
                 let has_ports = PORTS.iter().all(|(port, _)| note.contains(&format!("{service}:{port}")));
                 ensure!(has_ports && note.contains("no room"), "{event}");
             }
