@@ -232,9 +232,14 @@ fn set_all<K: Abi + Sync, V: Abi + Sync>(table: &Table<K, V>, keys: &[K], values
         let ((keys, other_keys), (values, other_values)) =
             (keys.split_at(keys.len() / 2), values.split_at(values.len() / 2));
         return std::thread::scope(|scope| {
-            let other = scope.spawn(|| set_some(table, other_keys, other_values));
+            let rest = || set_some(table, other_keys, other_values);
+            let other = std::thread::Builder::new().spawn_scoped(scope, rest);
             let own = set_some(table, keys, values);
-            own.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            // Where no thread can be had this one does it all.
+            own.and(other.map_or_else(
+                |_| rest(),
+                |other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            ))
         });
     }
     set_some(table, keys, values)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use foldhash::{HashMap, HashMapExt, HashSet as Set};
+use foldhash::{HashMap, HashMapExt};
 use ipnet::IpNet;
 
 use super::PerFamily;
@@ -190,7 +190,7 @@ impl Syncer {
         desired: Vec<(PortId, PortState)>,
         now: Duration,
     ) -> Report {
-        let wanted: Set<&PortId> = desired.iter().map(|(id, _)| id).collect();
+        let wanted: HashSet<&PortId> = desired.iter().map(|(id, _)| id).collect();
         let mut gone: Vec<PortId> =
             self.ports.keys().chain(self.waiting.keys()).filter(|id| !wanted.contains(id)).cloned().collect();
         gone.sort();
@@ -315,9 +315,9 @@ impl Syncer {
                 .filter(|(id, want)| !self.ports.contains_key(*id) && self.stray_of(id, want).is_none())
                 .collect();
             let lack = if news.len() > 1 { self.room.lacks(&news, batch) } else { None };
-            let refused: Set<PortId> = match lack {
+            let refused: HashSet<PortId> = match lack {
                 Some(_) => news.iter().map(|(id, _)| (*id).clone()).collect(),
-                None => Set::default(),
+                None => HashSet::new(),
             };
             for (id, want) in service {
                 match (lack, want) {
@@ -479,7 +479,7 @@ fn by_service(changes: Vec<PortChange>) -> Vec<Vec<PortChange>> {
 
 /// The last change of each port, in order.
 fn latest(changes: Vec<PortChange>) -> Vec<PortChange> {
-    let mut seen = Set::default();
+    let mut seen = HashSet::new();
     let mut kept: Vec<PortChange> =
         changes.into_iter().rev().filter(|(id, _)| seen.insert(id.clone())).collect();
     kept.reverse();
