@@ -63,7 +63,7 @@ impl Programs {
     pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
         match self.kept.get(name) {
             Some(id) => self.known.get(id).map(AsFd::as_fd),
-            None => self.ebpf.program(name)?.fd().ok().map(AsFd::as_fd),
+            None => loaded(&self.ebpf, name),
         }
     }
 
@@ -105,6 +105,11 @@ impl Programs {
         let needed: HashSet<u32> = own.chain(self.kept.values().copied()).chain(carried).collect();
         self.known.retain(|id, _| needed.contains(id));
     }
+}
+
+/// A program of `ebpf`, if the kernel has it.
+pub fn loaded<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
+    ebpf.program(name)?.fd().ok().map(AsFd::as_fd)
 }
 
 /// Remembers the loaded programs of `ebpf`, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot

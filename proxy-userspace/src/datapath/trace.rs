@@ -2,7 +2,7 @@
 //! attached, and give it back afterwards. Off, nothing of it is in the kernel.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use proxy_common::abi::TraceRecord;
 
 use super::attach::edge_programs;
 use super::error::DatapathError;
-use super::programs::keep;
+use super::programs::{keep, loaded};
 use super::{Datapath, loader, pins};
 use crate::node::Edge;
 
@@ -27,7 +27,7 @@ pub struct Tracing {
 impl Tracing {
     /// One that is loaded: sockets are not traced.
     pub fn program(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        self.ebpf.program(name)?.fd().ok().map(AsFd::as_fd)
+        loaded(&self.ebpf, name)
     }
 }
 
