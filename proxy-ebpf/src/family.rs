@@ -32,8 +32,8 @@ pub trait Family<const N: usize> {
     fn remove_beyond(egress: &FlowKey<N>, kind: u32);
     fn look(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
     fn forget(room: &mut Looked<N>);
-    fn enters(skb: *mut __sk_buff, caught: u32) -> u32;
-    fn leaves(skb: *mut __sk_buff, caught: u32) -> u32;
+    fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
+    fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
     fn sticky(asked: &mut Asked<N>, now: u32) -> u32;
     fn headers() -> Option<*mut Headers<N>>;
@@ -95,12 +95,12 @@ macro_rules! family {
                 $forget(room);
             }
             #[inline(always)]
-            fn enters(skb: *mut __sk_buff, caught: u32) -> u32 {
-                $enters(skb, caught)
+            fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
+                $enters(skb, caught, before)
             }
             #[inline(always)]
-            fn leaves(skb: *mut __sk_buff, caught: u32) -> u32 {
-                $leaves(skb, caught)
+            fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
+                $leaves(skb, caught, before)
             }
             #[inline(always)]
             fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32 {

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
     abi::FlowKey,
-    path::{self, Asked, Looked},
+    path::{self, Asked, End, Looked},
     wire,
 };
 
@@ -116,25 +116,25 @@ pub extern "C" fn sticky_v6(asked: *mut Asked<4>, now: u32) -> u32 {
 
 /// Steps of the path for the packet at hand: a pointer to it can be handed over, what was made of it is found again.
 macro_rules! steps {
-    ($($function:ident: $step:ident, $family:ident, $headers:ident;)*) => {$(
+    ($($function:ident($($argument:ident: $type:ty)?): $step:ident($($value:expr)?), $family:ident, $headers:ident;)*) => {$(
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $function(skb: *mut __sk_buff, caught: u32) -> u32 {
+        pub extern "C" fn $function(skb: *mut __sk_buff, caught: u32 $(, $argument: $type)?) -> u32 {
             // SAFETY: this CPU's element; tc programs do not interrupt each other.
             let Some(headers) = $headers.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
             let maps = Maps::<$family>::new(skb.cast());
-            path::$step(&mut Skb::again(skb, caught != 0), &maps, headers)
+            path::$step(&mut Skb::again(skb, caught != 0), &maps, headers $(, $value)?)
         }
     )*};
 }
 
 steps! {
-    enters_v4: enters_without_flow, V4, HEADERS_V4;
-    enters_v6: enters_without_flow, V6, HEADERS_V6;
-    leaves_v4: leaves_without_flow, V4, HEADERS_V4;
-    leaves_v6: leaves_without_flow, V6, HEADERS_V6;
-    passes_by_v4: passes_by, V4, HEADERS_V4;
-    passes_by_v6: passes_by, V6, HEADERS_V6;
+    enters_v4(before: u64): enters_without_flow(End(before)), V4, HEADERS_V4;
+    enters_v6(before: u64): enters_without_flow(End(before)), V6, HEADERS_V6;
+    leaves_v4(before: u64): leaves_without_flow(End(before)), V4, HEADERS_V4;
+    leaves_v6(before: u64): leaves_without_flow(End(before)), V6, HEADERS_V6;
+    passes_by_v4(): passes_by(), V4, HEADERS_V4;
+    passes_by_v6(): passes_by(), V6, HEADERS_V6;
 }
 
 /// [`wire::crc_difference`].

@@ -24,7 +24,7 @@ use proxy_common::{
         Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
         TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
-    path::{Asked, Insert, Looked, Packet, Scratch, Tables},
+    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables},
     wire::Headers,
 };
 
@@ -216,9 +216,8 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey<N>) {
-        // Somebody else may have removed it: the aim is reached either way.
-        let _ = F::flows().remove(key);
+    fn remove_flow(&self, key: &FlowKey<N>) -> bool {
+        F::flows().remove(key).is_ok()
     }
 
     #[inline(always)]
@@ -258,13 +257,13 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     // Packet and headers are found again there: they cannot be handed over.
     #[inline(always)]
-    fn enters_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>) -> u32 {
-        F::enters(self.ctx.cast(), packet.is_caught().into())
+    fn enters_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>, before: End) -> u32 {
+        F::enters(self.ctx.cast(), packet.is_caught().into(), before.0)
     }
 
     #[inline(always)]
-    fn leaves_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>) -> u32 {
-        F::leaves(self.ctx.cast(), packet.is_caught().into())
+    fn leaves_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>, before: End) -> u32 {
+        F::leaves(self.ctx.cast(), packet.is_caught().into(), before.0)
     }
 
     #[inline(always)]

@@ -219,8 +219,21 @@ abi! {
     pub struct Turn<const N: usize> {
         /// Key of the pair's forward entry.
         pub key: FlowKey<N>,
-        /// [`Flow::serial`] of the pair that this turn is for. A later pair with the same key has a turn of its own.
+        /// [`Flow::serial`] of the pair that this turn is for, and perhaps [`Turn::MISSED`]. A later pair with the same key has
+        /// inherited it, or has a turn of its own.
         pub serial: u32,
+    }
+}
+
+impl<const N: usize> Turn<N> {
+    /// Bit of [`Turn::serial`]: the pair was not there when the turn came last.
+    pub const MISSED: u32 = 1 << 31;
+
+    /// Whether it is the turn of the pair with this [`Flow::serial`].
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_of(&self, serial: u32) -> bool {
+        (self.serial ^ serial) & !Self::MISSED == 0
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::established::{Known, pass_known};
 use super::icmp::About;
+use super::pair::End;
 use super::traits::{Packet, Tables};
 use super::verdict::{Returned, Verdict};
 use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate, unserved};
@@ -62,19 +63,22 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     if tables.is_stranger(&headers.key.dst) {
         return shortcut::answered(packet, tables, headers).unwrap_or(Verdict::Pass);
     }
+    let mut before = End::NO_TURN;
     // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
-    if let Transport::Connection(_) | Transport::Udp = headers.transport
-        && let Some(verdict) = known(packet, tables, headers, true)
-    {
-        return verdict;
+    if let Transport::Connection(_) | Transport::Udp = headers.transport {
+        match known(packet, tables, headers, true) {
+            Ok(verdict) => return verdict,
+            Err(end) => before = end,
+        }
     }
     if let Some(verdict) = shortcut::answered(packet, tables, headers) {
         return verdict;
     }
-    Verdict::from_code(tables.enters_without_flow(packet, headers))
+    Verdict::from_code(tables.enters_without_flow(packet, headers, before))
 }
 
-/// A packet that enters, to an address that may be somebody, and of no known flow: [`Verdict::code`].
+/// A packet that enters, to an address that may be somebody, and of no known flow: [`Verdict::code`]. `before`: how a flow of its
+/// has just ended.
 ///
 /// A function of its own: most packets need none of this, and so no frame for it.
 #[inline(always)]
@@ -82,8 +86,9 @@ pub fn enters_without_flow<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    before: End,
 ) -> u32 {
-    ask_on_entry(packet, tables, headers).code()
+    ask_on_entry(packet, tables, headers, before).code()
 }
 
 #[inline(always)]
@@ -91,6 +96,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    before: End,
 ) -> Verdict {
     if headers.is_later_fragment()
         && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
@@ -127,13 +133,13 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     }
     let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
     let verdict = match dialled {
-        Some(frontend) => translate::open(packet, tables, headers, frontend),
+        Some(frontend) => translate::open(packet, tables, headers, frontend, before),
         None if unserved::ends_here(packet, tables, headers, class) => {
             reject::answer(packet, headers, Reason::Unlisted).into()
         }
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
         None if headers.opens() => {
-            translate::open_direct(packet, tables, headers, class.any(AddressClass::ENDPOINT))
+            translate::open_direct(packet, tables, headers, class.any(AddressClass::ENDPOINT), before)
         }
         None => Verdict::Pass,
     };
@@ -177,6 +183,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
         lease::grant(packet, tables, headers);
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
+    let mut before = End::NO_TURN;
     match headers.transport {
         Transport::Malformed | Transport::Other => return Verdict::Pass,
         // About a flow, perhaps, whoever tells it.
@@ -186,13 +193,12 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
             return Verdict::Pass;
         }
         Transport::Fragment => {}
-        Transport::Connection(_) | Transport::Udp => {
-            if let Some(verdict) = known(packet, tables, headers, false) {
-                return verdict;
-            }
-        }
+        Transport::Connection(_) | Transport::Udp => match known(packet, tables, headers, false) {
+            Ok(verdict) => return verdict,
+            Err(end) => before = end,
+        },
     }
-    Verdict::from_code(tables.leaves_without_flow(packet, headers))
+    Verdict::from_code(tables.leaves_without_flow(packet, headers, before))
 }
 
 /// A packet that leaves, marked or with an address that may be somebody, and of no known flow; as [`enters_without_flow`].
@@ -201,8 +207,9 @@ pub fn leaves_without_flow<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    before: End,
 ) -> u32 {
-    ask_on_leaving(packet, tables, headers).code()
+    ask_on_leaving(packet, tables, headers, before).code()
 }
 
 #[inline(always)]
@@ -210,6 +217,7 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    before: End,
 ) -> Verdict {
     match headers.transport {
         Transport::Connection(_) | Transport::Udp => {}
@@ -234,25 +242,25 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     } else {
         return Verdict::Pass;
     };
-    counted(tables, masquerade::open(packet, tables, headers, own))
+    counted(tables, masquerade::open(packet, tables, headers, own, before))
 }
 
-/// A packet of a known flow. `None`: there is none, or there was one that has ended and made room.
+/// A packet of a known flow. An error: there is none, or there was one that has ended and made room.
 #[inline(always)]
 fn known<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
     enters: bool,
-) -> Option<Verdict> {
-    let entry = tables.flow(&headers.key)?;
+) -> Result<Verdict, End> {
+    let entry = tables.flow(&headers.key).ok_or(End::NO_TURN)?;
     match pass_known(packet, tables, headers, &entry, enters) {
-        Known::Verdict(verdict) => Some(counted(tables, verdict)),
+        Known::Verdict(verdict) => Ok(counted(tables, verdict)),
         Known::Challenge => {
             translate::renumber(tables, headers);
-            Some(counted(tables, Verdict::Drop(Reason::ChallengeAck)))
+            Ok(counted(tables, Verdict::Drop(Reason::ChallengeAck)))
         }
-        Known::Ended => None,
+        Known::Ended(end) => Err(end),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Packets of known flows.
 
+use super::pair::End;
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{lease, pair, reclaim, rewrite, shortcut};
@@ -12,7 +13,7 @@ pub(super) enum Known {
     /// It shows that the flow cannot have its source port.
     Challenge,
     /// The entry belonged to a flow that has ended: it is gone, treat the packet as the first of a new one.
-    Ended,
+    Ended(End),
 }
 
 /// `enters`: at ingress, as `headers` say too; a constant to the compiler.
@@ -27,9 +28,9 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     // The kernel reuses elements at once: this one may be another key's by now.
     let tag = headers.key.tag();
     if entry.tag() != tag {
-        return Known::Ended;
+        return Known::Ended(End::NO_TURN);
     }
-    let Some(kind) = entry.get(Flow::kind) else { return Known::Ended };
+    let Some(kind) = entry.get(Flow::kind) else { return Known::Ended(End::NO_TURN) };
     let own = entry.get(|flow| flow.ifindex);
     if packet.ifindex() != own
         && !matches!(kind, Kind::Masquerade)
@@ -42,7 +43,7 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
             _ => is_challenge(headers, entry.state(), kind),
         };
         if asks && makes_way(tables, headers) {
-            return Known::Ended;
+            return Known::Ended(End::NO_TURN);
         }
         if !(matches!(kind, Kind::Unmasquerade) && is_first_answer(tables, headers, packet.ifindex())) {
             return Known::Verdict(Verdict::Drop(Reason::Spoofed));
@@ -52,8 +53,11 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     let caught = packet.is_caught();
     let doubtful = headers.is_bare_syn()
         || headers.opens() && (has_left(tables, headers, entry, caught) || is_silent(tables, headers, entry));
-    if !reply && doubtful && ended(tables, headers, caught) {
-        return Known::Ended;
+    if !reply && doubtful {
+        let end = ended(tables, headers, caught);
+        if end != End::NONE {
+            return Known::Ended(end);
+        }
     }
     if reply && is_challenge(headers, entry.state(), kind) {
         return Known::Challenge;
@@ -140,20 +144,20 @@ fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, ent
 
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
 /// has left and does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time is over. What is over is removed
-/// here.
+/// here. `headers.key` is that of a pair's forward entry.
 ///
 /// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
 #[inline(never)]
-fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught: bool) -> bool {
-    let Some(entry) = tables.flow(&headers.key) else { return true };
+fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught: bool) -> End {
+    let Some(entry) = tables.flow(&headers.key) else { return End::NO_TURN };
+    let serial = entry.serial();
     // At the endpoint's edge the pair at the client's has just translated this packet, and is asked for the answer: where that one has
     // not heard of the end, a reset that was lost in between, it goes on for the new connection.
     let stays = headers.key.hook == Hook::Egress as u8;
-    if headers.is_bare_syn() && pair::remove_if_closed(tables, &headers.key, stays) {
-        return true;
-    }
     let partner = entry.partner(&headers.key);
-    let goes_on = if !has_left(tables, headers, &entry, caught) {
+    let goes_on = if headers.is_bare_syn() && pair::is_over(tables, &headers.key) {
+        false
+    } else if !has_left(tables, headers, &entry, caught) {
         headers.is_bare_syn() || !reclaim::is_expired(tables, &headers.key, &entry, &partner)
     } else {
         headers.is_bare_syn()
@@ -162,10 +166,13 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught:
             })
     };
     if goes_on {
-        return false;
+        return End::NONE;
     }
-    pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), stays);
-    true
+    if pair::remove(tables, &headers.key, &partner, entry.kind(), entry.state(), stays) {
+        End::leaving(serial)
+    } else {
+        End::NO_TURN
+    }
 }
 
 /// Whether the backend of a flow is not there any more.

@@ -1,5 +1,6 @@
 //! The first packet of a masqueraded flow, at the backend's edge.
 
+use super::pair::End;
 use super::traits::{Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{frontend, pair, rewrite};
@@ -17,6 +18,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     own: bool,
+    before: End,
 ) -> Verdict {
     let free = |flow: &Flow<N>, port| {
         let frontend =
@@ -24,6 +26,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &flow.src, port)
     };
     let opened = tables.scratch(|scratch| {
+        scratch.before = before;
         let (key, ifindex) = (&headers.key, packet.ifindex());
         pair::start(&mut scratch.flow, &key.src, Kind::Masquerade, ifindex);
         if !own {
@@ -50,7 +53,7 @@ pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
         scratch.reply_key = headers.key.reply();
         let entry = tables.flow(&scratch.reply_key)?;
         (entry.get(Flow::kind) == Some(Kind::Unmasquerade))
-            .then(|| pair::remove_if_closed(tables, &scratch.reply_key, false))
+            .then(|| pair::remove_if_closed(tables, &scratch.reply_key))
     });
     shadow.flatten() == Some(false)
 }

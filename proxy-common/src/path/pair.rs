@@ -11,7 +11,7 @@ const PORT_TRIES: u32 = 8;
 
 /// Removes both halves, and the pair at the other edge if the flow is masqueraded: what one pair alone still translates is
 /// translated half, and names to one end what only the other knows (P-67). `kind` is that of the entry at `key`, `state` what both
-/// halves have shown. Not that of the client's edge, if it `stays` there.
+/// halves have shown. Not that of the client's edge, if it `stays` there. Whether there was an entry at `key`.
 #[inline(always)]
 pub(super) fn remove<const N: usize, T: Tables<N>>(
     tables: &T,
@@ -20,7 +20,7 @@ pub(super) fn remove<const N: usize, T: Tables<N>>(
     kind: u8,
     state: u8,
     stays: bool,
-) {
+) -> bool {
     let at_backend = kind >= Kind::Masquerade as u8;
     let egress = if key.hook == Hook::Egress as u8 { key } else { partner };
     // The backend's edge first, so that no answer is unmasqueraded that nobody restores.
@@ -28,9 +28,38 @@ pub(super) fn remove<const N: usize, T: Tables<N>>(
         tables.remove_beyond(egress, Kind::Masquerade as u32);
     }
     tables.remove_flow(partner);
-    tables.remove_flow(key);
+    let was_there = tables.remove_flow(key);
     if at_backend && !stays {
         tables.remove_beyond(egress, Kind::Restore as u32);
+    }
+    was_there
+}
+
+/// Whether a pair has ended, and whether it leaves its turn to the one that takes its place under the same key: that one then needs no
+/// turn of its own, and room has been made. Whoever has removed the forward entry has the turn to leave, and leaves it within the
+/// same run of a program: the ring keeps it once without a pair.
+///
+/// A plain number, since it crosses calls.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End(pub u64);
+
+impl End {
+    /// It has not ended.
+    pub const NONE: Self = Self(0);
+    /// There is none, or somebody else has its turn.
+    pub const NO_TURN: Self = Self(1 << 32);
+
+    /// It leaves the turn of the pair with this [`Flow::serial`].
+    #[inline(always)]
+    pub(super) const fn leaving(serial: u32) -> Self {
+        Self(2 << 32 | serial as u64)
+    }
+
+    /// The turn that is left, as [`Flow::serial`] of the next pair.
+    #[inline(always)]
+    const fn left(self) -> Option<u32> {
+        if self.0 >> 32 == 2 { Some(self.0 as u32) } else { None }
     }
 }
 
@@ -75,15 +104,11 @@ pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, ki
     entry.kind() as u32 == kind && entry.tag() == key.tag()
 }
 
-/// Removes the pair when its TCP connection is over, as [`is_over`] says. Whether there is none now. `stays` as for [`remove`].
+/// Removes the pair when its TCP connection is over, as [`is_over`] says. Whether there is none now.
 ///
 /// A subprogram of its own: its callers' frames have no room for another key.
 #[inline(never)]
-pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
-    tables: &T,
-    key: &FlowKey<N>,
-    stays: bool,
-) -> bool {
+pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
     let Some(entry) = tables.flow(key) else { return true };
     if entry.tag() != key.tag() {
         return true;
@@ -93,7 +118,7 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
     }
     let partner = entry.partner(key);
     let other = tables.flow(&partner).map_or(0, |other| other.state());
-    remove(tables, key, &partner, entry.kind(), entry.state() | other, stays);
+    remove(tables, key, &partner, entry.kind(), entry.state() | other, false);
     true
 }
 
@@ -104,7 +129,7 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(
 ///
 /// A subprogram of its own, as above.
 #[inline(never)]
-fn is_over<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+pub(super) fn is_over<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
     let Some(entry) = tables.flow(key) else { return true };
     let Some(partner) = tables.flow(&entry.partner(key)) else { return true };
     let (forth, back) = if is_reply(entry.kind()) { (partner, entry) } else { (entry, partner) };
@@ -172,7 +197,7 @@ pub fn other_ports<const N: usize>(seed: u32, key: &FlowKey<N>) -> impl Iterator
 
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
 /// live flow owns it, this one takes another source port; without `keep_port` it does so in any case. `free` says whether
-/// another port may be used at all.
+/// another port may be used at all. What has been [`before`](Scratch::before) may leave it its turn.
 #[inline(always)]
 pub(super) fn open<const N: usize, T: Tables<N>>(
     tables: &T,
@@ -185,10 +210,10 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     let flow = &mut scratch.flow;
     flow.created = now;
     flow.seen = now;
-    flow.serial = tables.random();
+    flow.serial = scratch.before.left().unwrap_or_else(|| tables.random());
     flow.tag = key.tag();
     flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
-    if !reclaim::is_at_ease(tables) && !tables.make_room() {
+    if scratch.before.left().is_none() && !reclaim::is_at_ease(tables) && !tables.make_room() {
         return Err(Reason::FlowTableFull);
     }
     match insert(tables, key, scratch, keep_port, free).into() {
@@ -223,7 +248,7 @@ fn insert<const N: usize, T: Tables<N>>(
         // with an ACK, which costs that client a second. Its own client's next one is taken for what it is.
         let takes_closed = attempt >= PORT_TRIES - 2 || keeps;
         match insert_halves(tables, key, scratch, takes_closed) {
-            Insert::Done if reclaim::queue(tables, key, scratch) => {
+            Insert::Done if scratch.before.left().is_some() || reclaim::queue(tables, key, scratch) => {
                 tables.count(Reason::FlowCreated);
                 return Verdict::Pass.into();
             }
@@ -299,7 +324,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     if inserted == Insert::Exists
         && takes_closed
         && !is_half_made(tables, scratch)
-        && remove_if_closed(tables, &scratch.reply_key, false)
+        && remove_if_closed(tables, &scratch.reply_key)
     {
         inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     }

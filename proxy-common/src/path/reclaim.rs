@@ -174,7 +174,7 @@ pub(super) fn queue<const N: usize, T: Tables<N>>(
     scratch: &mut Scratch<N>,
 ) -> bool {
     scratch.turn.key = *key;
-    scratch.turn.serial = scratch.flow.serial;
+    scratch.turn.serial = scratch.flow.serial & !Turn::<N>::MISSED;
     let queued = tables.ring_push(&scratch.turn);
     if queued {
         tables.ring_add(1);
@@ -204,11 +204,17 @@ fn other_half<const N: usize, T: Tables<N>>(
 /// The [`fate`] of a turn, if pairs go that are worth no more than `forgets`, a [`Worth`].
 #[inline(always)]
 pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
-    let (turn, partner) = (&room.turn, &mut room.partner);
-    let Some(entry) = tables.flow(&turn.key) else { return fate::IS_OVER };
-    if entry.serial() != turn.serial {
+    let (turn, partner) = (&mut room.turn, &mut room.partner);
+    let Some(entry) = tables.flow(&turn.key) else {
+        // Another CPU may have removed it just now, to put one in its place that has the same turn.
+        let missed_before = turn.serial & Turn::<N>::MISSED != 0;
+        turn.serial |= Turn::<N>::MISSED;
+        return if missed_before { fate::IS_OVER } else { fate::STAYS };
+    };
+    if !turn.is_of(entry.serial()) {
         return fate::IS_OVER;
     }
+    turn.serial &= !Turn::<N>::MISSED;
     let (seen, forth, created) = (entry.seen(), entry.state(), entry.created());
     room.kind = entry.kind();
     *partner = entry.partner(&turn.key);

@@ -2,7 +2,7 @@
 
 use core::borrow::Borrow;
 
-use super::pair::Beyond;
+use super::pair::{Beyond, End};
 use super::reclaim::Looked;
 use super::shortcut::Out;
 use crate::abi::{
@@ -199,6 +199,8 @@ pub struct Scratch<const N: usize> {
     pub reply: Flow<N>,
     /// The turn to be queued.
     pub turn: Turn<N>,
+    /// What has been before under the key of the packet's own direction.
+    pub before: End,
     /// The packet that an ICMP error quotes.
     pub quoted: Headers<N>,
     /// The client of the flow.
@@ -271,7 +273,16 @@ impl<const N: usize> Scratch<N> {
         let turn = Turn { key, serial: 0 };
         let asked = Asked::new(key.src);
         let fragment = Fragment { src: key.src, dst: key.dst, mark: 0, seen: 0, tag: 0 };
-        Self { flow, reply_key: key, reply: flow, turn, quoted: Headers::EMPTY, asked, fragment }
+        Self {
+            flow,
+            reply_key: key,
+            reply: flow,
+            turn,
+            before: End::NO_TURN,
+            quoted: Headers::EMPTY,
+            asked,
+            fragment,
+        }
     };
 }
 
@@ -333,8 +344,8 @@ pub trait Tables<const N: usize> {
     fn flow(&self, key: &FlowKey<N>) -> Option<Self::Entry>;
     /// Inserts a flow entry unless the key is taken.
     fn insert_flow(&self, key: &FlowKey<N>, flow: &Flow<N>) -> Insert;
-    /// Removes a flow entry.
-    fn remove_flow(&self, key: &FlowKey<N>);
+    /// Removes a flow entry. Whether it was there: of several that remove it, one is told so.
+    fn remove_flow(&self, key: &FlowKey<N>) -> bool;
 
     /// Calls [`super::remove_beyond`] with a room of its own.
     fn remove_beyond(&self, egress: &FlowKey<N>, kind: u32)
@@ -364,18 +375,18 @@ pub trait Tables<const N: usize> {
         super::look(self, room, now, forgets)
     }
     /// [`super::enters_without_flow`], likewise.
-    fn enters_without_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>) -> u32
+    fn enters_without_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>, before: End) -> u32
     where
         Self: Sized,
     {
-        super::enters_without_flow(packet, self, headers)
+        super::enters_without_flow(packet, self, headers, before)
     }
     /// [`super::leaves_without_flow`], likewise.
-    fn leaves_without_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>) -> u32
+    fn leaves_without_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>, before: End) -> u32
     where
         Self: Sized,
     {
-        super::leaves_without_flow(packet, self, headers)
+        super::leaves_without_flow(packet, self, headers, before)
     }
     /// [`super::passes_by`], likewise.
     fn passes_by<P: Packet>(&self, packet: &mut P, headers: &Headers<N>) -> u32

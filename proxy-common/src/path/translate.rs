@@ -1,6 +1,7 @@
 //! The first packet of a flow, at the client's edge.
 
 use super::choice::{self, Choice};
+use super::pair::End;
 use super::traits::{Entry, Packet, Tables};
 use super::verdict::Verdict;
 use super::{catch_all, pair, reject, rewrite, shortcut};
@@ -14,9 +15,11 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     dialled: Frontend,
+    before: End,
 ) -> Verdict {
     let (caught, ifindex) = (packet.is_caught(), packet.ifindex());
     let opened = tables.scratch(|room| {
+        room.before = before;
         room.asked.key.client = if caught { Addr::UNSPECIFIED } else { headers.key.src };
         let silent = match choice::prepare(tables, headers, dialled, ifindex, room) {
             Choice::Unlisted => return Ok(reject::answer(packet, headers, Reason::Unlisted).into()),
@@ -63,12 +66,14 @@ pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     is_endpoint: bool,
+    before: End,
 ) -> Verdict {
     let opened = tables.scratch(|scratch| {
+        scratch.before = before;
         let (key, ifindex) = (&headers.key, packet.ifindex());
         scratch.reply_key = key.reply();
         let written_down = is_endpoint && key.protocol == protocol::SCTP;
-        if pair::remove_if_closed(tables, &scratch.reply_key, false) && !written_down {
+        if pair::remove_if_closed(tables, &scratch.reply_key) && !written_down {
             return Ok(Verdict::Pass);
         }
         pair::start(&mut scratch.flow, &key.src, Kind::Translate, ifindex);
@@ -91,6 +96,7 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     pair::remove(tables, &headers.key, &key, flow.kind, state, false);
     // A failure leaves no entry: the next SYN opens the flow afresh.
     let _ = tables.scratch(|scratch| {
+        scratch.before = End::NO_TURN;
         let own = &headers.key;
         pair::start(&mut scratch.flow, &own.dst, Kind::Translate, flow.ifindex);
         scratch.flow.dst = own.src;

@@ -206,8 +206,10 @@ impl<const N: usize> Tables<N> for Node<N> {
         self.flows.borrow_mut().push((*key, Rc::new(Cell::new(*flow))));
         Insert::Done
     }
-    fn remove_flow(&self, key: &FlowKey<N>) {
+    fn remove_flow(&self, key: &FlowKey<N>) -> bool {
+        let was_there = self.flow(key).is_some();
         self.flows.borrow_mut().retain(|(own, _)| own != key);
+        was_there
     }
     fn make_room(&self) -> bool {
         true

@@ -262,9 +262,10 @@ impl Node for Host {
 mod tests {
     use std::collections::HashMap;
 
-    use proxy_common::abi::{Port, Reason, protocol};
+    use proxy_common::abi::{Config, Port, Reason, protocol};
+    use proxy_common::path::Tables;
 
-    use super::super::frame::{End, SYN, packet, read};
+    use super::super::frame::{End, RST, SYN, packet, read};
     use super::super::maps::Meanwhile;
     use super::super::story::Action;
     use super::super::world::{BACKEND_PORT, NODE_PORT, PORT, plan};
@@ -340,6 +341,55 @@ mod tests {
             }
             host.check().unwrap_or_else(|error| panic!("before insertion {at}: {error}"));
         }
+    }
+
+    /// A client comes back by the port of its connection that has closed: the new pair has the turn of the old one, though another CPU
+    /// looks at that turn in between, while there is no pair. `at` as above.
+    #[test]
+    fn a_pair_inherits_the_turn_of_the_closed_one_before_it_p42() {
+        let p = plan(false);
+        let comes = |host: &Host, port, flags| {
+            let bytes = packet(protocol::TCP, flags, (p.pod, port), (p.vip, PORT), b"");
+            let mut frame = Frame::new(bytes, 0, world::IFINDEX);
+            path::ingress(&mut frame, &host.v4, &mut Headers::EMPTY.clone(), 14)
+        };
+        // So many that the next look is due, and is at the first one's.
+        let ports = 40_000..40_008;
+        for at in 0..2 {
+            let host = Host::default();
+            for port in ports.clone() {
+                assert_eq!(comes(&host, port, SYN), Verdict::Pass);
+            }
+            assert_eq!(comes(&host, ports.start, RST), Verdict::Pass);
+            host.v4.config.update(|config| Config { test_clock: config.test_clock + 3, ..config });
+            let first = host.v4.ring.borrow()[0];
+            let looks: Meanwhile<1> = Box::new(|maps| assert!(maps.make_room(), "there is room"));
+            let none = (0..at).map(|_| None);
+            *host.v4.meanwhile.borrow_mut() = [Some(looks)].into_iter().chain(none).collect();
+            assert_eq!(comes(&host, ports.start, SYN), Verdict::Pass);
+            let last = *host.v4.ring.borrow().back().expect("there are turns");
+            assert!(last.key == first.key && last.is_of(first.serial), "before insertion {at}: {last:?}");
+            assert_eq!(host.v4.ring.borrow().len(), ports.len(), "before insertion {at}");
+            host.check().unwrap_or_else(|error| panic!("before insertion {at}: {error}"));
+        }
+    }
+
+    /// A turn whose pair has gone for good is kept once, and no longer.
+    #[test]
+    fn a_turn_without_a_pair_is_let_go_at_the_second_look() {
+        let p = plan(false);
+        let host = Host::default();
+        let mut looks = Vec::new();
+        for port in 40_000..40_008 {
+            enters(&host.v4, (p.pod, port), (p.vip, PORT));
+        }
+        host.v4.flows.borrow_mut().clear();
+        for _ in 0..16 {
+            assert!(host.v4.make_room(), "there is room");
+            looks.push(host.v4.ring.borrow().len());
+        }
+        assert_eq!((looks[7], looks[8]), (8, 7), "one look at a time while there is room, when it is due");
+        assert_eq!(looks[15], 7);
     }
 
     /// The node's own sockets hold every port of the masquerade address: a new flow is dropped after a few tries and counted, what

@@ -16,6 +16,11 @@ use super::world::{self, Writer};
 pub struct Held<const N: usize>(Rc<Cell<Flow<N>>>);
 
 impl<const N: usize> Held<N> {
+    /// Whether both are one entry, and not one after the other under the same key.
+    pub fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
     fn change(&self, change: impl FnOnce(&mut Flow<N>)) {
         let mut flow = self.0.get();
         change(&mut flow);
@@ -241,10 +246,12 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.note(key, None);
         Insert::Done
     }
-    fn remove_flow(&self, key: &FlowKey<N>) {
-        if let Some(flow) = self.flows.borrow_mut().remove(key) {
+    fn remove_flow(&self, key: &FlowKey<N>) -> bool {
+        let removed = self.flows.borrow_mut().remove(key);
+        if let Some(flow) = &removed {
             self.note(key, Some(flow.get()));
         }
+        removed.is_some()
     }
     fn fragment(&self, key: &FlowKey<N>, into: &mut Fragment<N>) -> bool {
         let found = self.fragments.borrow().get(key).copied();

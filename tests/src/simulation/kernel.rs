@@ -124,19 +124,19 @@ impl<const N: usize> Kernel<N> {
         let before = self.ends(&room.key, ends);
         let ran = self.run(ingress, Frame { note, unfinished: Some(false), routes: [IFINDEX; 2], ..frame });
         match (before, self.ends(&room.key, ends)) {
-            (Some((serial, true)), Some((now, false))) if serial == now => {
+            (Some((flow, true)), Some((now, false))) if flow.is(&now) => {
                 Err(format!("a closed flow has been opened again: {:?}", room.key))
             }
             _ => Ok(ran),
         }
     }
 
-    /// The flow with this key: its serial number, and whether these bits of its state say that it is closed.
-    fn ends(&self, key: &FlowKey<N>, bits: u8) -> Option<(u32, bool)> {
+    /// The flow with this key, and whether these bits of its state say that it is closed.
+    fn ends(&self, key: &FlowKey<N>, bits: u8) -> Option<(Held<N>, bool)> {
         let entry = self.maps.flow(key)?;
         let partner = self.maps.flow(&entry.partner(key))?;
         let (a, b) = (entry.state() & bits, partner.state() & bits);
-        Some((entry.serial(), (a | b) & state::RST != 0 || a & b & state::FIN != 0))
+        Some((entry, (a | b) & state::RST != 0 || a & b & state::FIN != 0))
     }
 
     /// Runs one hook.
@@ -199,10 +199,9 @@ impl<const N: usize> Tables<N> for Kernel<N> {
             other => other,
         }
     }
-    fn remove_flow(&self, key: &FlowKey<N>) {
-        if self.fault != Fault::HalfLost || !self.once_in(200) {
-            self.maps.remove_flow(key);
-        }
+    fn remove_flow(&self, key: &FlowKey<N>) -> bool {
+        let keeps = self.fault == Fault::HalfLost && self.once_in(200);
+        if keeps { self.maps.flow(key).is_some() } else { self.maps.remove_flow(key) }
     }
 
     // The rest is the maps' own.
@@ -369,12 +368,14 @@ fn is_paired<const N: usize>(maps: &Maps<N>, key: &FlowKey<N>, entry: &Held<N>) 
 
 /// The whole table: every entry has its other half, and every pair is in the ring, or it would never be forgotten.
 pub fn check_table<const N: usize>(maps: &Maps<N>) -> Result<(), String> {
+    let of = |serial| serial & !Turn::<N>::MISSED;
     let turns: HashSet<(FlowKey<N>, u32)> =
-        maps.ring.borrow().iter().map(|turn| (turn.key, turn.serial)).collect();
+        maps.ring.borrow().iter().map(|turn| (turn.key, of(turn.serial))).collect();
     for (key, flow) in maps.flows.borrow().iter() {
         is_paired(maps, key, &maps.flow(key).ok_or("an entry that is not there")?)?;
         let flow = flow.get();
-        let known = turns.contains(&(*key, flow.serial)) || turns.contains(&(flow.partner(key), flow.serial));
+        let serial = of(flow.serial);
+        let known = turns.contains(&(*key, serial)) || turns.contains(&(flow.partner(key), serial));
         if !known {
             return Err(format!("no ring knows {key:?}: it would never be forgotten"));
         }
