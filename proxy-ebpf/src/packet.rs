@@ -56,26 +56,9 @@ pub struct Skb {
 
 impl Skb {
     /// Takes over the context of a packet whose network header begins at `l3`, and makes the headers linear when the device left
-    /// them in fragments (P-07).
+    /// them in fragments (P-07). `caught`: at the catch-all device.
     #[inline(always)]
-    pub fn new(ctx: TcContext, l3: u32) -> Self {
-        Self::at_hook(ctx, l3, false)
-    }
-
-    /// The same at the catch-all device.
-    #[inline(always)]
-    pub fn caught(ctx: TcContext, l3: u32) -> Self {
-        Self::at_hook(ctx, l3, true)
-    }
-
-    /// The same of a socket buffer that has been taken over before.
-    #[inline(always)]
-    pub fn again(skb: *mut __sk_buff, caught: bool) -> Self {
-        Self { ctx: TcContext::new(skb), caught }
-    }
-
-    #[inline(always)]
-    fn at_hook(ctx: TcContext, l3: u32, caught: bool) -> Self {
+    pub fn new(ctx: TcContext, l3: u32, caught: bool) -> Self {
         let skb = Self { ctx, caught };
         let want = if skb.len() < HEADERS { skb.len() } else { HEADERS };
         let (data, end) = skb.bounds();
@@ -84,6 +67,12 @@ impl Skb {
             unsafe { bpf_skb_pull_data(skb.ctx.skb.skb, want) };
         }
         skb
+    }
+
+    /// The same of a socket buffer that has been taken over before.
+    #[inline(always)]
+    pub fn again(skb: *mut __sk_buff, caught: bool) -> Self {
+        Self { ctx: TcContext::new(skb), caught }
     }
 
     /// Whether the headers are linear and nothing beyond them is read: TCP or UDP, right behind a network header without options.
@@ -128,9 +117,10 @@ impl Skb {
         (data as usize as *mut u8, end as usize as *mut u8)
     }
 
-    /// The socket buffer's `ip_summed`, where the agent has found out how to read it.
+    /// Whether finishing the checksum is left to a device, by the socket buffer's `ip_summed`, where the agent has found out how to
+    /// read it. `None`: nobody can tell, or a device has summed the whole packet.
     #[inline(always)]
-    fn summed(&self) -> Option<u8> {
+    fn summed(&self) -> Option<bool> {
         let at = SUMMED_AT.load();
         if at == 0 {
             return None;
@@ -141,7 +131,11 @@ impl Skb {
         let skb = unsafe { cast(self.ctx.as_ptr()) };
         // SAFETY: a byte of struct sk_buff. Volatile, or LLVM would move the load in front of the branch.
         let byte = unsafe { read_volatile(skb.wrapping_add((at / 8) as usize)) };
-        Some(byte >> (at % 8) & 3)
+        match byte >> (at % 8) & 3 {
+            CHECKSUM_PARTIAL => Some(true),
+            CHECKSUM_NONE | CHECKSUM_UNNECESSARY => Some(false),
+            _ => None,
+        }
     }
 
     /// A finished checksum at `at`, after the bytes that it covers have changed.
@@ -204,11 +198,9 @@ impl Packet for Skb {
     #[inline(always)]
     fn l4_checksum(&mut self, at: u32, addresses: Diff, ports: Diff, udp: bool, v6: bool) -> Option<()> {
         match self.summed() {
-            Some(CHECKSUM_NONE | CHECKSUM_UNNECESSARY) => {
-                return self.finished(at, addresses.and(ports), udp);
-            }
-            Some(CHECKSUM_PARTIAL) => return self.partial(at, addresses, udp),
-            _ => {}
+            Some(false) => return self.finished(at, addresses.and(ports), udp),
+            Some(true) => return self.partial(at, addresses, udp),
+            None => {}
         }
         let skb = self.ctx.skb.skb;
         let kind = if udp { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
@@ -244,7 +236,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn shift_sum(&mut self, change: Diff) {
-        if matches!(self.summed(), Some(CHECKSUM_NONE | CHECKSUM_UNNECESSARY | CHECKSUM_PARTIAL)) {
+        if self.summed().is_some() {
             return;
         }
         // SAFETY: as above. Without such a sum there is nothing to do.
@@ -411,14 +403,7 @@ impl Packet for Skb {
     /// To the kernel all of a test run's packets are finished.
     #[inline(always)]
     fn is_unfinished(&self) -> Option<bool> {
-        if TEST_MODE.load() != 0 {
-            return None;
-        }
-        match self.summed()? {
-            CHECKSUM_PARTIAL => Some(true),
-            CHECKSUM_NONE | CHECKSUM_UNNECESSARY => Some(false),
-            _ => None,
-        }
+        if TEST_MODE.load() != 0 { None } else { self.summed() }
     }
 
     /// Test runs give every packet a socket: the byte behind that says that it has none.

@@ -4,7 +4,7 @@ use super::established::{Known, pass_known};
 use super::icmp::About;
 use super::pair::End;
 use super::traits::{Packet, Tables};
-use super::verdict::{Returned, Verdict};
+use super::verdict::{Returned, Verdict, counted};
 use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate, unserved};
 use crate::abi::{AddressClass, Hook, Reason, device_flags};
 use crate::wire::{Headers, Transport, parse};
@@ -116,16 +116,21 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
         Transport::IcmpError | Transport::IcmpRedirect => {
             return match quoted(packet, tables, headers, Hook::Ingress) {
                 Some(verdict) => verdict,
-                None => unserved(packet, tables, headers, class, Reason::Protocol),
+                None => counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Protocol)),
             };
         }
         Transport::Fragment => {
-            let verdict = unserved(packet, tables, headers, class, Reason::Fragment);
+            let verdict =
+                counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Fragment));
             fragment::count_early(tables, headers, verdict != Verdict::Pass);
             return verdict;
         }
-        Transport::Malformed => return unserved(packet, tables, headers, class, Reason::Malformed),
-        Transport::Other => return unserved(packet, tables, headers, class, Reason::Protocol),
+        Transport::Malformed => {
+            return counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Malformed));
+        }
+        Transport::Other => {
+            return counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Protocol));
+        }
     }
     // L-07: what is begun from now on is another proxy's.
     if class.any(AddressClass::SERVICE | AddressClass::NODE_PORT) && tables.look_for_heir() {
@@ -319,28 +324,4 @@ fn complains<const N: usize, P: Packet, T: Tables<N>>(
         Some(verdict) => verdict.into(),
         None => Returned::NONE,
     }
-}
-
-/// What nobody serves, of whatever kind.
-#[inline(always)]
-fn unserved<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
-    tables: &T,
-    headers: &Headers<N>,
-    class: AddressClass,
-    reason: Reason,
-) -> Verdict {
-    if unserved::ends_here(packet, tables, headers, class) {
-        counted(tables, Verdict::Drop(reason))
-    } else {
-        Verdict::Pass
-    }
-}
-
-#[inline(always)]
-fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdict {
-    if let Verdict::Drop(reason) | Verdict::Reject(reason) = verdict {
-        tables.count(reason);
-    }
-    verdict
 }

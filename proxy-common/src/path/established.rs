@@ -155,13 +155,14 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught:
     // not heard of the end, a reset that was lost in between, it goes on for the new connection.
     let stays = headers.key.hook == Hook::Egress as u8;
     let partner = entry.partner(&headers.key);
-    let goes_on = if headers.is_bare_syn() && pair::is_over(tables, &headers.key) {
+    let answer = tables.flow(&partner);
+    let goes_on = if headers.is_bare_syn() && pair::is_over(tables, &entry, answer.as_ref()) {
         false
     } else if !has_left(tables, headers, &entry, caught) {
         headers.is_bare_syn() || !reclaim::is_expired(tables, &headers.key, &entry, &partner)
     } else {
         headers.is_bare_syn()
-            && tables.flow(&partner).is_some_and(|answer| {
+            && answer.is_some_and(|answer| {
                 answer.state() & state::SEEN != 0 && entry.seen().saturating_sub(answer.seen()) < SILENCE
             })
     };

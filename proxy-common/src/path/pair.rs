@@ -113,28 +113,31 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &F
     if entry.tag() != key.tag() {
         return true;
     }
-    if !is_over(tables, key) {
+    let partner = entry.partner(key);
+    let other = tables.flow(&partner);
+    if !is_over(tables, &entry, other.as_ref()) {
         return false;
     }
-    let partner = entry.partner(key);
-    let other = tables.flow(&partner).map_or(0, |other| other.state());
-    remove(tables, key, &partner, entry.kind(), entry.state() | other, false);
+    let state = entry.state() | other.map_or(0, |other| other.state());
+    remove(tables, key, &partner, entry.kind(), state, false);
     true
 }
 
-/// Whether both sides of a connection have sent FIN, or one has reset, or half of its pair is lost.
+/// Whether both sides of a connection have sent FIN, or one has reset, or half of its pair is lost. `other`: the entry that is the
+/// partner of `entry`.
 ///
 /// A client's reset alone is believed after [`reclaim::DOUBT`], as whoever knows the ports can forge it: a new connection of its
 /// own goes on by the same pair meanwhile (P-43).
-///
-/// A subprogram of its own, as above.
-#[inline(never)]
-pub(super) fn is_over<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
-    let Some(entry) = tables.flow(key) else { return true };
-    let Some(partner) = tables.flow(&entry.partner(key)) else { return true };
-    let (forth, back) = if is_reply(entry.kind()) { (partner, entry) } else { (entry, partner) };
+#[inline(always)]
+pub(super) fn is_over<const N: usize, T: Tables<N>>(
+    tables: &T,
+    entry: &T::Entry,
+    other: Option<&T::Entry>,
+) -> bool {
+    let Some(other) = other else { return true };
     let now = tables.now();
-    let idle = reclaim::since(forth.seen(), now).min(reclaim::since(back.seen(), now));
+    let idle = reclaim::since(entry.seen(), now).min(reclaim::since(other.seen(), now));
+    let (forth, back) = if is_reply(entry.kind()) { (other, entry) } else { (entry, other) };
     let (forth, back) = (forth.state(), back.state());
     let doubted = idle < reclaim::DOUBT && !closed(forth & !state::RST, back);
     closed(forth, back) && !doubted

@@ -13,7 +13,7 @@ use core::borrow::Borrow;
 use super::established::{self, is_challenge};
 use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
 use super::traits::{Entry, Fields, Packet, Tables};
-use super::verdict::{Returned, Verdict};
+use super::verdict::{Returned, Verdict, counted};
 use super::{pair, rewrite};
 use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
 use crate::wire::{Headers, Transport, tcp_flags};
@@ -328,10 +328,7 @@ fn answer<const N: usize, P: Packet, T: Tables<N>>(
     } else {
         Verdict::Drop(Reason::Rewrite)
     };
-    if let Verdict::Drop(reason) = verdict {
-        tables.count(reason);
-    }
-    verdict.into()
+    counted(tables, verdict).into()
 }
 
 /// The ways out of a device with these [`device_flags`].

@@ -2,7 +2,7 @@
 
 use super::choice::{self, Choice};
 use super::pair::End;
-use super::traits::{Entry, Packet, Tables};
+use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{catch_all, pair, reject, rewrite, shortcut};
 use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, protocol, state};
@@ -90,21 +90,20 @@ pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
 #[inline(never)]
 pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) {
     let Some(entry) = tables.flow(&headers.key) else { return };
-    let flow = entry.read();
-    let key = flow.partner(&headers.key);
+    let own = &headers.key;
+    let key = entry.partner(own);
     let state = tables.flow(&key).map_or(0, |entry| entry.state());
-    pair::remove(tables, &headers.key, &key, flow.kind, state, false);
     // A failure leaves no entry: the next SYN opens the flow afresh.
     let _ = tables.scratch(|scratch| {
-        scratch.before = End::NO_TURN;
-        let own = &headers.key;
-        pair::start(&mut scratch.flow, &own.dst, Kind::Translate, flow.ifindex);
+        pair::start(&mut scratch.flow, &own.dst, Kind::Translate, entry.get(|flow| flow.ifindex));
         scratch.flow.dst = own.src;
         scratch.flow.dport = own.sport;
         scratch.flow.state = state;
-        scratch.flow.service = flow.service;
-        scratch.flow.endpoint = flow.endpoint;
-        scratch.flow.generation = flow.generation;
+        scratch.flow.service = entry.get(|flow| flow.service);
+        scratch.flow.endpoint = entry.get(|flow| flow.endpoint);
+        scratch.flow.generation = entry.get(|flow| flow.generation);
+        scratch.before = End::NO_TURN;
+        pair::remove(tables, own, &key, entry.kind(), state, false);
         // Of a masqueraded flow the port that has failed was the first candidate, and would be again.
         pair::open(tables, &key, scratch, false, |_, port| port.0 != own.dport.0)
     });

@@ -1,13 +1,14 @@
 //! Packets to a Service's address that no Service serves, and how far they go.
 
 use super::traits::{Packet, Tables};
-use crate::abi::{AddressClass, device_flags};
+use super::verdict::Verdict;
+use crate::abi::{AddressClass, Reason, device_flags};
 use crate::wire::Headers;
 
 /// Whether a packet to a Service's address that no Service serves goes no further (P-24). To one that another host may have it does, unless
 /// it would circle.
 #[inline(always)]
-pub fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
+pub(super) fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
@@ -15,6 +16,18 @@ pub fn ends_here<const N: usize, P: Packet, T: Tables<N>>(
 ) -> bool {
     let shared = class.any(AddressClass::SHARED) && !class.any(AddressClass::LOCAL);
     class.is_services_alone() || shared && circles(packet, tables, headers)
+}
+
+/// What becomes of one that no Service could serve, whatever it asks for.
+#[inline(always)]
+pub(super) fn verdict<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    class: AddressClass,
+    reason: Reason,
+) -> Verdict {
+    if ends_here(packet, tables, headers, class) { Verdict::Drop(reason) } else { Verdict::Pass }
 }
 
 /// Whether a packet would leave by where it has come from: the router that has sent it here would get it back, and send it again. What

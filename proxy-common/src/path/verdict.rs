@@ -1,5 +1,6 @@
 //! What becomes of a packet, also as a number.
 
+use super::traits::Tables;
 use crate::abi::Reason;
 
 /// What becomes of a packet. Numbers of a hook appear only in its shim.
@@ -41,6 +42,15 @@ impl Verdict {
         let reason = Reason::ALL.get((code & 0xff) as usize).copied().unwrap_or(Reason::Rewrite);
         if code & REJECT == 0 { Self::Drop(reason) } else { Self::Reject(reason) }
     }
+}
+
+/// A verdict, once what it ends has been counted.
+#[inline(always)]
+pub(super) fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdict {
+    if let Verdict::Drop(reason) | Verdict::Reject(reason) = verdict {
+        tables.count(reason);
+    }
+    verdict
 }
 
 /// A [`Verdict`] that crosses a call between subprograms. As an enum it would be returned through memory, and LLVM stores

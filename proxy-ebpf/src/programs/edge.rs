@@ -31,7 +31,7 @@ pub fn sluice_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_egress(ctx: TcContext) -> i32 {
-    egress(Skb::new(ctx, ETHERNET), ETHERNET)
+    egress(ctx, ETHERNET, false)
 }
 
 /// Ingress of a device without link layer header (P-06).
@@ -45,7 +45,7 @@ pub fn sluice_ingr_l3(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_in_catch(ctx: TcContext) -> i32 {
-    let mut skb = Skb::caught(ctx, ETHERNET);
+    let mut skb = Skb::new(ctx, ETHERNET, true);
     match skb.protocol() {
         _ if skb.is_tagged() => TC_ACT_SHOT,
         ETH_P_IP => enters::<1, V4>(&mut skb, ETHERNET),
@@ -58,19 +58,19 @@ pub fn sluice_in_catch(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn sluice_eg_catch(ctx: TcContext) -> i32 {
-    egress(Skb::caught(ctx, ETHERNET), ETHERNET)
+    egress(ctx, ETHERNET, true)
 }
 
 /// Egress of a device without link layer header.
 #[classifier]
 #[inline(always)]
 pub fn sluice_egr_l3(ctx: TcContext) -> i32 {
-    egress(Skb::new(ctx, NO_ETHERNET), NO_ETHERNET)
+    egress(ctx, NO_ETHERNET, false)
 }
 
 #[inline(always)]
 fn ingress(ctx: TcContext, l3: u32) -> i32 {
-    let mut skb = Skb::new(ctx, l3);
+    let mut skb = Skb::new(ctx, l3, false);
     match skb.protocol() {
         // A tagged frame is its VLAN device's to serve (P-04).
         _ if skb.is_tagged() => TC_ACT_UNSPEC,
@@ -81,7 +81,8 @@ fn ingress(ctx: TcContext, l3: u32) -> i32 {
 }
 
 #[inline(always)]
-fn egress(mut skb: Skb, l3: u32) -> i32 {
+fn egress(ctx: TcContext, l3: u32, caught: bool) -> i32 {
+    let mut skb = Skb::new(ctx, l3, caught);
     match skb.protocol() {
         _ if skb.is_tagged() => TC_ACT_UNSPEC,
         ETH_P_IP => leaves::<1, V4>(&mut skb, l3),
