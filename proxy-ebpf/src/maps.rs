@@ -42,6 +42,8 @@ pub struct RingUsed {
 pub struct Route {
     pub asked: bpf_fib_lookup,
     pub next: bpf_redir_neigh,
+    /// Not zero: the answer has the hardware addresses for a frame to the neighbour.
+    pub framed: u32,
 }
 
 /// Affinity records.

@@ -31,7 +31,8 @@ pub enum Out {
     Peer,
     /// By the device's egress, to the neighbour whom the routes by it name.
     Neighbour,
-    /// The same, to the one whom [`Packet::route`] has just found: routes are not asked twice.
+    /// The same, to the one whom [`Packet::next_hop`] has just found: routes are not asked twice, and its hardware address, if that is known,
+    /// is not looked for again.
     NextHop,
 }
 
@@ -148,7 +149,7 @@ fn leads_to<const N: usize, P: Packet>(
 ) -> bool {
     let mut ends = Aligned(headers.key);
     made_of(headers, flow, &mut ends.0);
-    packet.route(&ends.0, size).is_some_and(|(way, _)| way == device)
+    packet.next_hop(&ends.0, size) == Some(device)
 }
 
 /// The ways by which a packet of so many bytes may leave `device` past the stack, whatever leases there are. If it may go straight

@@ -87,6 +87,11 @@ pub trait Packet {
     /// way. `None`: it is not passed on, or not by a way that can be told beforehand.
     fn route<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<(u32, u32)>;
 
+    /// The same, to have it leave by that device at once, as [`Out::NextHop`].
+    fn next_hop<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<u32> {
+        self.route(ends, length).map(|(device, _)| device)
+    }
+
     /// It leaves by `device`. Nothing is done with it afterwards.
     fn send(&mut self, device: u32, out: Out);
 

@@ -17,6 +17,7 @@ use sluice_tests::lab::namespace::Namespace;
 use sluice_tests::lab::wiring::host_device;
 use sluice_tests::lab::{Bed, BedConfig, Family, Who, Wiring};
 use sluice_tests::traffic::{Connection, Dial, Outcome};
+use sluice_tests::wait::until;
 use sluice_tests::wire::Transport;
 
 use crate::harness::{Group, Story, both_transports};
@@ -35,6 +36,9 @@ pub fn groups() -> Vec<Group> {
             ],
         ));
         stories.push(Story::new(format!("P22_each_hop_counts_once::{family}"), move |bed| hops(bed, family)));
+        stories.push(Story::new(format!("P75_a_router_is_replaced_in_silence::{family}"), move |bed| {
+            router_replaced(bed, family)
+        }));
     }
     let config = BedConfig::new(Wiring::Routed);
     vec![Group { name: "surroundings".into(), config, setup: Box::new(setup), stories }]
@@ -188,7 +192,7 @@ fn second_uplink(bed: &mut Bed, family: Family, transport: Transport) -> Result<
     result
 }
 
-/// The stack finds neighbours: what the programs send on has no hardware address of their own choice in it.
+/// The stack finds neighbours: what the programs send on has the hardware address that it knows just then.
 fn neighbours(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
     let mut held = [
         open(bed, Who::Pa, near().address(Via::ClusterIp, family), transport)?,
@@ -215,6 +219,19 @@ fn neighbours(bed: &mut Bed, family: Family, transport: Transport) -> Result<()>
         go_on("a neighbour has announced another hardware address")?;
     }
     Ok(())
+}
+
+/// Nobody announces the router's other hardware address. The stack finds out by asking a neighbour that is in use, so it has to learn of
+/// packets that pass it by.
+fn router_replaced(bed: &mut Bed, family: Family) -> Result<()> {
+    let version = if family == Family::V4 { "ipv4" } else { "ipv6" };
+    let times =
+        ["base_reachable_time_ms", "retrans_time_ms"].map(|name| format!("net/{version}/neigh/eth0/{name}"));
+    let delay = format!("net/{version}/neigh/eth0/delay_first_probe_time");
+    bed.namespace("n1").sysctls(&[(&times[0], "500"), (&times[1], "100"), (&delay, "1")])?;
+    let mut flow = open(bed, Who::Pa, far().address(Via::ClusterIp, family), Transport::Udp)?;
+    bed.ip("rt", "link set n1 address 02:00:00:00:07:03")?;
+    until("the flow to go by the other router", Duration::from_secs(60), || flow.ask(b"again").ok().map(drop))
 }
 
 /// As a container engine within a pod makes it: the node sees one more address behind the pod's device.
