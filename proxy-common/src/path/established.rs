@@ -143,7 +143,7 @@ fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, ent
 }
 
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
-/// has left and does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time is over. What is over is removed
+/// has left and which it, or its client, has reset or does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time is over. What is over is removed
 /// here. `headers.key` is that of a pair's forward entry.
 ///
 /// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
@@ -163,7 +163,9 @@ fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught:
     } else {
         headers.is_bare_syn()
             && answer.is_some_and(|answer| {
-                answer.state() & state::SEEN != 0 && entry.seen().saturating_sub(answer.seen()) < SILENCE
+                answer.state() & state::SEEN != 0
+                    && !pair::closed(entry.state(), answer.state())
+                    && entry.seen().saturating_sub(answer.seen()) < SILENCE
             })
     };
     if goes_on {

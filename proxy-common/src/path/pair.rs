@@ -127,7 +127,8 @@ pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &F
 /// partner of `entry`.
 ///
 /// A client's reset alone is believed after [`reclaim::DOUBT`], as whoever knows the ports can forge it: a new connection of its
-/// own goes on by the same pair meanwhile (P-43).
+/// own goes on by the same pair meanwhile (P-43). In one that has not lasted for so long it is believed at once: who resets each of its
+/// connections and dials again by the same port would stay with one endpoint.
 #[inline(always)]
 pub(super) fn is_over<const N: usize, T: Tables<N>>(
     tables: &T,
@@ -139,7 +140,9 @@ pub(super) fn is_over<const N: usize, T: Tables<N>>(
     let idle = reclaim::since(entry.seen(), now).min(reclaim::since(other.seen(), now));
     let (forth, back) = if is_reply(entry.kind()) { (other, entry) } else { (entry, other) };
     let (forth, back) = (forth.state(), back.state());
-    let doubted = idle < reclaim::DOUBT && !closed(forth & !state::RST, back);
+    let doubted = idle < reclaim::DOUBT
+        && reclaim::since(entry.created(), now) >= reclaim::DOUBT
+        && !closed(forth & !state::RST, back);
     closed(forth, back) && !doubted
 }
 

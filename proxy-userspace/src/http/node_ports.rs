@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
@@ -54,11 +53,20 @@ fn wanted(checks: &Checks, places: &Places) -> BTreeMap<SocketAddr, (ObjectName,
     wanted
 }
 
+/// Services whose port is another's, with the one that has it (C-37). The API server gives each its own.
+fn refused(checks: &Checks) -> impl Iterator<Item = (&ObjectName, &ObjectName, u16)> {
+    let mut holders = BTreeMap::new();
+    checks.iter().filter_map(move |(service, check)| {
+        let holder = *holders.entry(check.port).or_insert(service);
+        (holder != service).then_some((service, holder, check.port))
+    })
+}
+
 /// What one listener answers by.
 #[derive(Debug)]
 struct Answerer {
-    service: ObjectName,
-    ready: AtomicUsize,
+    /// The Service and its number of endpoints. A port that becomes another Service's stays open.
+    of: Mutex<(ObjectName, usize)>,
     health: Arc<Health>,
 }
 
@@ -85,26 +93,29 @@ pub async fn serve_node_ports(
     let mut open: BTreeMap<SocketAddr, Listening> = BTreeMap::new();
     let mut closed = BTreeSet::new();
     loop {
-        let wanted = wanted(&checks.borrow_and_update(), &places.borrow_and_update());
-        open.retain(|socket, listening| {
-            wanted.get(socket).is_some_and(|(service, _)| *service == listening.answerer.service)
-        });
-        let mut failed = None;
+        let (wanted, mut failed) = {
+            let checks = checks.borrow_and_update();
+            let trouble = |(service, holder, port)| {
+                let what = format!("Service {service}: health check node port {port}");
+                let next = "give one of them another healthCheckNodePort";
+                Trouble::new(what, format_args!("Service {holder} has it"), next)
+            };
+            (wanted(&checks, &places.borrow_and_update()), refused(&checks).next().map(trouble))
+        };
+        open.retain(|socket, _| wanted.contains_key(socket));
+        let mut retry = false;
         closed.retain(|socket| wanted.contains_key(socket));
-        for (socket, (service, ready)) in wanted {
+        for (socket, of) in wanted {
             if let Some(listening) = open.get(&socket) {
-                listening.answerer.ready.store(ready, Ordering::Relaxed);
+                *listening.answerer.of.lock().unwrap_or_else(PoisonError::into_inner) = of;
                 continue;
             }
+            let service = of.0.clone();
             match listen_at(socket) {
                 Ok(listener) => {
                     info!(%service, %socket, "health check node port open");
                     closed.remove(&socket);
-                    let answerer = Arc::new(Answerer {
-                        service,
-                        ready: AtomicUsize::new(ready),
-                        health: health.clone(),
-                    });
+                    let answerer = Arc::new(Answerer { of: Mutex::new(of), health: health.clone() });
                     open.insert(socket, serve(listener, answerer));
                 }
                 Err(error) => {
@@ -116,10 +127,10 @@ pub async fn serve_node_ports(
                         notices.tell(Notice::warning(about, REASON, "Listen", note));
                     }
                     failed.get_or_insert(trouble);
+                    retry = true;
                 }
             }
         }
-        let retry = failed.is_some();
         match failed {
             Some(trouble) => {
                 if board.post(PART, trouble.clone()) {
@@ -165,7 +176,7 @@ fn serve(listener: TcpListener, answerer: Arc<Answerer>) -> Listening {
 
 /// Every path answers.
 async fn answer(State(answerer): State<Arc<Answerer>>) -> Response {
-    let ready = answerer.ready.load(Ordering::Relaxed);
+    let (service, ready) = answerer.of.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let healthy = answerer.health.is_healthy();
     let code = if ready > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let headers = [
@@ -173,7 +184,7 @@ async fn answer(State(answerer): State<Arc<Answerer>>) -> Response {
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (HeaderName::from_static("x-load-balancing-endpoint-weight"), HeaderValue::from(ready)),
     ];
-    (code, headers, body(&answerer.service, ready, healthy)).into_response()
+    (code, headers, body(&service, ready, healthy)).into_response()
 }
 
 /// kube-proxy's text, white space included. Names of objects need no escaping.
@@ -245,6 +256,12 @@ mod tests {
         Some((code, weight.to_owned()))
     }
 
+    async fn until(holds: impl Fn() -> bool) {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn becomes(socket: SocketAddr, want: Option<(u16, &str)>) {
         let want = want.map(|(code, weight)| (code, weight.to_owned()));
         loop {
@@ -284,6 +301,12 @@ mod tests {
             set(vec![(name("a"), check(port, 0, 3))]);
             becomes(v4, Some((503, "0"))).await;
             becomes(v6, Some((200, "3"))).await;
+            set(vec![(name("a"), check(port, 0, 3)), (name("b"), check(port, 4, 4))]);
+            until(|| board.all().iter().any(|trouble| trouble.what.contains("Service ns/b"))).await;
+            assert!(board.all()[0].why.contains("Service ns/a has it"), "C-37 {:?}", board.all());
+            set(vec![(name("b"), check(port, 4, 4))]);
+            becomes(v6, Some((200, "4"))).await;
+            becomes(v4, Some((200, "4"))).await;
             set(vec![]);
             becomes(v4, None).await;
             let squatter = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
@@ -297,9 +320,7 @@ mod tests {
             becomes(v6, Some((200, "1"))).await;
         };
         tokio::time::timeout(patience, story).await.expect("the ports follow");
-        while !board.all().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(|| board.all().is_empty()).await;
         server.abort();
     }
 }

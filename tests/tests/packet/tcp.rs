@@ -315,12 +315,14 @@ fn ends() -> Vec<Tale> {
 }
 
 fn resets() -> Vec<Tale> {
-    let reset_by_client =
-        |title: &str| connection(title).enters(rst(CLIENT, VIP)).becomes(CLIENT, BACKEND).entries(2);
+    let reset = |tale: Tale| tale.enters(rst(CLIENT, VIP)).becomes(CLIENT, BACKEND).entries(2);
+    let reset_by_client = |title: &str| reset(connection(title));
+    let reset_after_a_while =
+        |title: &str| reset(connection(title).after(2).enters(ack(CLIENT, VIP)).becomes(CLIENT, BACKEND));
     let reset_by_endpoint =
         |title: &str| connection(title).leaves(rst(BACKEND, CLIENT)).becomes(VIP, CLIENT).entries(2);
     vec![
-        reset_by_client("a forged RST and a SYN do not end a live connection P-43")
+        reset_after_a_while("a forged RST and a SYN do not end a live connection P-43")
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
             .counted(FlowCreated, 1)
@@ -329,7 +331,20 @@ fn resets() -> Vec<Tale> {
             .enters(ack(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
             .entries(2),
-        reset_by_client("a client that dials again right after its RST is served by the same flow P-42 P-43")
+        reset_by_client("a client that dials again right after its RST is served by a new flow P-42")
+            .enters(syn(CLIENT, VIP))
+            .becomes(CLIENT, BACKEND)
+            .counted(FlowCreated, 2)
+            .entries(2),
+        reset_after_a_while(
+            "a SYN right after the client's RST moves away from an endpoint that has left P-42",
+        )
+        .endpoint_leaves()
+        .enters(syn(CLIENT, VIP))
+        .becomes(CLIENT, BACKEND)
+        .counted(FlowCreated, 2)
+        .entries(2),
+        reset_after_a_while("a SYN right after the client's RST is served by the same flow P-42 P-43")
             .enters(syn(CLIENT, VIP))
             .becomes(CLIENT, BACKEND)
             .leaves(syn_ack(BACKEND, CLIENT))
