@@ -26,7 +26,7 @@ pub fn load(args: &RunArgs) -> Result<Config, ConfigError> {
     let mut warnings = args.ignored.warnings();
     let options = match args.proxy.config.as_ref().filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => Options { table: file::read(path, &mut warnings)?, file: Some(path.as_path()) },
-        None => Options { table: flags(&args.proxy), file: None },
+        None => Options { table: flags(args), file: None },
     };
     resolve(args, &options, warnings)
 }
@@ -198,6 +198,7 @@ fn without_effect(
     warnings: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
     options.get("configSyncPeriod").duration()?;
+    options.get("clientConnection.qps").parse::<f32>("a number")?;
     options.get("clientConnection.burst").number(0, i64::MAX, "a number, not negative")?;
     let excluded = options.get("ipvs.excludeCIDRs");
     excluded.cidrs("CIDRs separated by commas")?;

@@ -1,10 +1,10 @@
 //! Which flag sets which field of the configuration file.
 
-use super::ProxyArgs;
+use super::RunArgs;
 use super::file::Table;
 
 /// Field of the configuration file and the flag that sets it.
-const FLAGS: [(&str, &str); 32] = [
+const FLAGS: [(&str, &str); 39] = [
     ("clientConnection.kubeconfig", "--kubeconfig"),
     ("bindAddress", "--bind-address"),
     ("bindAddressHardFail", "--bind-address-hard-fail"),
@@ -37,6 +37,13 @@ const FLAGS: [(&str, &str); 32] = [
     ("conntrack.tcpBeLiberal", "--conntrack-tcp-be-liberal"),
     ("conntrack.udpTimeout", "--conntrack-udp-timeout"),
     ("conntrack.udpStreamTimeout", "--conntrack-udp-timeout-stream"),
+    ("clientConnection.qps", "--kube-api-qps"),
+    ("clientConnection.burst", "--kube-api-burst"),
+    ("configSyncPeriod", "--config-sync-period"),
+    ("ipvs.excludeCIDRs", "--ipvs-exclude-cidrs"),
+    ("ipvs.tcpTimeout", "--ipvs-tcp-timeout"),
+    ("ipvs.tcpFinTimeout", "--ipvs-tcpfin-timeout"),
+    ("ipvs.udpTimeout", "--ipvs-udp-timeout"),
 ];
 
 /// The flag that sets a field.
@@ -45,7 +52,8 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
 }
 
 /// The flags that were given, as if they stood in a file.
-pub fn flags(args: &ProxyArgs) -> Table {
+pub fn flags(args: &RunArgs) -> Table {
+    let RunArgs { proxy: args, ignored, .. } = args;
     let boolean = |value: Option<bool>| value.map(|on| on.to_string());
     let list = |items: &[String]| Some(items.join(",")).filter(|text| !text.is_empty());
     let value = |flag: &str| match flag {
@@ -77,6 +85,13 @@ pub fn flags(args: &ProxyArgs) -> Table {
         "--conntrack-tcp-be-liberal" => boolean(args.conntrack_tcp_be_liberal),
         "--conntrack-udp-timeout" => args.conntrack_udp_timeout.clone(),
         "--conntrack-udp-timeout-stream" => args.conntrack_udp_timeout_stream.clone(),
+        "--kube-api-qps" => ignored.kube_api_qps.clone(),
+        "--kube-api-burst" => ignored.kube_api_burst.clone(),
+        "--config-sync-period" => ignored.config_sync_period.clone(),
+        "--ipvs-exclude-cidrs" => ignored.ipvs_exclude_cidrs.clone(),
+        "--ipvs-tcp-timeout" => ignored.ipvs_tcp_timeout.clone(),
+        "--ipvs-tcpfin-timeout" => ignored.ipvs_tcpfin_timeout.clone(),
+        "--ipvs-udp-timeout" => ignored.ipvs_udp_timeout.clone(),
         _ => None,
     };
     FLAGS

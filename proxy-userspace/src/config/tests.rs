@@ -167,6 +167,8 @@ fn go_syntax_of_flags() {
             .warnings[0],
         "--logtostderr has no effect"
     );
+    let warnings = flags("--proxy-mode ipvs --ipvs-tcp-timeout 5s").warnings;
+    assert!(warnings.contains(&"--ipvs-tcp-timeout has no effect".to_owned()), "{warnings:?}");
     assert_eq!(flags("--cleanup").action, Action::Cleanup);
     assert_eq!(flags("--manifests /m").source, Source::Manifests("/m".into()));
 }
@@ -236,6 +238,11 @@ fn f9_errors_name_the_option_its_value_and_what_is_allowed() {
         ("--oom-score-adj 2000", "-1000 to 1000"),
         ("--feature-gates Foo", "NAME=true or NAME=false"),
         ("--conntrack-min=-1", "a number, not negative"),
+        ("--kube-api-qps fast", "--kube-api-qps: \"fast\""),
+        ("--kube-api-burst=-1", "--kube-api-burst: \"-1\""),
+        ("--config-sync-period 15", "--config-sync-period: \"15\""),
+        ("--ipvs-exclude-cidrs pods", "--ipvs-exclude-cidrs: \"pods\""),
+        ("--ipvs-tcpfin-timeout=-1s", "--ipvs-tcpfin-timeout: \"-1s\""),
         ("--edges eth0,a/b", "--edges: \"eth0,a/b\""),
         ("--sockets pods", "off, host or all"),
         ("--shortcuts some", "off, established or always"),

@@ -2,6 +2,9 @@
 //! number. Beyond it they wait in the kernel until others end.
 
 use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +12,10 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen as listen_on, setsockopt, socket,
+    sockopt,
+};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -22,6 +29,42 @@ const LIFE: Duration = Duration::from_secs(300);
 const MOST: usize = 256;
 /// After the kernel had no descriptor left.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Listens at an address of one family.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match address {
+        SocketAddr::V4(_) => adopt(std::net::TcpListener::bind(address)?),
+        SocketAddr::V6(v6) => at_ipv6(v6, true),
+    }
+}
+
+/// Listens as programs in Go do: an unspecified address, of either family, stands for both.
+pub fn listen_as_go(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().is_unspecified() {
+        return listen(address);
+    }
+    match at_ipv6(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, address.port(), 0, 0), false) {
+        // A kernel without IPv6, or with none in this network namespace.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            listen(address)
+        }
+        outcome => outcome,
+    }
+}
+
+fn at_ipv6(address: SocketAddrV6, alone: bool) -> io::Result<TcpListener> {
+    let fd = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::Ipv6V6Only, &alone)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    bind(fd.as_raw_fd(), &SockaddrIn6::from(address))?;
+    listen_on(&fd, Backlog::new(128)?)?;
+    adopt(fd.into())
+}
+
+fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
 
 /// Serves until it is dropped, and all its connections with it.
 pub async fn serve(listener: TcpListener, routes: Router) -> Infallible {
@@ -66,11 +109,23 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
 
-    async fn start() -> std::net::SocketAddr {
+    async fn start() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, Router::new().route("/", get(|| async { "here" }))));
         address
+    }
+
+    #[tokio::test]
+    async fn h1_an_unspecified_address_stands_for_both_families() {
+        let cases = [("0.0.0.0:0", [true, true]), ("[::]:0", [true, true]), ("127.0.0.1:0", [true, false])];
+        for (address, want) in cases {
+            let listener = listen_as_go(address.parse().unwrap()).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            for (host, want) in ["127.0.0.1", "::1"].into_iter().zip(want) {
+                assert_eq!(TcpStream::connect((host, port)).await.is_ok(), want, "{host} at {address}");
+            }
+        }
     }
 
     async fn answers(stream: &mut TcpStream) -> bool {

@@ -1,18 +1,13 @@
 //! Health check node ports: whether this node has endpoints for a LoadBalancer's Service (H7 … H9).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
-};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -111,7 +106,8 @@ pub async fn serve_node_ports(
                 continue;
             }
             let service = of.0.clone();
-            match listen_at(socket) {
+            // A socket of its own for each family: the two have their own counts (H9).
+            match connections::listen(socket) {
                 Ok(listener) => {
                     info!(%service, %socket, "health check node port open");
                     closed.remove(&socket);
@@ -148,24 +144,6 @@ pub async fn serve_node_ports(
             return;
         }
     }
-}
-
-/// A socket of its own for each family: the two have their own counts (H9).
-fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = match address {
-        SocketAddr::V4(_) => std::net::TcpListener::bind(address)?,
-        SocketAddr::V6(v6) => {
-            let flags = SockFlag::SOCK_CLOEXEC;
-            let fd = socket(AddressFamily::Inet6, SockType::Stream, flags, None)?;
-            setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-            setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-            bind(fd.as_raw_fd(), &SockaddrIn6::from(v6))?;
-            listen(&fd, Backlog::new(128)?)?;
-            fd.into()
-        }
-    };
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
 }
 
 fn serve(listener: TcpListener, answerer: Arc<Answerer>) -> Listening {

@@ -14,7 +14,6 @@ use k8s_openapi::jiff::Timestamp;
 use nix::sys::socket::{setsockopt, sockopt};
 use proxy_common::abi::OWN_PRIORITY;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use super::connections;
@@ -205,7 +204,7 @@ pub struct Server {
 pub async fn serve(server: Server, board: Board, tell: impl Fn(&Trouble)) -> Result<(), Trouble> {
     let Server { name, address, hard_fail, routes } = server;
     let listener = loop {
-        match TcpListener::bind(address).await {
+        match connections::listen_as_go(address) {
             Ok(listener) => break listener,
             Err(error) => {
                 let next = remedy(name, &error);
@@ -324,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn h6_a_taken_port_is_reported_or_fatal() {
-        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = taken.local_addr().unwrap();
         let board = Board::default();
         let told = Arc::new(Mutex::new(Vec::new()));

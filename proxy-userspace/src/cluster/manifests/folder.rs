@@ -91,7 +91,8 @@ impl Folder {
             }
             Err(error) => {
                 let object = format_args!("folder {}", self.path.display());
-                let what = format_args!("cannot be read: {error}; what stood in it before is kept");
+                let what =
+                    format_args!("cannot be read: {error}; what this agent has read of it before is kept");
                 problems.push(Problem::new(object, what, "create the folder that --manifests names"));
                 problems.extend(self.files.values().flat_map(|file| file.problems.iter().cloned()));
                 false
@@ -221,7 +222,7 @@ fn read_file(path: &Path, before: Option<File>) -> Option<Read> {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            let what = format_args!("cannot be read: {error}; what stood here before is kept");
+            let what = format_args!("cannot be read: {error}; what this agent has read of it before is kept");
             let problem = Problem::new(path.display(), what, "make the file readable for the agent");
             let file = File { stamp: None, problems: vec![problem], ..before };
             return Some(Read::New(file, BTreeMap::new()));

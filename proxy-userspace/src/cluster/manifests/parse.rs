@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
+use serde_saphyr::Budget;
 
 use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice, Watched};
 use crate::status::first_line;
@@ -82,9 +83,22 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Parsed {
     }
     for (i, document) in documents(text).into_iter().enumerate() {
         let place = format!("{} document {}", path.display(), i + 1);
-        parsed.document(&place, serde_saphyr::from_str(&document));
+        parsed.document(&place, from_yaml(&document));
     }
     parsed
+}
+
+/// Whoever writes manifests may be generous: text of any length is read, but it may not grow beyond that by references to itself.
+fn from_yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    let most = Budget::default();
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: most.max_nodes.max(text.len()),
+            max_events: most.max_events.max(text.len()),
+            max_total_scalar_bytes: most.max_total_scalar_bytes.max(text.len()),
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// Splits at `---` and `...`, which YAML allows at the beginning of a line for nothing else, so that the documents
@@ -112,7 +126,7 @@ impl Parsed {
     fn damage(&mut self, place: &str, what: &str) {
         self.damaged = true;
         let first = first_line(&what);
-        let what = format_args!("cannot be read: {first}; what stood here before is kept");
+        let what = format_args!("cannot be read: {first}; what this agent has read of it before is kept");
         self.problems.push(Problem::new(place, what, "correct the file"));
     }
 

@@ -147,6 +147,23 @@ fn c39_documents() {
 }
 
 #[test]
+fn c33_a_list_may_be_long_but_not_grow_by_references() {
+    let port = "{name: http, protocol: TCP, port: 80, targetPort: 80}";
+    let item = |n| {
+        format!(
+            "- {{apiVersion: v1, kind: Service, metadata: {{name: s{n}}}, spec: {{type: ClusterIP, clusterIP: None, ports: [{port}]}}}}\n"
+        )
+    };
+    let items: String = (0..9_000).map(item).collect();
+    let parsed = parse(Path::new("f.yaml"), format!("kind: List\nitems:\n{items}").as_bytes());
+    assert_eq!((parsed.objects.len(), parsed.problems.as_slice()), (9_000, [].as_slice()));
+
+    let bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n";
+    let bomb = format!("{bomb}c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: [{}]\n", "*c, ".repeat(999));
+    assert!(parse(Path::new("f.yaml"), bomb.as_bytes()).damaged, "it would be a million of nodes");
+}
+
+#[test]
 fn c39_a_bad_file_keeps_its_good_content() {
     let place = Place::new();
     let (mut folder, mut model) = (Folder::new(place.0.clone()), model());
