@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{EdgePattern, Edges};
+use crate::config::{EdgePattern, Edges, NodePortAddresses};
 use crate::model::Family;
 use crate::node::Address;
 use crate::status::Trouble;
@@ -16,7 +16,11 @@ pub fn devices<'a>(asked: &Edges, devices: impl Iterator<Item = &'a str> + Clone
         return None;
     }
     let next = "correct the name; a device that appears later is served then";
-    Some(Trouble::new("--edges", format_args!("no device is called {}", absent.join(" or ")), next))
+    Some(Trouble::new(
+        "--edges",
+        format_args!("no device that could be served is called {}", absent.join(" or ")),
+        next,
+    ))
 }
 
 /// The node's IPs (I5) need not be on a device, but one of a family of which no device has any is a mistake (I7).
@@ -31,6 +35,25 @@ pub fn families(node_ips: &[IpAddr], addresses: &[Address]) -> Vec<Trouble> {
     absent.map(trouble).collect()
 }
 
+/// `--nodeport-addresses` leaves no address of a family that the node has any of: there its NodePorts are nowhere (E3).
+pub fn node_ports(asked: &NodePortAddresses, addresses: &[Address]) -> Vec<Trouble> {
+    let NodePortAddresses::Cidrs(cidrs) = asked else { return Vec::new() };
+    let trouble = |family: Family| {
+        let asked: Vec<_> = cidrs.iter().filter(|cidr| Family::of(&cidr.addr()) == family).collect();
+        let own = || addresses.iter().filter(|own| own.global && Family::of(&own.ip) == family);
+        let serves = |own: &Address| asked.iter().any(|cidr| cidr.contains(&own.ip));
+        if asked.is_empty() || own().next().is_none() || own().any(serves) {
+            return None;
+        }
+        let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
+        let why = format!("no {} address of the node is in {}", family.name(), asked.join(" or "));
+        let next =
+            "no NodePort is served in that family; correct the ranges, or give a device such an address";
+        Some(Trouble::new("--nodeport-addresses", why, next))
+    };
+    [Family::V4, Family::V6].into_iter().filter_map(trouble).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,8 +65,14 @@ mod tests {
         let cases = [
             (Edges::Auto, None),
             (Edges::Names(vec![name("eth0"), prefix("veth")]), None),
-            (Edges::Names(vec![name("eth0"), name("veth")]), Some("no device is called veth")),
-            (Edges::Names(vec![name("eth1"), prefix("cali")]), Some("no device is called eth1 or cali*")),
+            (
+                Edges::Names(vec![name("eth0"), name("veth")]),
+                Some("no device that could be served is called veth"),
+            ),
+            (
+                Edges::Names(vec![name("eth1"), prefix("cali")]),
+                Some("no device that could be served is called eth1 or cali*"),
+            ),
         ];
         for (asked, want) in cases {
             let told = devices(&asked, ["eth0", "veth12"].into_iter());
@@ -68,6 +97,22 @@ mod tests {
             told.len() == 1 && told[0].what.contains("fd00::9") && told[0].why.contains("IPv6"),
             "{told:?}"
         );
+        let ranges = |text: &str| {
+            NodePortAddresses::Cidrs(text.split(',').map(|cidr| cidr.parse().unwrap()).collect())
+        };
+        let cases = [
+            (NodePortAddresses::All, vec![]),
+            (ranges("192.0.2.0/24,10.0.0.0/8"), vec![]),
+            (
+                ranges("203.0.113.0/24,10.0.0.0/8"),
+                vec!["no IPv4 address of the node is in 203.0.113.0/24 or 10.0.0.0/8"],
+            ),
+            (ranges("192.0.2.1/32,fd00::/8"), vec![]),
+        ];
+        for (asked, want) in cases {
+            let told: Vec<_> = node_ports(&asked, &device).into_iter().map(|trouble| trouble.why).collect();
+            assert_eq!(told, want, "{asked:?}");
+        }
         assert_eq!(families(&ips, &[device.as_slice(), &[address("fd00::2", true)]].concat()), []);
     }
 }

@@ -46,9 +46,10 @@ pub enum DatapathError {
     )]
     ForeignMap { map: &'static str, place: String, found: String, needed: String },
 
-    #[error(
-        "cannot {operation} map {map}: {source}; check memory limits (RLIMIT_MEMLOCK, cgroup) and the kernel log"
-    )]
+    #[error("{path} is a directory, where a map or a program should be pinned; remove it and start again")]
+    NoPin { path: PathBuf },
+
+    #[error("cannot {operation} map {map}: {source}; {}", lack(source))]
     Map { operation: &'static str, map: &'static str, source: io::Error },
 
     #[error("cannot prepare the BPF object on kernel {kernel}: {source}; please report this line")]
@@ -138,6 +139,14 @@ fn excerpt(log: &str) -> String {
 pub(super) fn kernel_release() -> String {
     nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
+}
+
+/// What to do about a map that cannot be made or written.
+fn lack(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::E2BIG) => "it is full: give it more room with --limits, or --flows, and start again",
+        _ => "check memory limits (RLIMIT_MEMLOCK, cgroup) and the kernel log",
+    }
 }
 
 #[cfg(test)]

@@ -190,6 +190,7 @@ impl Pins {
         match sys::open_pin(path) {
             Ok(fd) => Ok(Some(fd)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(_) if path.is_dir() => Err(DatapathError::NoPin { path: path.to_owned() }),
             Err(source) => Err(DatapathError::of("open a pin", source, |source| DatapathError::File {
                 operation: "open pin",
                 path: path.to_owned(),
@@ -222,15 +223,20 @@ impl Pins {
         Ok(found)
     }
 
-    /// Takes all pins and the directory away, and the parent if that leaves it empty. The paths removed.
+    /// Takes all pins and the directory away, and the parent if that leaves it empty. The paths removed. One that stays keeps no other one.
     pub fn remove(self) -> Result<Vec<PathBuf>, DatapathError> {
         let failed =
             |path: &Path, source| DatapathError::File { operation: "remove", path: path.to_owned(), source };
-        let mut removed = Vec::new();
+        let (mut removed, mut stays) = (Vec::new(), None);
         for entry in std::fs::read_dir(&self.dir).map_err(|source| failed(&self.dir, source))? {
             let path = entry.map_err(|source| failed(&self.dir, source))?.path();
-            unlink(&path)?;
-            removed.push(path);
+            match unlink(&path) {
+                Ok(()) => removed.push(path),
+                Err(error) => stays = stays.or(Some(error)),
+            }
+        }
+        if let Some(error) = stays {
+            return Err(error);
         }
         std::fs::remove_dir(&self.dir).map_err(|source| failed(&self.dir, source))?;
         if let Some(parent) = self.dir.parent() {
@@ -265,9 +271,13 @@ fn parent(bpffs: &Path) -> PathBuf {
     bpffs.join("sluice")
 }
 
-/// Removes a pin, which may be missing.
+/// Removes a pin, which may be missing, or an empty directory in its place.
 pub fn unlink(path: &Path) -> Result<(), DatapathError> {
-    match std::fs::remove_file(path) {
+    let removed = match std::fs::remove_file(path) {
+        Err(source) if source.kind() == io::ErrorKind::IsADirectory => std::fs::remove_dir(path),
+        removed => removed,
+    };
+    match removed {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(DatapathError::File { operation: "remove pin", path: path.to_owned(), source })
         }

@@ -296,6 +296,6 @@ pub const ROWS: &[Row] = &[
     runs(
         "an_edge_that_the_node_has_not",
         "--manifests {dir}/manifests --cluster-cidr 10.0.0.0/8 --edges eth7,cali*",
-        "--edges: no device is called eth7 or cali*; correct the name; a device that appears later is served then",
+        "--edges: no device that could be served is called eth7 or cali*; correct the name; a device that appears later is served then",
     ),
 ];
