@@ -41,7 +41,11 @@ impl Worker {
         match self.origin(query, &mut told)? {
             Some(Origin::Edge(edge)) => self.by_edge(&edge, ends, query.protocol, &mut told)?,
             Some(Origin::Socket) => self.by_socket(ends, query.protocol, &mut told)?,
-            None => finish(&mut told, Verdict::Pass, "no_edge"),
+            None => {
+                finish(&mut told, Verdict::Pass, "no_edge");
+                let made = Made { verdict: Verdict::Pass, ends, mark: 0, service: None, known: false };
+                self.onwards(None, &made, (query.protocol, &Asked::default()), &mut told)?;
+            }
         }
         Ok(told)
     }
@@ -145,20 +149,20 @@ impl Worker {
             return Ok(());
         }
         // What is to be masqueraded meets the program of the device that it leaves by either way.
-        self.onwards(edge, &made, (protocol, &asked), told)
+        self.onwards(Some(edge.ifindex), &made, (protocol, &asked), told)
     }
 
-    /// From the stack to the device it leaves by.
+    /// From the stack, where it came in by the device `by` or is the node's own, to the device it leaves by.
     fn onwards(
         &mut self,
-        edge: &Edge,
+        by: Option<u32>,
         made: &Made,
         (protocol, asked): (Protocol, &Asked),
         told: &mut Explanation,
     ) -> Result<(), Trouble> {
         let (source, to) = (made.ends.0.ip(), made.ends.1.ip());
         // A bridge's port is no input device for the kernel's routes.
-        let routed = Routed { to, from: Some((source, edge.ifindex)), mark: made.mark };
+        let routed = Routed { to, from: by.map(|ifindex| (source, ifindex)), mark: made.mark };
         let mut way = self.way(routed)?;
         if matches!(way, Way::Nowhere(_)) {
             way = self.way(Routed { from: None, ..routed })?;
@@ -203,12 +207,17 @@ impl Worker {
         "socket".clone_into(&mut told.path);
         told.steps
             .push("the node's own; translated when the socket connects: asked is an edge's program".into());
-        let Some(edge) = self.edges.values().find(|served| served.edge.kind != EdgeKind::CatchAll) else {
+        let leaves = self.way(Routed { to: ends.1.ip(), from: None, mark: 0 })?;
+        let edges = || self.edges.values().map(|served| &served.edge);
+        // A packet that comes in by where it leaves would circle, which the node's own does not.
+        let circles = |edge: &Edge| matches!(leaves, Way::Out { ifindex, .. } if ifindex == edge.ifindex);
+        let rank = |edge: &&Edge| (circles(edge), edge.ifindex);
+        let Some(edge) = edges().filter(|edge| edge.kind != EdgeKind::CatchAll).min_by_key(rank).cloned()
+        else {
             told.steps.push("there is no edge to ask".to_owned());
             finish(told, Verdict::Pass, "no_edge");
             return Ok(());
         };
-        let edge = edge.edge.clone();
         let asked = self.datapath.asked(&edge, ends, protocol).map_err(|error| unknown(&error))?;
         let asked = Asked { own: true, ..asked };
         self.tell_asked(&asked, ends.1, told);
@@ -228,6 +237,7 @@ impl Worker {
                 "translate".clone_into(&mut told.verdict);
                 told.backend = Some(made.ends.1);
             }
+            Verdict::Pass => return self.onwards(None, &made, (protocol, &asked), told),
             // A socket is refused, never kept waiting.
             Verdict::Drop(_) => "reject".clone_into(&mut told.verdict),
             _ => {}

@@ -78,7 +78,7 @@ const fn case(name: &'static str, from: Who, to: To, verdict: &'static str, reas
     Case { name, from, to, verdict, reason }
 }
 
-const CASES: [Case; 26] = [
+const CASES: [Case; 27] = [
     case("pod_to_cluster_ip", Who::Pa, To::Service(Via::ClusterIp, near), "translate", "new_flow"),
     case("pod_to_remote_endpoint", Who::Pa, To::Service(Via::ClusterIp, far), "translate", "new_flow"),
     case("pod_to_node_port", Who::Pa, To::Service(Via::NodePort, far), "translate", "new_flow"),
@@ -126,6 +126,13 @@ const CASES: [Case; 26] = [
     case("outside_its_ranges", Who::Client, To::Service(Via::LoadBalancer, closed), "drop", "source_range"),
     case("pod_outside_its_ranges", Who::Pa, To::Service(Via::LoadBalancer, closed), "drop", "source_range"),
     case("unassigned_address", Who::Pa, To::Service(Via::ClusterIp, nobody), "drop", "unassigned"),
+    case(
+        "unassigned_address_from_the_host",
+        Who::Host,
+        To::Service(Via::ClusterIp, nobody),
+        "drop",
+        "unassigned",
+    ),
     case("no_local_endpoint", Who::Client, To::Service(Via::NodePort, local), "drop", "no_local_endpoint"),
     case("pod_to_pod", Who::Pa, To::Place(Who::Pb, 8_080), "pass", "not_a_service"),
     case("pod_to_outside", Who::Pa, To::Place(Who::Client, 8_080), "pass", "not_a_service"),
