@@ -104,10 +104,13 @@ pub struct Agent {
 impl Agent {
     #[must_use]
     pub fn new(config: &Config, node: Arc<str>, parts: Parts) -> Self {
+        let served = [config.healthz, config.metrics].into_iter().flatten();
+        let own_ports = served.filter(|address| !address.ip().is_loopback());
         let settings = model::Settings {
             node_name: node.clone(),
             bind: config.node_ip,
             external_ips: config.external_ips,
+            own_ports: own_ports.map(|address| address.port()).collect(),
         };
         Self {
             identity: Identity::new(config, node),

@@ -24,7 +24,7 @@ use ipnet::IpNet;
 pub use desired::{Family, HealthCheck, PortChange, PortFrontend, PortId, PortState, Protocol};
 pub use node_ports::{health_check_addresses, node_ips, node_port_addresses};
 
-use crate::cluster::types::{Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice};
+use crate::cluster::types::{Defect, Kind, Node, ObjectName, Problem, Service, ServiceCidr, Slice};
 use crate::cluster::{Change, Event};
 use claims::Claims;
 use plan::{Place, Planned};
@@ -39,7 +39,13 @@ pub struct Settings {
     pub bind: Option<IpAddr>,
     /// Whether `spec.externalIPs` is served (gate AllowServiceExternalIPs, A10).
     pub external_ips: bool,
+    /// TCP ports that the agent itself serves to others.
+    pub own_ports: Vec<u16>,
 }
+
+/// TCP ports by which a node is reached whatever becomes of its Services: SSH, the API server's, the kubelet's. No NodePort is served there,
+/// nor at the agent's own (C-22).
+const CRITICAL: [u16; 3] = [22, 6443, 10_250];
 
 /// The cluster's state as far as this node needs it.
 #[derive(Debug)]
@@ -204,10 +210,27 @@ impl Model {
         if let Some(service) = service.as_mut().filter(|_| !self.settings.external_ips) {
             service.external_ips.clear();
         }
+        if let Some(service) = &mut service {
+            self.keep_off_own_ports(service);
+        }
         let Some(before) = self.store.set_service(name, service) else { return };
         let now = self.store.entries.get(name).and_then(|entry| entry.service.as_ref());
         self.dirty.extend(self.claims.replace(before.as_ref(), now));
         self.dirty.insert(name.clone());
+    }
+
+    fn keep_off_own_ports(&self, service: &mut Service) {
+        let is_own = |port: &u16| CRITICAL.contains(port) || self.settings.own_ports.contains(port);
+        for (index, port) in service.ports.iter_mut().enumerate() {
+            if port.protocol == Protocol::Tcp && is_own(&port.node_port) {
+                let what = format!(
+                    "spec.ports[{index}].nodePort is {}, by which the node itself is reached, ignored",
+                    port.node_port
+                );
+                service.defects.push(Defect { what, next: "give it another".to_owned() });
+                port.node_port = 0;
+            }
+        }
     }
 
     fn apply_slices(&mut self, change: Change<Slice, ObjectName>) {

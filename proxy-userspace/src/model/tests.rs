@@ -36,7 +36,12 @@ fn ready(name: &str, service: &str, addresses: &[&str]) -> Slice {
 }
 
 pub fn model() -> Model {
-    let mut model = Model::new(Settings { node_name: "n1".into(), bind: None, external_ips: true });
+    let mut model = Model::new(Settings {
+        node_name: "n1".into(),
+        bind: None,
+        external_ips: true,
+        own_ports: Vec::new(),
+    });
     model.apply(Event::Services(Change::Snapshot(Vec::new())));
     model.apply(Event::Slices(Change::Snapshot(Vec::new())));
     model
@@ -88,7 +93,12 @@ fn problems(model: &mut Model) -> Vec<String> {
 
 #[test]
 fn i1_c35_nothing_before_both_lists() {
-    let mut model = Model::new(Settings { node_name: "n1".into(), bind: None, external_ips: true });
+    let mut model = Model::new(Settings {
+        node_name: "n1".into(),
+        bind: None,
+        external_ips: true,
+        own_ports: Vec::new(),
+    });
     model.apply(Event::Services(Change::Snapshot(vec![service(
         "a",
         json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}),
@@ -320,6 +330,31 @@ fn a9_a14_policies_reach_the_plan() {
         let model = with(&[service("x", spec)], &[slice("s", "x", "IPv4", json!([{"port": 80}]), node(on))]);
         assert_eq!(model.desired().values().next().unwrap().external.len(), want, "{name}");
     }
+}
+
+#[test]
+fn c22_the_nodes_own_ports_are_no_node_ports() {
+    let mut model = with(&[], &[]);
+    model.settings.own_ports = vec![10_256];
+    let ports = [
+        (22, "TCP", None),
+        (22, "UDP", Some("ns/a:p1 node 0.0.0.0 22/UDP")),
+        (10_250, "TCP", None),
+        (10_256, "TCP", None),
+        (10_257, "TCP", Some("ns/a:p4 node 0.0.0.0 10257/TCP")),
+    ];
+    let port = |(at, (node_port, protocol, _)): (usize, &(u16, &str, Option<&str>))| json!({"name": format!("p{at}"), "port": 80 + at, "protocol": protocol, "nodePort": node_port});
+    let list: Vec<Value> = ports.iter().enumerate().map(port).collect();
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": list});
+    model.apply(Event::Services(Change::Apply(service("a", spec))));
+    let served: Vec<_> = frontends(&model).into_iter().filter(|line| line.contains(" node ")).collect();
+    assert_eq!(served, ports.iter().filter_map(|(_, _, want)| *want).collect::<Vec<_>>());
+    let told = |at, port| {
+        format!(
+            "Service ns/a: spec.ports[{at}].nodePort is {port}, by which the node itself is reached, ignored"
+        )
+    };
+    assert_eq!(problems(&mut model), [told(0, 22), told(2, 10_250), told(3, 10_256)]);
 }
 
 #[test]

@@ -104,7 +104,12 @@ fn fill(
     samples: &mut Samples,
 ) -> Result<Model> {
     let started = Instant::now();
-    let mut model = Model::new(ModelSettings { node_name: "node-1".into(), bind: None, external_ips: true });
+    let mut model = Model::new(ModelSettings {
+        node_name: "node-1".into(),
+        bind: None,
+        external_ips: true,
+        own_ports: Vec::new(),
+    });
     model.apply(Event::Services(Change::Snapshot(services)));
     model.apply(Event::Slices(Change::Snapshot(slices)));
     let changes = model.drain_changes();
