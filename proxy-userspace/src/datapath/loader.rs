@@ -212,8 +212,8 @@ fn adopt_map(
     }
 }
 
-/// Entries of every pinned map that fits, and a line for each whose size is another than was asked for (L-22).
-/// A pin that does not fit is an error: aya would use it unseen, and crash.
+/// Entries of every pinned map that fits, and a line for each whose size is another than was asked for (L-22), and for each pin that was put
+/// aside because it does not fit: aya would use it unseen, and crash (L-23). What attached programs use instead is refused.
 fn check_pins(
     pins: &Pins,
     wanted: &[Spec],
@@ -222,42 +222,46 @@ fn check_pins(
     let mut notices = Vec::new();
     for spec in wanted {
         let path = pins.map(spec.name);
-        let Some(fd) = Pins::open(&path)? else { continue };
-        let info = sys::map_info(fd.as_fd()).map_err(|_| foreign(spec, &path, "no map"))?;
-        if let Some((is, needed)) = spec.conflict(&info) {
-            return Err(DatapathError::ForeignMap {
-                map: spec.name,
-                place: place(pins, &path),
-                found: is,
-                needed,
-            });
+        let conflict = match Pins::open(&path) {
+            Ok(None) if std::fs::symlink_metadata(&path).is_err() => continue,
+            Ok(None) => ("a link that leads nowhere".to_owned(), "a pinned map".to_owned()),
+            Ok(Some(fd)) => match sys::map_info(fd.as_fd()) {
+                Ok(info) => match spec.conflict(&info) {
+                    Some(conflict) => conflict,
+                    None => {
+                        notices.extend(other_size(spec, &info));
+                        found.insert(spec.name, info.max_entries);
+                        continue;
+                    }
+                },
+                Err(_) => ("no map".to_owned(), "a map".to_owned()),
+            },
+            Err(DatapathError::NoPin { .. }) => ("a directory".to_owned(), "a pinned map".to_owned()),
+            Err(error) => return Err(error),
+        };
+        let (is, needed) = conflict;
+        if pins.is_private() || pins.is_unfinished() {
+            let place = "the attached programs".to_owned();
+            return Err(DatapathError::ForeignMap { map: spec.name, place, found: is, needed });
         }
-        if let Some(entries) = spec.entries.filter(|&entries| entries != info.max_entries) {
-            notices.push(format!(
-                "map {} keeps its {} entries, not {entries} as configured: `sluice cleanup` and a new start change it",
-                spec.name, info.max_entries
-            ));
-        }
-        found.insert(spec.name, info.max_entries);
+        let aside = pins.put_aside(spec.name)?;
+        notices.push(format!(
+            "map {} found at {} is {is}, this version needs {needed}: put aside as {}, and made anew, what it held is lost",
+            spec.name,
+            path.display(),
+            aside.display()
+        ));
     }
     Ok((found, notices))
 }
 
-fn foreign(spec: &Spec, path: &Path, found: &str) -> DatapathError {
-    DatapathError::ForeignMap {
-        map: spec.name,
-        place: path.display().to_string(),
-        found: found.into(),
-        needed: "a map".into(),
-    }
-}
-
-fn place(pins: &Pins, path: &Path) -> String {
-    if pins.is_private() || pins.is_unfinished() {
-        "the attached programs".into()
-    } else {
-        path.display().to_string()
-    }
+fn other_size(spec: &Spec, info: &sys::MapInfo) -> Option<String> {
+    spec.entries.filter(|&entries| entries != info.max_entries).map(|entries| {
+        format!(
+            "map {} keeps its {} entries, not {entries} as configured: `sluice cleanup` and a new start change it",
+            spec.name, info.max_entries
+        )
+    })
 }
 
 /// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.

@@ -15,6 +15,9 @@ use crate::model::Family;
 /// What the name of a directory ends with that is not in use yet.
 const UNFINISHED: &str = "-new";
 
+/// How the name begins of what was found in a map's place and is none of ours.
+const ASIDE: &str = "damaged-";
+
 /// A directory that maps are pinned in.
 #[derive(Debug)]
 pub struct Pins {
@@ -150,6 +153,17 @@ impl Pins {
 
     pub fn map(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// Renames what is in a map's place to a name that no map has. The new one.
+    pub fn put_aside(&self, name: &str) -> Result<PathBuf, DatapathError> {
+        let path = self.map(name);
+        let aside = |number| self.dir.join(format!("{ASIDE}{name}-{number}"));
+        let aside = (0..).map(aside).find(|path| !path.exists()).unwrap_or_else(|| path.clone());
+        match std::fs::rename(&path, &aside) {
+            Ok(()) => Ok(aside),
+            Err(source) => Err(DatapathError::File { operation: "put aside", path, source }),
+        }
     }
 
     /// Pins a map that lies in another one, where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot open it by id.

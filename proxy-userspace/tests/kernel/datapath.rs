@@ -5,9 +5,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::abi::{Addr, Cidr, Config, LAYOUT, SERVICE_CIDRS};
-use proxy_userspace::datapath::{
-    Change, Cleaned, Datapath, DatapathError, Named, Options, cleanup, netns_cookie,
-};
+use proxy_userspace::datapath::{Change, Cleaned, Datapath, Named, Options, cleanup, netns_cookie};
 
 /// A config that can be told from another's.
 fn marked(seed: u32) -> Config {
@@ -169,22 +167,36 @@ fn foreign_programs_are_kept_and_told() {
     });
 }
 
+/// L-23: reported, put aside and made anew; what others hold goes on being adopted.
 #[test]
-fn pins_that_do_not_fit_are_refused_and_kept() {
+fn l23_pins_that_do_not_fit_are_put_aside() {
     in_namespace(|| {
         let bpffs = Scratch::bpffs();
-        let dir = bpffs.path().join("sluice").join(LAYOUT.to_string());
-        std::fs::create_dir_all(&dir).unwrap();
-        // Larger values than the programs expect: aya would use it, and crash.
-        let map = HashMap::<MapData, u64, [u8; 512]>::create(8, 0).unwrap();
-        map.pin(dir.join("FRONTENDS_V4")).unwrap();
         let options = Options { bpffs: Some(bpffs.path().into()), ..options() };
-        let error = Datapath::load(&options).unwrap_err();
-        assert!(matches!(error, DatapathError::ForeignMap { map: "FRONTENDS_V4", .. }), "{error}");
-        assert!(error.to_string().contains("sluice cleanup"), "{error}");
-        assert!(dir.join("FRONTENDS_V4").exists());
+        let first = Datapath::load(&options).unwrap();
+        first.set_config(&marked(5)).unwrap();
+        drop(first);
+        let dir = bpffs.path().join("sluice").join(LAYOUT.to_string());
+        let [larger, directory, link, missing] =
+            ["FRONTENDS_V4", "SERVICES", "RANGES_V6", "SIEVE"].map(|name| dir.join(name));
+        for path in [&larger, &directory, &link, &missing] {
+            std::fs::remove_file(path).unwrap();
+        }
+        // Larger values than the programs expect: aya would use it, and crash.
+        HashMap::<MapData, u64, [u8; 512]>::create(8, 0).unwrap().pin(&larger).unwrap();
+        std::fs::create_dir(&directory).unwrap();
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        let second = Datapath::load(&options).unwrap();
+        assert_eq!(second.config().unwrap().seed, 5);
+        for name in ["FRONTENDS_V4", "SERVICES", "RANGES_V6"] {
+            let aside = dir.join(format!("damaged-{name}-0"));
+            assert!(std::fs::symlink_metadata(&aside).is_ok() && dir.join(name).is_file(), "{name}");
+            let told = |line: &String| line.contains(&aside.display().to_string());
+            assert!(second.notices().iter().any(told), "{name}: {:?}", second.notices());
+        }
+        drop(second);
         cleanup(&options, Named::ALL).unwrap();
-        assert!(Datapath::load(&options).is_ok());
+        assert!(!dir.exists());
     });
 }
 
