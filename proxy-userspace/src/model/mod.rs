@@ -13,6 +13,8 @@ mod store;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_node;
+#[cfg(test)]
 mod tests_policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +58,8 @@ pub struct Model {
     dirty: BTreeSet<ObjectName>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     node: Option<Node>,
+    /// There are Nodes, and none of them is this one (C-29).
+    misnamed: bool,
     service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     source_problems: Vec<Problem>,
     connected: bool,
@@ -73,6 +77,7 @@ impl Model {
             dirty: BTreeSet::new(),
             health_checks: BTreeMap::new(),
             node: None,
+            misnamed: false,
             service_cidrs: BTreeMap::new(),
             source_problems: Vec::new(),
             connected: false,
@@ -141,6 +146,11 @@ impl Model {
             let name = format!("{} {}", ServiceCidr::KIND, object.name);
             object.defects.iter().map(move |defect| Problem::new(&name, &defect.what, &defect.next))
         }));
+        if self.misnamed {
+            let node = format!("{} {}", Node::KIND, self.settings.node_name);
+            let next = "correct --hostname-override: endpoints with its name are local, and its addresses this node's";
+            problems.push(Problem::new(node, "there are other Nodes and none of this name", next));
+        }
         problems.sort_unstable();
         problems
     }
@@ -265,9 +275,13 @@ impl Model {
         let node = match change {
             Change::Apply(node) if own(&node) => Some(node),
             Change::Delete(name) if name == self.settings.node_name => None,
-            Change::Snapshot(nodes) => nodes.into_iter().find(own),
+            Change::Snapshot(nodes) => {
+                self.misnamed = !nodes.is_empty() && !nodes.iter().any(own);
+                nodes.into_iter().find(own)
+            }
             Change::Apply(_) | Change::Delete(_) => return,
         };
+        self.misnamed &= node.is_none();
         let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
         let ips = |node: &Option<Node>| node_ips(self.settings.bind, node.as_ref());
         let (moved, renumbered) = (zone(&self.node) != zone(&node), ips(&self.node) != ips(&node));

@@ -86,7 +86,7 @@ fn changed(model: &mut Model) -> Vec<String> {
     model.drain_changes().iter().map(|(id, state)| format!("{}{id}", sign(state))).collect()
 }
 
-fn problems(model: &mut Model) -> Vec<String> {
+pub fn problems(model: &mut Model) -> Vec<String> {
     model.drain_changes();
     model.problems().iter().map(|p| format!("{}: {}", p.object, p.what)).collect()
 }
@@ -330,31 +330,6 @@ fn a9_a14_policies_reach_the_plan() {
         let model = with(&[service("x", spec)], &[slice("s", "x", "IPv4", json!([{"port": 80}]), node(on))]);
         assert_eq!(model.desired().values().next().unwrap().external.len(), want, "{name}");
     }
-}
-
-#[test]
-fn c22_the_nodes_own_ports_are_no_node_ports() {
-    let mut model = with(&[], &[]);
-    model.settings.own_ports = vec![10_256];
-    let ports = [
-        (22, "TCP", None),
-        (22, "UDP", Some("ns/a:p1 node 0.0.0.0 22/UDP")),
-        (10_250, "TCP", None),
-        (10_256, "TCP", None),
-        (10_257, "TCP", Some("ns/a:p4 node 0.0.0.0 10257/TCP")),
-    ];
-    let port = |(at, (node_port, protocol, _)): (usize, &(u16, &str, Option<&str>))| json!({"name": format!("p{at}"), "port": 80 + at, "protocol": protocol, "nodePort": node_port});
-    let list: Vec<Value> = ports.iter().enumerate().map(port).collect();
-    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.1", "ports": list});
-    model.apply(Event::Services(Change::Apply(service("a", spec))));
-    let served: Vec<_> = frontends(&model).into_iter().filter(|line| line.contains(" node ")).collect();
-    assert_eq!(served, ports.iter().filter_map(|(_, _, want)| *want).collect::<Vec<_>>());
-    let told = |at, port| {
-        format!(
-            "Service ns/a: spec.ports[{at}].nodePort is {port}, by which the node itself is reached, ignored"
-        )
-    };
-    assert_eq!(problems(&mut model), [told(0, 22), told(2, 10_250), told(3, 10_256)]);
 }
 
 #[test]

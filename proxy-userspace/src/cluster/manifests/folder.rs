@@ -93,7 +93,11 @@ impl Folder {
                 let object = format_args!("folder {}", self.path.display());
                 let what =
                     format_args!("cannot be read: {error}; what this agent has read of it before is kept");
-                problems.push(Problem::new(object, what, "create the folder that --manifests names"));
+                let next = match error.kind() {
+                    io::ErrorKind::PermissionDenied => "make the folder readable for the agent",
+                    _ => "create the folder that --manifests names",
+                };
+                problems.push(Problem::new(object, what, next));
                 problems.extend(self.files.values().flat_map(|file| file.problems.iter().cloned()));
                 false
             }
