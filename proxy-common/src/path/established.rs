@@ -143,8 +143,8 @@ fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, ent
 }
 
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
-/// has left and which it, or its client, has reset or does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time is over. What is over is removed
-/// here. `headers.key` is that of a pair's forward entry.
+/// has left and either end has reset it or the backend does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time
+/// is over. What is over is removed here. `headers.key` is that of a pair's forward entry.
 ///
 /// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
 #[inline(never)]

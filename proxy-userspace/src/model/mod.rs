@@ -58,8 +58,8 @@ pub struct Model {
     dirty: BTreeSet<ObjectName>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     node: Option<Node>,
-    /// There are Nodes, and none of them is this one (C-29).
-    misnamed: bool,
+    /// Names of others. The API server tells of this one alone.
+    other_nodes: BTreeSet<Arc<str>>,
     service_cidrs: BTreeMap<Arc<str>, ServiceCidr>,
     source_problems: Vec<Problem>,
     connected: bool,
@@ -77,7 +77,7 @@ impl Model {
             dirty: BTreeSet::new(),
             health_checks: BTreeMap::new(),
             node: None,
-            misnamed: false,
+            other_nodes: BTreeSet::new(),
             service_cidrs: BTreeMap::new(),
             source_problems: Vec::new(),
             connected: false,
@@ -146,7 +146,8 @@ impl Model {
             let name = format!("{} {}", ServiceCidr::KIND, object.name);
             object.defects.iter().map(move |defect| Problem::new(&name, &defect.what, &defect.next))
         }));
-        if self.misnamed {
+        // C-29.
+        if self.node.is_none() && !self.other_nodes.is_empty() {
             let node = format!("{} {}", Node::KIND, self.settings.node_name);
             let next = "correct --hostname-override: endpoints with its name are local, and its addresses this node's";
             problems.push(Problem::new(node, "there are other Nodes and none of this name", next));
@@ -271,17 +272,25 @@ impl Model {
     }
 
     fn apply_nodes(&mut self, change: Change<Node, Arc<str>>) {
-        let own = |node: &Node| node.name == self.settings.node_name;
+        let own = self.settings.node_name.clone();
         let node = match change {
-            Change::Apply(node) if own(&node) => Some(node),
-            Change::Delete(name) if name == self.settings.node_name => None,
+            Change::Apply(node) if node.name == own => Some(node),
+            Change::Delete(name) if name == own => None,
             Change::Snapshot(nodes) => {
-                self.misnamed = !nodes.is_empty() && !nodes.iter().any(own);
-                nodes.into_iter().find(own)
+                let (mut ours, others): (Vec<_>, Vec<_>) =
+                    nodes.into_iter().partition(|node| node.name == own);
+                self.other_nodes = others.into_iter().map(|node| node.name).collect();
+                ours.pop()
             }
-            Change::Apply(_) | Change::Delete(_) => return,
+            Change::Apply(node) => {
+                self.other_nodes.insert(node.name);
+                return;
+            }
+            Change::Delete(name) => {
+                self.other_nodes.remove(&name);
+                return;
+            }
         };
-        self.misnamed &= node.is_none();
         let zone = |node: &Option<Node>| node.as_ref().and_then(|node| node.zone.clone());
         let ips = |node: &Option<Node>| node_ips(self.settings.bind, node.as_ref());
         let (moved, renumbered) = (zone(&self.node) != zone(&node), ips(&self.node) != ips(&node));

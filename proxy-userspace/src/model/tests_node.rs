@@ -44,6 +44,10 @@ fn c29_a_name_that_no_node_has_is_told() {
     assert_eq!(problems(&mut model), ["Node n1: there are other Nodes and none of this name"]);
     model.apply(Event::Nodes(Change::Apply(node("n4"))));
     assert_eq!(problems(&mut model).len(), 1);
+    ["n2", "n3", "n4"].iter().for_each(|name| model.apply(Event::Nodes(Change::Delete((*name).into()))));
+    assert!(problems(&mut model).is_empty());
+    model.apply(Event::Nodes(Change::Apply(node("n4"))));
+    assert_eq!(problems(&mut model).len(), 1);
     model.apply(Event::Nodes(Change::Apply(node("n1"))));
     assert!(problems(&mut model).is_empty());
 }
