@@ -183,8 +183,8 @@ pub(super) const fn closed(a: u8, b: u8) -> bool {
     (a | b) & state::RST != 0 || a & b & state::FIN != 0
 }
 
-/// Source port number `attempt` of a flow: first from 1024 to 29999, which neither ephemeral sockets nor kernel
-/// MASQUERADE use, then from the rest.
+/// Source port number `attempt` of a flow: first from 1024 to 29999, which ephemeral sockets do not use, nor kernel MASQUERADE unless it
+/// draws ports as kube-proxy's does (`--random-fully`), then from the rest.
 #[inline(always)]
 pub(super) const fn candidate(secret: u32, attempt: u32) -> Port {
     let mut hash = (secret ^ attempt.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
