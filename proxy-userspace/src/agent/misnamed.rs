@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::config::{EdgePattern, Edges, NodePortAddresses};
-use crate::model::Family;
+use crate::config::{EdgePattern, Edges, NodePortAddresses, NodePorts};
+use crate::model::{Family, node_port_addresses};
 use crate::node::Address;
 use crate::status::Trouble;
 
@@ -36,17 +36,18 @@ pub fn families(node_ips: &[IpAddr], addresses: &[Address]) -> Vec<Trouble> {
 }
 
 /// `--nodeport-addresses` leaves no address of a family that the node has any of: there its NodePorts are nowhere (E3).
-pub fn node_ports(asked: &NodePortAddresses, addresses: &[Address]) -> Vec<Trouble> {
-    let NodePortAddresses::Cidrs(cidrs) = asked else { return Vec::new() };
+pub fn node_ports(asked: &NodePorts, addresses: &[Address]) -> Vec<Trouble> {
+    let NodePortAddresses::Cidrs(cidrs) = &asked.addresses else { return Vec::new() };
+    let own: Vec<IpAddr> = addresses.iter().filter(|own| own.global).map(|own| own.ip).collect();
+    let serving = node_port_addresses(asked, &own, &[]);
     let trouble = |family: Family| {
-        let asked: Vec<_> = cidrs.iter().filter(|cidr| Family::of(&cidr.addr()) == family).collect();
-        let own = || addresses.iter().filter(|own| own.global && Family::of(&own.ip) == family);
-        let serves = |own: &Address| asked.iter().any(|cidr| cidr.contains(&own.ip));
-        if asked.is_empty() || own().next().is_none() || own().any(serves) {
+        let is_of = |ip: &IpAddr| Family::of(ip) == family;
+        if !own.iter().any(is_of) || serving.iter().any(is_of) {
             return None;
         }
-        let asked: Vec<_> = asked.iter().map(ToString::to_string).collect();
-        let why = format!("no {} address of the node is in {}", family.name(), asked.join(" or "));
+        let ranges: Vec<_> =
+            cidrs.iter().filter(|cidr| is_of(&cidr.addr())).map(ToString::to_string).collect();
+        let why = format!("no {} address of the node is in {}", family.name(), ranges.join(" or "));
         let next =
             "no NodePort is served in that family; correct the ranges, or give a device such an address";
         Some(Trouble::new("--nodeport-addresses", why, next))
@@ -109,7 +110,8 @@ mod tests {
             ),
             (ranges("192.0.2.1/32,fd00::/8"), vec![]),
         ];
-        for (asked, want) in cases {
+        for (addresses, want) in cases {
+            let asked = NodePorts { addresses, localhost: false };
             let told: Vec<_> = node_ports(&asked, &device).into_iter().map(|trouble| trouble.why).collect();
             assert_eq!(told, want, "{asked:?}");
         }

@@ -178,7 +178,7 @@ impl Worker {
         let mut troubles = misnamed::families(&self.own_node.ips, &self.addresses);
         let served = self.edges.values().map(|served| served.edge.name.as_str());
         troubles.extend(misnamed::devices(&self.asked_edges, served));
-        troubles.extend(misnamed::node_ports(&self.node_ports.addresses, &self.addresses));
+        troubles.extend(misnamed::node_ports(&self.node_ports, &self.addresses));
         troubles
     }
 

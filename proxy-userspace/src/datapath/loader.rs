@@ -212,6 +212,30 @@ fn adopt_map(
     }
 }
 
+/// What is at the place of a map's pin.
+enum Pinned {
+    Nothing,
+    Map(sys::MapInfo),
+    /// What it is, and what is needed.
+    Misfit(String, String),
+}
+
+fn look_at_pin(spec: &Spec, path: &Path) -> Result<Pinned, DatapathError> {
+    let misfit = |is: &str| Ok(Pinned::Misfit(is.to_owned(), "a pinned map".to_owned()));
+    let fd = match Pins::open(path) {
+        Ok(Some(fd)) => fd,
+        Ok(None) if std::fs::symlink_metadata(path).is_err() => return Ok(Pinned::Nothing),
+        Ok(None) => return misfit("a link that leads nowhere"),
+        Err(DatapathError::NoPin { .. }) => return misfit("a directory"),
+        Err(error) => return Err(error),
+    };
+    let Ok(info) = sys::map_info(fd.as_fd()) else { return misfit("no map") };
+    Ok(match spec.conflict(&info) {
+        Some((is, needed)) => Pinned::Misfit(is, needed),
+        None => Pinned::Map(info),
+    })
+}
+
 /// Entries of every pinned map that fits, and a line for each whose size is another than was asked for (L-22), and for each pin that was put
 /// aside because it does not fit: aya would use it unseen, and crash (L-23). What attached programs use instead is refused.
 fn check_pins(
@@ -222,35 +246,26 @@ fn check_pins(
     let mut notices = Vec::new();
     for spec in wanted {
         let path = pins.map(spec.name);
-        let conflict = match Pins::open(&path) {
-            Ok(None) if std::fs::symlink_metadata(&path).is_err() => continue,
-            Ok(None) => ("a link that leads nowhere".to_owned(), "a pinned map".to_owned()),
-            Ok(Some(fd)) => match sys::map_info(fd.as_fd()) {
-                Ok(info) => match spec.conflict(&info) {
-                    Some(conflict) => conflict,
-                    None => {
-                        notices.extend(other_size(spec, &info));
-                        found.insert(spec.name, info.max_entries);
-                        continue;
-                    }
-                },
-                Err(_) => ("no map".to_owned(), "a map".to_owned()),
-            },
-            Err(DatapathError::NoPin { .. }) => ("a directory".to_owned(), "a pinned map".to_owned()),
-            Err(error) => return Err(error),
-        };
-        let (is, needed) = conflict;
-        if pins.is_private() || pins.is_unfinished() {
-            let place = "the attached programs".to_owned();
-            return Err(DatapathError::ForeignMap { map: spec.name, place, found: is, needed });
+        match look_at_pin(spec, &path)? {
+            Pinned::Nothing => {}
+            Pinned::Map(info) => {
+                notices.extend(other_size(spec, &info));
+                found.insert(spec.name, info.max_entries);
+            }
+            Pinned::Misfit(found, needed) if pins.is_private() || pins.is_unfinished() => {
+                let place = "the attached programs".to_owned();
+                return Err(DatapathError::ForeignMap { map: spec.name, place, found, needed });
+            }
+            Pinned::Misfit(is, needed) => {
+                let aside = pins.put_aside(spec.name)?;
+                notices.push(format!(
+                    "map {} found at {} is {is}, this version needs {needed}: put aside as {}, and made anew, what it held is lost",
+                    spec.name,
+                    path.display(),
+                    aside.display()
+                ));
+            }
         }
-        let aside = pins.put_aside(spec.name)?;
-        notices.push(format!(
-            "map {} found at {} is {is}, this version needs {needed}: put aside as {}, and made anew, what it held is lost",
-            spec.name,
-            path.display(),
-            aside.display()
-        ));
     }
     Ok((found, notices))
 }

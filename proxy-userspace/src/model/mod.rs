@@ -45,6 +45,14 @@ pub struct Settings {
     pub own_ports: Vec<u16>,
 }
 
+impl Settings {
+    /// Of the node with this name, all else being as kube-proxy has it by default.
+    #[must_use]
+    pub fn of_node(name: impl Into<Arc<str>>) -> Self {
+        Self { node_name: name.into(), bind: None, external_ips: true, own_ports: Vec::new() }
+    }
+}
+
 /// TCP ports by which a node is reached whatever becomes of its Services: SSH, the API server's, the kubelet's. No NodePort is served there,
 /// nor at the agent's own (C-22).
 const CRITICAL: [u16; 3] = [22, 6443, 10_250];
@@ -230,6 +238,7 @@ impl Model {
         self.dirty.insert(name.clone());
     }
 
+    /// Takes the node's own ports out of what the Service asks for, and says so.
     fn keep_off_own_ports(&self, service: &mut Service) {
         let is_own = |port: &u16| CRITICAL.contains(port) || self.settings.own_ports.contains(port);
         for (index, port) in service.ports.iter_mut().enumerate() {

@@ -36,12 +36,7 @@ fn ready(name: &str, service: &str, addresses: &[&str]) -> Slice {
 }
 
 pub fn model() -> Model {
-    let mut model = Model::new(Settings {
-        node_name: "n1".into(),
-        bind: None,
-        external_ips: true,
-        own_ports: Vec::new(),
-    });
+    let mut model = Model::new(Settings::of_node("n1"));
     model.apply(Event::Services(Change::Snapshot(Vec::new())));
     model.apply(Event::Slices(Change::Snapshot(Vec::new())));
     model
@@ -93,12 +88,7 @@ pub fn problems(model: &mut Model) -> Vec<String> {
 
 #[test]
 fn i1_c35_nothing_before_both_lists() {
-    let mut model = Model::new(Settings {
-        node_name: "n1".into(),
-        bind: None,
-        external_ips: true,
-        own_ports: Vec::new(),
-    });
+    let mut model = Model::new(Settings::of_node("n1"));
     model.apply(Event::Services(Change::Snapshot(vec![service(
         "a",
         json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}),

@@ -104,12 +104,7 @@ fn fill(
     samples: &mut Samples,
 ) -> Result<Model> {
     let started = Instant::now();
-    let mut model = Model::new(ModelSettings {
-        node_name: "node-1".into(),
-        bind: None,
-        external_ips: true,
-        own_ports: Vec::new(),
-    });
+    let mut model = Model::new(ModelSettings::of_node("node-1"));
     model.apply(Event::Services(Change::Snapshot(services)));
     model.apply(Event::Slices(Change::Snapshot(slices)));
     let changes = model.drain_changes();

@@ -15,12 +15,7 @@ pub const REST: Duration = Duration::from_secs(10);
 
 /// A node that has been told that there is nothing.
 pub fn listed() -> Model {
-    let mut model = Model::new(Settings {
-        node_name: "n1".into(),
-        bind: None,
-        external_ips: true,
-        own_ports: Vec::new(),
-    });
+    let mut model = Model::new(Settings::of_node("n1"));
     model.apply(Event::Services(Change::Snapshot(Vec::new())));
     model.apply(Event::Slices(Change::Snapshot(Vec::new())));
     model

@@ -114,12 +114,7 @@ fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
 
 impl<const N: usize> Cluster<N> {
     pub fn new(plan: Plan, kernel: Kernel<N>, fault: Fault) -> Result<Self, String> {
-        let mut model = Model::new(model::Settings {
-            node_name: "n1".into(),
-            bind: None,
-            external_ips: true,
-            own_ports: Vec::new(),
-        });
+        let mut model = Model::new(model::Settings::of_node("n1"));
         model.apply(Event::Services(Change::Snapshot(Vec::new())));
         model.apply(Event::Slices(Change::Snapshot(Vec::new())));
         let shadow = Shadow::default();

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::parse::{Object, ObjectKey, Parsed, parse};
+use super::parse::{Object, ObjectKey, Parsed, parse, unread};
 use crate::cluster::types::{Kind, Node, Problem, Service, ServiceCidr, Slice};
 use crate::cluster::{Change, Event};
 
@@ -91,13 +91,11 @@ impl Folder {
             }
             Err(error) => {
                 let object = format_args!("folder {}", self.path.display());
-                let what =
-                    format_args!("cannot be read: {error}; what this agent has read of it before is kept");
                 let next = match error.kind() {
                     io::ErrorKind::PermissionDenied => "make the folder readable for the agent",
                     _ => "create the folder that --manifests names",
                 };
-                problems.push(Problem::new(object, what, next));
+                problems.push(Problem::new(object, unread(error), next));
                 problems.extend(self.files.values().flat_map(|file| file.problems.iter().cloned()));
                 false
             }
@@ -226,8 +224,7 @@ fn read_file(path: &Path, before: Option<File>) -> Option<Read> {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            let what = format_args!("cannot be read: {error}; what this agent has read of it before is kept");
-            let problem = Problem::new(path.display(), what, "make the file readable for the agent");
+            let problem = Problem::new(path.display(), unread(error), "make the file readable for the agent");
             let file = File { stamp: None, problems: vec![problem], ..before };
             return Some(Read::New(file, BTreeMap::new()));
         }

@@ -122,12 +122,15 @@ fn documents(text: &str) -> Vec<String> {
     documents
 }
 
+/// What is told of a folder, a file or a document that cannot be read.
+pub fn unread(why: impl std::fmt::Display) -> String {
+    format!("cannot be read: {why}; what this agent has read of it before is kept")
+}
+
 impl Parsed {
     fn damage(&mut self, place: &str, what: &str) {
         self.damaged = true;
-        let first = first_line(&what);
-        let what = format_args!("cannot be read: {first}; what this agent has read of it before is kept");
-        self.problems.push(Problem::new(place, what, "correct the file"));
+        self.problems.push(Problem::new(place, unread(first_line(&what)), "correct the file"));
     }
 
     fn document<E: std::fmt::Display>(&mut self, place: &str, document: Result<Value, E>) {

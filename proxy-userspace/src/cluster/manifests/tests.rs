@@ -44,7 +44,7 @@ fn slice(name: &str, service: &str, address: &str) -> String {
 }
 
 fn model() -> Model {
-    Model::new(Settings { node_name: "n1".into(), bind: None, external_ips: true, own_ports: Vec::new() })
+    Model::new(Settings::of_node("n1"))
 }
 
 fn state(model: &Model) -> Vec<String> {

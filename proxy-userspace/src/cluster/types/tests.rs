@@ -137,7 +137,7 @@ proptest! {
         let (Ok(service), Ok(slice), Ok(node)) = (service, slice, node) else {
             return Err(TestCaseError::fail("an object was given up"));
         };
-        let mut model = Model::new(Settings { node_name: "x".into(), bind: None, external_ips: true, own_ports: Vec::new() });
+        let mut model = Model::new(Settings::of_node("x"));
         model.apply(Event::Nodes(Change::Snapshot(vec![node.object])));
         model.apply(Event::Services(Change::Snapshot(vec![service.object])));
         model.apply(Event::Slices(Change::Snapshot(vec![slice.object])));
