@@ -135,7 +135,7 @@ fn everything() -> [Event; 3] {
 }
 
 fn endpoints(changes: &[PortChange]) -> Vec<SocketAddr> {
-    changes.iter().filter_map(|(_, state)| state.as_ref()).flat_map(|state| state.internal.clone()).collect()
+    changes.iter().filter_map(|(_, state)| state.as_ref()).flat_map(|state| state.internal.to_vec()).collect()
 }
 
 #[tokio::test]

@@ -114,7 +114,8 @@ impl Datapath {
     }
 
     fn require(&mut self, edge: &Edge) -> Result<(), DatapathError> {
-        self.programs.require(&self.pins, &edge_programs(std::slice::from_ref(edge)))
+        let object = || loader::load_object(&self.pins, &self.recipe, None);
+        self.programs.require(&self.pins, &edge_programs(std::slice::from_ref(edge)), object)
     }
 
     /// Takes our programs off a device that is there but is no edge any more.
@@ -263,6 +264,7 @@ impl Datapath {
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
         let tracing = self.tracing.as_ref().and_then(|tracing| tracing.program(name));
+        let tracing = tracing.and_then(|id| self.programs.known.get(&id)).map(AsFd::as_fd);
         tracing.or_else(|| self.programs.get(name)).ok_or(DatapathError::NoProgram { program: name })
     }
 

@@ -16,7 +16,6 @@ use super::tables::FamilyTables;
 use super::{Datapath, loader};
 use crate::model::Protocol;
 use crate::node::{Edge, EdgeKind};
-use crate::sync::Store;
 
 /// A packet at a hook.
 #[derive(Clone, Copy, Debug)]
@@ -64,11 +63,11 @@ impl Datapath {
             false => find(&self.tables.v6, ends.1, protocol),
         };
         let Some(frontend) = found.map_err(failed("read", "FRONTENDS"))? else { return Ok(Asked::default()) };
-        let services = Store::services(self);
-        let Some((_, service)) = services.iter().find(|(index, _)| *index == frontend.service) else {
+        let service = self.tables.services.get(&frontend.service).map_err(failed("read", "SERVICES"))?;
+        let Some(service) = service.filter(|service| service.flags & service_flags::IN_USE != 0) else {
             return Ok(Asked::default());
         };
-        let run = self.list(edge, ends.0, frontend, service)?;
+        let run = self.list(edge, ends.0, frontend, &service)?;
         let candidates = match ends.1.is_ipv4() {
             true => members(&self.tables.v4, run),
             false => members(&self.tables.v6, run),

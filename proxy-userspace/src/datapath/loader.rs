@@ -106,9 +106,9 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let make = Make::of((crate::OBJECT, recipe.globals(), ids));
     let mut earlier = inheritance.programs()?;
     earlier.extend(pins.programs()?);
-    let mut programs = Programs::new(ebpf, make, earlier)?;
+    let mut programs = Programs::new(make, earlier)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
-    programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>())?;
+    programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>(), || Ok(ebpf))?;
     pins.finish()?;
     let adopted = !found.is_empty();
     Ok(Loaded { programs, pins, recipe, maps, cgroup, inheritance, adopted, notices, unsummed })

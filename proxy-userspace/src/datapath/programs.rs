@@ -35,21 +35,19 @@ impl Make {
 /// See the module.
 #[derive(Debug)]
 pub struct Programs {
-    pub ebpf: Ebpf,
     /// All that this and earlier agents have pinned or loaded, by id.
     pub known: Known,
     make: Make,
-    /// Ids of an earlier agent's that this one goes on with.
-    kept: HashMap<&'static str, u32>,
+    /// Ids of those that have been required: loaded, or an earlier agent's.
+    own: HashMap<&'static str, u32>,
     /// Pins of earlier agents' programs, with what tells them apart.
     earlier: Vec<(PathBuf, sys::ProgramInfo)>,
 }
 
 impl Programs {
     /// `earlier`: what is pinned, here and in directories of other layouts.
-    pub fn new(ebpf: Ebpf, make: Make, earlier: Vec<(PathBuf, OwnedFd)>) -> Result<Self, DatapathError> {
-        let mut programs =
-            Self { ebpf, known: Known::new(), make, kept: HashMap::new(), earlier: Vec::new() };
+    pub fn new(make: Make, earlier: Vec<(PathBuf, OwnedFd)>) -> Result<Self, DatapathError> {
+        let mut programs = Self { known: Known::new(), make, own: HashMap::new(), earlier: Vec::new() };
         for (path, fd) in earlier {
             let failed = |source| DatapathError::File { operation: "read pin", path: path.clone(), source };
             let info = sys::program_info(fd.as_fd()).map_err(failed)?;
@@ -61,21 +59,25 @@ impl Programs {
 
     /// One that has been required.
     pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        match self.kept.get(name) {
-            Some(id) => self.known.get(id).map(AsFd::as_fd),
-            None => loaded(&self.ebpf, name),
-        }
+        self.own.get(name).and_then(|id| self.known.get(id)).map(AsFd::as_fd)
     }
 
-    /// Sees to it that these are there: the same ones that an earlier agent has pinned, or else loaded and pinned.
-    pub fn require(&mut self, pins: &Pins, names: &[&'static str]) -> Result<(), DatapathError> {
+    /// Sees to it that these are there: the same ones that an earlier agent has pinned, or else those of `object`, loaded and
+    /// pinned. The object is let go: parsed, it takes several megabytes.
+    pub fn require(
+        &mut self,
+        pins: &Pins,
+        names: &[&'static str],
+        object: impl FnOnce() -> Result<Ebpf, DatapathError>,
+    ) -> Result<(), DatapathError> {
         let mut missing = names.to_vec();
         missing.retain(|name| self.get(name).is_none() && !self.go_on_with(name));
         if missing.is_empty() {
             return Ok(());
         }
-        loader::load_programs(&mut self.ebpf, &missing)?;
-        keep(&self.ebpf, pins, Some(self.make), &mut self.known).map(drop)
+        let kept = load(&mut object()?, &missing, pins, Some(self.make), &mut self.known)?;
+        self.own.extend(kept.into_iter().map(|kept| (kept.name, kept.id)));
+        Ok(())
     }
 
     fn go_on_with(&mut self, name: &'static str) -> bool {
@@ -86,7 +88,7 @@ impl Programs {
         };
         let Some(at) = self.earlier.iter().position(same) else { return false };
         let (_, info) = self.earlier.swap_remove(at);
-        self.kept.insert(name, info.id);
+        self.own.insert(name, info.id);
         true
     }
 
@@ -100,39 +102,42 @@ impl Programs {
     /// Closes those that are neither this agent's nor `carried` by a hook: the kernel keeps a program, and the maps that only it
     /// uses, for as long as a descriptor is open.
     pub fn let_go(&mut self, carried: impl Iterator<Item = u32>) {
-        let own = self.ebpf.programs().filter_map(|(_, program)| program.fd().ok());
-        let own = own.filter_map(|fd| sys::program_info(fd.as_fd()).ok()).map(|info| info.id);
-        let needed: HashSet<u32> = own.chain(self.kept.values().copied()).chain(carried).collect();
+        let needed: HashSet<u32> = self.own.values().copied().chain(carried).collect();
         self.known.retain(|id, _| needed.contains(id));
     }
 }
 
-/// A program of `ebpf`, if the kernel has it.
-pub fn loaded<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
-    ebpf.program(name)?.fd().ok().map(AsFd::as_fd)
+/// A program that was loaded, among the known ones by its id.
+#[derive(Debug)]
+pub struct Kept {
+    pub name: &'static str,
+    pub id: u32,
+    pub pin: PathBuf,
 }
 
-/// Remembers the loaded programs of `ebpf`, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN cannot
-/// open them by id, but needs them to replace them. With a `make`, it may also go on with them. Their ids.
-pub fn keep(
-    ebpf: &Ebpf,
+/// Loads these programs of `ebpf`, remembers them, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN
+/// cannot open them by id, but needs them to replace them. With a `make`, it may also go on with them.
+pub fn load(
+    ebpf: &mut Ebpf,
+    names: &[&'static str],
     pins: &Pins,
     make: Option<Make>,
     known: &mut Known,
-) -> Result<Vec<(u32, PathBuf)>, DatapathError> {
-    let mut kept = Vec::new();
-    for (name, program) in ebpf.programs() {
-        let Ok(fd) = program.fd() else { continue };
+) -> Result<Vec<Kept>, DatapathError> {
+    loader::load_programs(ebpf, names)?;
+    let keep = |&name: &&'static str| {
+        let fd = ebpf.program(name).and_then(|program| program.fd().ok());
+        let fd = fd.ok_or(DatapathError::NoProgram { program: name })?.as_fd();
         let failed =
             |source| DatapathError::File { operation: "describe program", path: name.into(), source };
-        let id = sys::program_info(fd.as_fd()).map_err(failed)?.id;
-        known.insert(id, fd.as_fd().try_clone_to_owned().map_err(failed)?);
+        let id = sys::program_info(fd).map_err(failed)?.id;
+        known.insert(id, fd.try_clone_to_owned().map_err(failed)?);
         let prefix = make.map_or_else(|| format!("{name}-"), |make| make.prefix(name));
         let pin = pins.program(&prefix, id);
         if !pins.is_private() {
-            Pins::put(fd.as_fd(), &pin)?;
+            Pins::put(fd, &pin)?;
         }
-        kept.push((id, pin));
-    }
-    Ok(kept)
+        Ok(Kept { name, id, pin })
+    };
+    names.iter().map(keep).collect()
 }

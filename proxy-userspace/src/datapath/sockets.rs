@@ -3,14 +3,13 @@
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
 
 use aya::Btf;
 use aya::programs::Iter;
 use proxy_common::abi::{Addr, Generations, SocketPair, SocketRecord};
 
 use super::error::DatapathError;
-use super::{Datapath, sys};
+use super::{Datapath, loader, sys};
 use crate::sync::EndpointId;
 
 /// A backend that a socket was sent to in place of what it had dialled.
@@ -57,13 +56,13 @@ impl Datapath {
         records(file, |record| show(record.cookie, translations(&record))).map_err(failed)
     }
 
-    fn load_iterator(&mut self) -> Result<OwnedFd, DatapathError> {
+    fn load_iterator(&self) -> Result<OwnedFd, DatapathError> {
         const NAME: &str = "sluice_sockets";
         let failed = |source| DatapathError::Iterator { source };
         // Dropped at once: it is large, and the program's type is all that is looked up.
         let types = Btf::from_sys_fs().map_err(|error| failed(io::Error::other(error)))?;
-        let program =
-            self.programs.ebpf.program_mut(NAME).ok_or(DatapathError::NoProgram { program: NAME })?;
+        let mut ebpf = loader::load_object(&self.pins, &self.recipe, None)?;
+        let program = ebpf.program_mut(NAME).ok_or(DatapathError::NoProgram { program: NAME })?;
         let program: &mut Iter = program.try_into().map_err(|error| DatapathError::refused(NAME, error))?;
         program.load("bpf_sk_storage_map", &types).map_err(|error| DatapathError::refused(NAME, error))?;
         let fd = program.fd().map_err(|error| DatapathError::refused(NAME, error))?;
@@ -73,10 +72,8 @@ impl Datapath {
     /// Whether this is still an endpoint of the Service that had it when it got its id.
     #[must_use]
     pub fn is_endpoint(&self, endpoint: EndpointId) -> bool {
-        let word = self.tables.endpoints.words().get(Generations::index(endpoint.id) as usize);
-        word.is_some_and(|word| {
-            Generations(word.load(Ordering::Acquire)).of(endpoint.id) == endpoint.generation
-        })
+        let generations = self.tables.endpoints.get(&Generations::index(endpoint.id)).ok().flatten();
+        generations.is_some_and(|generations| generations.of(endpoint.id) == endpoint.generation)
     }
 }
 

@@ -15,8 +15,8 @@ use super::Datapath;
 use super::error::DatapathError;
 use super::pins::Pins;
 use super::specs::{self, CHUNKS};
-use super::sys::{self, Shared, Table};
-use super::tables::{FamilyTables, SERVICE_WORDS};
+use super::sys::{self, Table, Window};
+use super::tables::FamilyTables;
 use crate::model::{Family, Protocol};
 use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
 
@@ -162,7 +162,7 @@ where
     }
 
     /// The sieve first: what it does not let through is not looked up.
-    fn set_addresses(&self, list: &[(IpAddr, u32)], sieve: &Shared) -> io::Result<()> {
+    fn set_addresses(&self, list: &[(IpAddr, u32)], sieve: &Window) -> io::Result<()> {
         list.iter().filter_map(|(ip, _)| Net::wire(*ip)).for_each(|address| let_through(sieve, &address));
         let (keys, values): (Vec<_>, Vec<_>) = list
             .iter()
@@ -194,9 +194,9 @@ where
 }
 
 /// Sets the address's bit, and so for good.
-fn let_through<const N: usize>(sieve: &Shared, address: &Addr<N>) {
+fn let_through<const N: usize>(sieve: &Window, address: &Addr<N>) {
     let (word, bit) = address.sieve();
-    if let Some(word) = sieve.words().get(word as usize) {
+    if let Some(word) = sieve.word(word as usize) {
         word.fetch_or(bit, Ordering::Release);
     }
 }
@@ -287,32 +287,56 @@ impl Datapath {
         Ok(())
     }
 
-    /// Programs see either generation; nobody else writes.
-    fn store_generation(&self, endpoint: EndpointId) -> Result<(), DatapathError> {
-        let EndpointId { id, generation } = endpoint;
-        let Some(word) = self.tables.endpoints.words().get(Generations::index(id) as usize) else {
-            return Err(failed("write", "ENDPOINTS")(io::ErrorKind::InvalidInput.into()));
-        };
-        let before = Generations(word.load(Ordering::Relaxed));
-        word.store(before.with(id, generation).0, Ordering::Release);
+    fn store_generations(&self, list: &[EndpointId]) -> Result<(), DatapathError> {
+        let failed = failed("write", "ENDPOINTS");
+        let window =
+            window(&self.tables.endpoints, list.iter().map(|endpoint| Generations::index(endpoint.id)));
+        let window = window.map_err(&failed)?;
+        for EndpointId { id, generation } in list {
+            let word = window.word(Generations::index(*id) as usize);
+            let word = word.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+            let before = Generations(word.load(Ordering::Relaxed));
+            // Programs see either generation; nobody else writes.
+            word.store(before.with(*id, *generation).0, Ordering::Release);
+        }
         Ok(())
     }
 
-    fn store_word(&self, index: u32, word: Word) -> Result<(), DatapathError> {
-        let (at, value) = match word {
-            Word::External(run) => (0, run.0),
-            Word::Internal(run) => (1, run.0),
-            Word::Cluster(run) => (2, run.0),
-            Word::Settings { flags, affinity_timeout } => (3, settings(flags, affinity_timeout)),
-        };
-        let words = self.tables.services.words();
-        let Some(place) = words.get(index as usize * SERVICE_WORDS + at) else {
-            return Err(failed("write", "SERVICES")(io::ErrorKind::InvalidInput.into()));
-        };
-        // Release: a program that sees the new run sees the slots written before.
-        place.store(value, Ordering::Release);
+    fn store_words(&self, list: &[(u32, Word)]) -> Result<(), DatapathError> {
+        let failed = failed("write", "SERVICES");
+        let window = window(&self.tables.services, list.iter().map(|(index, _)| *index)).map_err(&failed)?;
+        for (index, word) in list {
+            let (at, value) = match *word {
+                Word::External(run) => (0, run.0),
+                Word::Internal(run) => (1, run.0),
+                Word::Cluster(run) => (2, run.0),
+                Word::Settings { flags, affinity_timeout } => (3, settings(flags, affinity_timeout)),
+            };
+            let place = window.word(*index as usize * words::<Service>() + at);
+            let place = place.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+            // Release: a program that sees the new run sees the slots written before.
+            place.store(value, Ordering::Release);
+        }
         Ok(())
     }
+}
+
+/// 64-bit words of a value.
+const fn words<V>() -> usize {
+    size_of::<V>() / size_of::<u64>()
+}
+
+/// The memory of an array's elements with these numbers, and of what lies between them.
+fn window<V: Abi>(array: &Table<u32, V>, numbers: impl Iterator<Item = u32>) -> io::Result<Window> {
+    let (first, last) =
+        numbers.fold((u32::MAX, 0), |(first, last), number| (first.min(number), last.max(number)));
+    let last = last.min(array.max_entries().saturating_sub(1));
+    Window::open(array.fd(), first.min(last) as usize * words::<V>()..(last as usize + 1) * words::<V>())
+}
+
+/// That of all of them.
+fn whole<V: Abi>(array: &Table<u32, V>) -> io::Result<Window> {
+    window(array, [0, array.max_entries()].into_iter())
 }
 
 impl Store for Datapath {
@@ -321,8 +345,8 @@ impl Store for Datapath {
     fn capacity(&self) -> Capacity {
         let tables = &self.tables;
         Capacity {
-            services: tables.service_count,
-            endpoints: tables.endpoints.words().len() as u32 * Generations::COUNT,
+            services: tables.services.max_entries(),
+            endpoints: tables.endpoints.max_entries() * Generations::COUNT,
             frontends: tables.v4.frontends.max_entries().min(tables.v6.frontends.max_entries()),
             addresses: tables.v4.addresses.max_entries().min(tables.v6.addresses.max_entries()),
             slots: self.slots,
@@ -337,7 +361,7 @@ impl Store for Datapath {
         Ok(found)
     }
 
-    fn services(&self) -> Vec<(u32, Service)> {
+    fn services(&self) -> Result<Vec<(u32, Service)>, DatapathError> {
         let service = |(index, words): (u32, &[AtomicU64])| {
             let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
             let (flags, affinity_timeout) = read_settings(word(3));
@@ -345,7 +369,8 @@ impl Store for Datapath {
             let service = Service { external, internal, cluster, flags, affinity_timeout };
             (flags & service_flags::IN_USE != 0).then_some((index, service))
         };
-        (0..).zip(self.tables.services.words().chunks_exact(SERVICE_WORDS)).filter_map(service).collect()
+        let window = whole(&self.tables.services).map_err(failed("read", "SERVICES"))?;
+        Ok((0..).zip(window.words().chunks_exact(words::<Service>())).filter_map(service).collect())
     }
 
     fn slots(&self, family: Family) -> Result<Vec<Slot>, DatapathError> {
@@ -362,7 +387,8 @@ impl Store for Datapath {
             let of = move |id| EndpointId { id, generation: generations.of(id) };
             ids.map(of).filter(|live| live.generation != 0)
         };
-        let words = (0..).step_by(Generations::COUNT as usize).zip(self.tables.endpoints.words());
+        let window = whole(&self.tables.endpoints).map_err(failed("read", "ENDPOINTS"))?;
+        let words = (0..).step_by(Generations::COUNT as usize).zip(window.words());
         Ok(words.filter(|(_, word)| word.load(Ordering::Relaxed) != 0).flat_map(live).collect())
     }
 
@@ -387,12 +413,10 @@ impl Store for Datapath {
             Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
             Step::Affinity(Family::V4) => v4.open_affinity(&self.pins, Family::V4, self.affinity_records),
             Step::Affinity(Family::V6) => v6.open_affinity(&self.pins, Family::V6, self.affinity_records),
-            Step::Endpoints(list) => list.iter().try_for_each(|endpoint| self.store_generation(*endpoint)),
+            Step::Endpoints(list) => self.store_generations(list),
             Step::Slots(Family::V4, slots) => v4.write_slots(slots),
             Step::Slots(Family::V6, slots) => v6.write_slots(slots),
-            Step::Services(words) => {
-                words.iter().try_for_each(|(index, word)| self.store_word(*index, *word))
-            }
+            Step::Services(words) => self.store_words(words),
             Step::Ranges(list) => {
                 v4.set_ranges(list).map_err(failed("write", "RANGES_V4"))?;
                 v6.set_ranges(list).map_err(failed("write", "RANGES_V6"))

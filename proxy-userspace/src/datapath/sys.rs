@@ -12,6 +12,7 @@ mod raw;
 use std::ffi::{c_long, c_void};
 use std::io::{Error, ErrorKind, Result};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -301,46 +302,59 @@ struct BatchAttr {
 
 // --- memory, files, sockets ---
 
-/// An array map's values, shared with the programs.
+/// Words of 64 KiB: pages of no architecture are larger.
+const PAGE: usize = 65_536 / size_of::<AtomicU64>();
+
+/// Some of an array map's values, shared with the programs, as 64-bit words. What is mapped counts as the process's memory.
 #[derive(Debug)]
-pub struct Shared {
+pub struct Window {
     base: NonNull<AtomicU64>,
+    /// Of the array's words, the first one that is mapped.
+    first: usize,
     words: usize,
 }
 
 // SAFETY: the memory is only reached as atomics, and lives until drop.
-unsafe impl Send for Shared {}
+unsafe impl Send for Window {}
 
 // SAFETY: as above; atomics may be reached from many threads.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Window {}
 
-impl Shared {
-    /// Maps the first `words` 64-bit words of an array created with BPF_F_MMAPABLE.
-    pub fn map(fd: BorrowedFd<'_>, words: usize) -> Result<Self> {
-        let length = words * size_of::<AtomicU64>();
+impl Window {
+    /// Maps these words of an array created with BPF_F_MMAPABLE, and the rest of their pages.
+    pub fn open(fd: BorrowedFd<'_>, words: Range<usize>) -> Result<Self> {
+        let first = words.start - words.start % PAGE;
+        let words = words.end.max(first + 1) - first;
+        let (length, offset) = (words * size_of::<AtomicU64>(), first * size_of::<AtomicU64>());
+        let offset = offset.try_into().map_err(|_| Error::from(ErrorKind::InvalidInput))?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset)
         };
         if base == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| Error::from(ErrorKind::InvalidData))?;
-        Ok(Self { base, words })
+        Ok(Self { base, first, words })
     }
 
-    /// The words. Programs read them, nobody else writes them.
+    /// From the first one that was asked for, or one before it. Programs read them, nobody else writes them.
     pub fn words(&self) -> &[AtomicU64] {
         // SAFETY: mapped for `words` words until drop, page aligned; foreign access to atomics is no data race.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
     }
+
+    /// One word, by its place in the array.
+    pub fn word(&self, at: usize) -> Option<&AtomicU64> {
+        self.words().get(at.checked_sub(self.first)?)
+    }
 }
 
-impl Drop for Shared {
+impl Drop for Window {
     fn drop(&mut self) {
         let length = self.words * size_of::<AtomicU64>();
-        // SAFETY: the mapping made in `map`; no borrow of it can outlive self.
+        // SAFETY: the mapping made in `open`; no borrow of it can outlive self.
         unsafe { libc::munmap(self.base.as_ptr().cast::<c_void>(), length) };
     }
 }

@@ -10,7 +10,7 @@ use proxy_common::abi::{
 
 use super::error::DatapathError;
 use super::specs::RingUsed;
-use super::sys::{Shared, Table};
+use super::sys::{Table, Window};
 
 /// Maps of one family. `N` words an address.
 #[derive(Debug)]
@@ -39,21 +39,18 @@ pub struct Tables {
     ring_pending: Table<u32, u32>,
     /// Storage of sockets: read by the iterator over sockets, not by key.
     pub sockets: OwnedFd,
-    pub services: Shared,
-    /// See [`Generations`].
-    pub endpoints: Shared,
+    pub services: Table<u32, Service>,
+    pub endpoints: Table<u32, Generations>,
     /// See [`Addr::sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
-    pub sieve: Shared,
-    pub service_count: u32,
+    pub sieve: Window,
 }
-
-/// 64-bit words of one service.
-pub const SERVICE_WORDS: usize = size_of::<Service>() / size_of::<u64>();
 
 impl Tables {
     /// Takes the descriptors of all maps out of `maps`.
     pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
-        let (services, service_count) = share::<Service>(maps, "SERVICES")?;
+        let sieve = take::<u32, u64>(maps, "SIEVE")?;
+        let failed = |source| DatapathError::Map { operation: "share memory of", map: "SIEVE", source };
+        let sieve = Window::open(sieve.fd(), 0..sieve.max_entries() as usize).map_err(failed)?;
         Ok(Self {
             v4: FamilyTables {
                 frontends: take(maps, "FRONTENDS_V4")?,
@@ -80,10 +77,9 @@ impl Tables {
             ring_used: take(maps, "RING_USED")?,
             ring_pending: take(maps, "RING_PENDING")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
-            services,
-            endpoints: share::<Generations>(maps, "ENDPOINTS")?.0,
-            sieve: share::<u64>(maps, "SIEVE")?.0,
-            service_count,
+            services: take(maps, "SERVICES")?,
+            endpoints: take(maps, "ENDPOINTS")?,
+            sieve,
         })
     }
 
@@ -94,17 +90,6 @@ impl Tables {
         let held_back = self.ring_pending.get_per_cpu(&ring).map_err(failed("RING_PENDING"))?;
         Ok(held_back.into_iter().fold(shared, u32::wrapping_add))
     }
-}
-
-/// An array's memory, and its number of elements.
-fn share<V: proxy_common::abi::Abi>(
-    maps: &mut HashMap<&'static str, OwnedFd>,
-    name: &'static str,
-) -> Result<(Shared, u32), DatapathError> {
-    let table = take::<u32, V>(maps, name)?;
-    let words = table.max_entries() as usize * size_of::<V>().div_ceil(size_of::<u64>());
-    let failed = |source| DatapathError::Map { operation: "share memory of", map: name, source };
-    Ok((Shared::map(table.fd(), words).map_err(failed)?, table.max_entries()))
 }
 
 fn take<K: proxy_common::abi::Abi, V: proxy_common::abi::Abi>(

@@ -2,8 +2,6 @@
 //! attached, and give it back afterwards. Off, nothing of it is in the kernel.
 
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::Ebpf;
@@ -12,22 +10,18 @@ use proxy_common::abi::TraceRecord;
 
 use super::attach::edge_programs;
 use super::error::DatapathError;
-use super::programs::{keep, loaded};
+use super::programs::{Kept, load};
 use super::{Datapath, loader, pins};
 use crate::node::Edge;
 
-/// The programs that trace.
+/// The programs that trace: sockets are not traced.
 #[derive(Debug)]
-pub struct Tracing {
-    ebpf: Ebpf,
-    /// Ids and pins.
-    kept: Vec<(u32, PathBuf)>,
-}
+pub struct Tracing(Vec<Kept>);
 
 impl Tracing {
-    /// One that is loaded: sockets are not traced.
-    pub fn program(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        loaded(&self.ebpf, name)
+    /// The id of one of them.
+    pub fn program(&self, name: &str) -> Option<u32> {
+        self.0.iter().find(|kept| kept.name == name).map(|kept| kept.id)
     }
 }
 
@@ -91,10 +85,9 @@ impl Datapath {
     pub fn trace(&mut self, address: IpAddr, edges: &[Edge]) -> Result<TraceLog, DatapathError> {
         self.end_trace(edges)?;
         let mut ebpf = loader::load_object(&self.pins, &self.recipe, Some(address))?;
-        loader::load_programs(&mut ebpf, &edge_programs(edges))?;
         let log = TraceLog::new(&mut ebpf)?;
-        let kept = keep(&ebpf, &self.pins, None, &mut self.programs.known)?;
-        self.tracing = Some(Tracing { ebpf, kept });
+        let names = edge_programs(edges);
+        self.tracing = Some(Tracing(load(&mut ebpf, &names, &self.pins, None, &mut self.programs.known)?));
         match self.attach_all(edges) {
             Ok(()) => Ok(log),
             Err(error) => {
@@ -109,10 +102,10 @@ impl Datapath {
     /// # Errors
     /// An edge keeps its tracing program.
     pub fn end_trace(&mut self, edges: &[Edge]) -> Result<(), DatapathError> {
-        let Some(Tracing { kept, .. }) = self.tracing.take() else { return Ok(()) };
+        let Some(Tracing(kept)) = self.tracing.take() else { return Ok(()) };
         // Known until all are replaced: an agent without CAP_SYS_ADMIN cannot open them by id.
         let replaced = self.attach_all(edges);
-        for (id, pin) in kept {
+        for Kept { id, pin, .. } in kept {
             self.programs.known.remove(&id);
             pins::unlink(&pin)?;
         }

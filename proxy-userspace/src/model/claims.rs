@@ -1,7 +1,7 @@
 //! Who owns an address and port that several Services name (A17, C-28): a ClusterIP is never taken; else the oldest
 //! Service wins, then the first by namespace and name, on every node alike.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use foldhash::HashMap;
@@ -11,6 +11,7 @@ use super::addresses::frontend_refusal;
 use super::desired::Protocol;
 use super::plan::{Frontend, frontends};
 use crate::cluster::types::{ObjectName, Service};
+use crate::sorted::Sorted;
 
 /// What can be claimed. Addresses come first so that all claims on one are neighbours; a NodePort has the
 /// unspecified address of its family.
@@ -40,21 +41,23 @@ pub struct Claims {
 impl Claims {
     /// Replaces `old`'s claims by `new`'s; both are states of one Service. Returns the other Services whose
     /// frontends may change by it.
-    pub fn replace(&mut self, old: Option<&Service>, new: Option<&Service>) -> BTreeSet<ObjectName> {
-        let mut touched = BTreeSet::new();
+    pub fn replace(&mut self, old: Option<&Service>, new: Option<&Service>) -> Vec<ObjectName> {
+        let mut touched = Vec::new();
         let (before, after) = (claims_of(old), claims_of(new));
-        for (key, claimant) in &before {
+        for (key, claimant) in before.iter() {
             if after.get(key) != Some(claimant) {
                 self.remove(key, claimant, &mut touched);
             }
         }
-        for (key, claimant) in &after {
+        for (key, claimant) in after.iter() {
             if before.get(key) != Some(claimant) {
                 self.add(*key, claimant, &mut touched);
             }
         }
         let (before, after) = (cluster_ips_of(old), cluster_ips_of(new));
-        for address in before.difference(&after).chain(after.difference(&before)) {
+        let gone = before.iter().filter(|address| !after.contains(address));
+        let come = after.iter().filter(|address| !before.contains(address));
+        for address in gone.chain(come) {
             let owners = self.cluster_ips.entry(*address).or_default();
             match (old, new) {
                 (_, Some(service)) if after.contains(address) => {
@@ -83,7 +86,7 @@ impl Claims {
         Some(&winner.service).filter(|winner| *winner != service)
     }
 
-    fn add(&mut self, key: ClaimKey, claimant: &Claimant, touched: &mut BTreeSet<ObjectName>) {
+    fn add(&mut self, key: ClaimKey, claimant: &Claimant, touched: &mut Vec<ObjectName>) {
         let claimants = self.claims.entry(key).or_default();
         touched.extend(claimants.iter().map(|c| c.service.clone()));
         let place = claimants.partition_point(|c| c < claimant);
@@ -92,7 +95,7 @@ impl Claims {
         claimants.insert(place, claimant.clone());
     }
 
-    fn remove(&mut self, key: &ClaimKey, claimant: &Claimant, touched: &mut BTreeSet<ObjectName>) {
+    fn remove(&mut self, key: &ClaimKey, claimant: &Claimant, touched: &mut Vec<ObjectName>) {
         let Some(claimants) = self.claims.get_mut(key) else { return };
         claimants.retain(|c| c != claimant);
         touched.extend(claimants.iter().map(|c| c.service.clone()));
@@ -108,20 +111,20 @@ impl Claims {
     }
 }
 
-fn claims_of(service: Option<&Service>) -> BTreeMap<ClaimKey, Claimant> {
-    let mut claims = BTreeMap::new();
-    let Some(service) = service else { return claims };
-    for frontend in service.ports.iter().flat_map(|port| frontends(service, port)) {
-        claims.entry(frontend.key).or_insert_with(|| Claimant {
-            external: frontend.kind != FrontendKind::ClusterIp,
-            created: service.created,
-            service: service.name.clone(),
-        });
-    }
-    claims
+fn claims_of(service: Option<&Service>) -> Sorted<ClaimKey, Claimant> {
+    let Some(service) = service else { return Sorted::default() };
+    let claim = |frontend: Frontend| {
+        let external = frontend.kind != FrontendKind::ClusterIp;
+        (frontend.key, Claimant { external, created: service.created, service: service.name.clone() })
+    };
+    service.ports.iter().flat_map(|port| frontends(service, port)).map(claim).collect()
 }
 
-fn cluster_ips_of(service: Option<&Service>) -> BTreeSet<IpAddr> {
+fn cluster_ips_of(service: Option<&Service>) -> Vec<IpAddr> {
     let addresses = service.filter(|s| s.is_served()).map(|s| s.cluster_ips.as_slice()).unwrap_or_default();
-    addresses.iter().filter(|address| frontend_refusal(address).is_none()).copied().collect()
+    let mut served: Vec<_> =
+        addresses.iter().filter(|address| frontend_refusal(address).is_none()).copied().collect();
+    served.sort_unstable();
+    served.dedup();
+    served
 }

@@ -93,18 +93,18 @@ pub struct PortFrontend {
     pub port: u16,
 }
 
-/// What should be installed for one [`PortId`]. Lists are sorted and without duplicates.
+/// What should be installed for one [`PortId`]. Lists are sorted and without duplicates; nearly always, all that have members are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortState {
     /// Frontends that this port owns. A frontend claimed by several Services is in the winner's list only (A17).
     pub frontends: Vec<PortFrontend>,
     /// Endpoints for NodePort, external IP and LoadBalancer frontends.
-    pub external: Vec<SocketAddr>,
+    pub external: Arc<[SocketAddr]>,
     /// Endpoints for the ClusterIP.
-    pub internal: Vec<SocketAddr>,
+    pub internal: Arc<[SocketAddr]>,
     /// Under external policy Local: endpoints for pods and the node itself, that dial what `external` is for (C7, C8).
     /// Empty otherwise.
-    pub cluster: Vec<SocketAddr>,
+    pub cluster: Arc<[SocketAddr]>,
     /// Of a UDP port: endpoints that serve and are in no list. Nobody is sent there, and flows that lead there go on (G2).
     pub kept: Vec<SocketAddr>,
     /// With the flag `SOURCE_RANGES`: who may dial LoadBalancer addresses (C16), sorted. Empty otherwise.
@@ -118,7 +118,7 @@ pub struct PortState {
 impl PortState {
     /// The lists in the order in which a service's entry has them.
     #[must_use]
-    pub const fn lists(&self) -> [&Vec<SocketAddr>; 3] {
+    pub fn lists(&self) -> [&[SocketAddr]; 3] {
         [&self.external, &self.internal, &self.cluster]
     }
 }

@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::HashSet;
 use ipnet::IpNet;
 
 pub use desired::{Family, HealthCheck, PortChange, PortFrontend, PortId, PortState, Protocol};
@@ -63,7 +64,7 @@ pub struct Model {
     settings: Settings,
     store: Store,
     claims: Claims,
-    dirty: BTreeSet<ObjectName>,
+    dirty: HashSet<ObjectName>,
     health_checks: BTreeMap<ObjectName, HealthCheck>,
     node: Option<Node>,
     /// Names of others. The API server tells of this one alone.
@@ -82,7 +83,7 @@ impl Model {
             settings,
             store: Store::default(),
             claims: Claims::default(),
-            dirty: BTreeSet::new(),
+            dirty: HashSet::default(),
             health_checks: BTreeMap::new(),
             node: None,
             other_nodes: BTreeSet::new(),
@@ -119,12 +120,11 @@ impl Model {
             return Vec::new();
         }
         let mut changes = Vec::new();
-        for name in std::mem::take(&mut self.dirty) {
-            let Planned { ports, problems, health } = self.plan(&name);
-            match health {
-                Some(check) => drop(self.health_checks.insert(name.clone(), check)),
-                None => drop(self.health_checks.remove(&name)),
-            }
+        // All plans before anything that stays: what lay between them would keep their memory, once they are gone.
+        let mut dirty: Vec<_> = std::mem::take(&mut self.dirty).into_iter().collect();
+        dirty.sort_unstable();
+        let plans: Vec<Planned> = dirty.iter().map(|name| self.plan(name)).collect();
+        for (name, Planned { ports, problems, health }) in dirty.into_iter().zip(plans) {
             if let Some(entry) = self.store.entries.get_mut(&name) {
                 let now: Vec<_> = ports.iter().map(|(id, _)| id.clone()).collect();
                 let before = std::mem::replace(&mut entry.ports, now);
@@ -134,6 +134,10 @@ impl Model {
             }
             changes.extend(ports.into_iter().map(|(id, state)| (id, Some(state))));
             self.store.tidy(&name);
+            match health {
+                Some(check) => drop(self.health_checks.insert(name, check)),
+                None => drop(self.health_checks.remove(&name)),
+            }
         }
         changes
     }

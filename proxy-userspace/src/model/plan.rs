@@ -10,8 +10,8 @@ use super::addresses::{endpoint_refusal, frontend_refusal};
 use super::claims::{ClaimKey, Claims};
 use super::desired::{Family, HealthCheck, PortFrontend, PortId, PortState, Protocol};
 use super::select::{Candidate, Policy, Selection, merge, select, unlisted};
-use super::store::{StoredEndpoint, StoredSlice};
-use crate::cluster::types::{ObjectName, Problem, Service, ServicePort, ServiceType};
+use super::store::StoredSlice;
+use crate::cluster::types::{ObjectName, Problem, Service, ServicePort, ServiceType, SliceEndpoint};
 
 /// A frontend that a Service asks for, before it is known whether it gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +117,7 @@ pub fn plan<'a>(
     }
     planned.problems.extend(slices.clone().flat_map(|(name, slice)| slice_problems(name, slice)));
     planned.health = health(service, slices.clone().map(|(_, slice)| slice));
+    planned.ports.reserve_exact(service.ports.len() * service.families().count());
     let mut taken = BTreeSet::new();
     for port in &service.ports {
         let mut asked = frontends(service, port);
@@ -168,9 +169,11 @@ fn health<'a>(
     }
     let ready = |family| {
         let slices = slices.clone().filter(move |s| s.family == Some(family) && !s.ports.is_empty());
-        let fit =
-            |e: &&StoredEndpoint| e.ready() && e.local() && endpoint_refusal(&e.address, family).is_none();
-        slices.flat_map(|s| s.endpoints.iter()).filter(fit).map(|e| e.address).collect::<BTreeSet<_>>()
+        let fit = |slice: &StoredSlice, e: &SliceEndpoint| {
+            e.ready && slice.is_local(e) && endpoint_refusal(&e.address, family).is_none()
+        };
+        let ready = |s: &'a StoredSlice| s.endpoints.iter().filter(move |e| fit(s, e)).map(|e| e.address);
+        slices.flat_map(ready).collect::<BTreeSet<_>>()
     };
     let families = service.families().map(|family| (family, ready(family).len())).collect();
     Some(HealthCheck { port, ready: families })
@@ -236,14 +239,17 @@ fn candidates<'a>(
         slice.ports.iter().filter(move |p| fits && p.name == port.name && p.protocol == port.protocol);
     numbers.flat_map(move |number| {
         let fit = slice.endpoints.iter().filter(move |e| endpoint_refusal(&e.address, family).is_none());
-        fit.map(move |endpoint| Candidate {
-            address: SocketAddr::new(endpoint.address, number.port),
-            ready: endpoint.ready(),
-            serving: endpoint.serving(),
-            terminating: endpoint.terminating(),
-            local: endpoint.local(),
-            zone: slice.zone_hint(*endpoint, zone),
-            node: endpoint.node_hint(),
+        fit.map(move |endpoint| {
+            let [node, zone] = slice.hints(endpoint, zone);
+            Candidate {
+                address: SocketAddr::new(endpoint.address, number.port),
+                ready: endpoint.ready,
+                serving: endpoint.serving,
+                terminating: endpoint.terminating,
+                local: slice.is_local(endpoint),
+                zone,
+                node,
+            }
         })
     })
 }
@@ -258,9 +264,9 @@ fn within_chunk(mut selection: Selection, id: &PortId, problems: &mut Vec<Proble
             format_args!("{longest} endpoints, the first {most} are used"),
             "split the Service",
         ));
-        selection.external.truncate(most);
-        selection.internal.truncate(most);
-        selection.cluster.truncate(most);
+        for list in [&mut selection.external, &mut selection.internal, &mut selection.cluster] {
+            *list = list.iter().take(most).copied().collect();
+        }
     }
     selection
 }
@@ -291,7 +297,7 @@ fn slice_problems(name: &ObjectName, slice: &StoredSlice) -> Vec<Problem> {
     let mut problems: Vec<_> =
         slice.defects.iter().map(|d| Problem::new(&object, &d.what, &d.next)).collect();
     let family = slice.family.unwrap_or(Family::V4);
-    for endpoint in &slice.endpoints {
+    for endpoint in &*slice.endpoints {
         if let Some(why) = endpoint_refusal(&endpoint.address, family) {
             let what = format_args!("endpoint {} is {why}, refused", endpoint.address);
             problems.push(Problem::new(&object, what, "write the address of a pod or a host"));

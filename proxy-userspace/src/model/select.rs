@@ -1,6 +1,7 @@
 //! Which endpoints serve which traffic: kube-proxy's rules C1 … C14 and C18 as one pure function.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use proxy_common::abi::{flags, service_flags};
 
@@ -38,10 +39,10 @@ pub struct Policy {
 /// The lists and what an empty one means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    pub external: Vec<SocketAddr>,
-    pub internal: Vec<SocketAddr>,
+    pub external: Arc<[SocketAddr]>,
+    pub internal: Arc<[SocketAddr]>,
     /// For pods and the node itself under external policy Local (C7, C8, C18); empty otherwise.
-    pub cluster: Vec<SocketAddr>,
+    pub cluster: Arc<[SocketAddr]>,
     /// Bits of [`service_flags`].
     pub flags: u32,
 }
@@ -73,7 +74,12 @@ pub fn select(candidates: &[Candidate], policy: Policy) -> Selection {
     ]);
     let list = |only_local| if only_local { local.clone() } else { cluster.clone() };
     let (external, internal) = (list(policy.external_local), list(policy.internal_local));
-    Selection { external, internal, cluster: if policy.external_local { cluster } else { Vec::new() }, flags }
+    Selection {
+        external,
+        internal,
+        cluster: if policy.external_local { cluster } else { Arc::default() },
+        flags,
+    }
 }
 
 /// G2: those that serve and that `selection` passes over, by policy, hints, or since they terminate while others are ready.
@@ -87,7 +93,7 @@ pub fn unlisted(candidates: &[Candidate], selection: &Selection) -> Vec<SocketAd
 }
 
 /// C1, C2: the ready ones as far as `choose` takes them; if none is ready, those that still serve while they terminate.
-fn usable(candidates: &[Candidate], choose: impl Fn(Vec<Candidate>) -> Vec<Candidate>) -> Vec<SocketAddr> {
+fn usable(candidates: &[Candidate], choose: impl Fn(Vec<Candidate>) -> Vec<Candidate>) -> Arc<[SocketAddr]> {
     let ready: Vec<_> = candidates.iter().filter(|c| c.ready).copied().collect();
     if !ready.is_empty() {
         return choose(ready).iter().map(|c| c.address).collect();
@@ -164,7 +170,7 @@ mod tests {
         for (name, list, local, want, flags) in cases {
             let policy = Policy { external_local: local, internal_local: local };
             let selection = select(&merge(candidates(list)), policy);
-            let want: Vec<_> = want.iter().map(|n| address(*n)).collect();
+            let want: Arc<[_]> = want.iter().map(|n| address(*n)).collect();
             assert_eq!((&selection.external, &selection.internal), (&want, &want), "{name}");
             assert_eq!(selection.flags, flags, "{name}");
         }
@@ -207,7 +213,7 @@ mod tests {
             let selection =
                 select(&candidates(&[(1, R | L), (2, R)]), Policy { external_local, internal_local });
             let lists = [external, internal, cluster]
-                .map(|list| list.iter().map(|n| address(*n)).collect::<Vec<_>>());
+                .map(|list| list.iter().map(|n| address(*n)).collect::<Arc<[_]>>());
             assert_eq!([selection.external, selection.internal, selection.cluster], lists, "{name}");
         }
     }
@@ -262,7 +268,7 @@ mod tests {
             for (candidate, (zone, node, ready)) in list.iter_mut().zip(hinted) {
                 (candidate.zone, candidate.node, candidate.ready) = (*zone, *node, *ready);
             }
-            let want: Vec<_> = want.iter().map(|n| address(*n)).collect();
+            let want: Arc<[_]> = want.iter().map(|n| address(*n)).collect();
             assert_eq!(select(&list, Policy::default()).internal, want, "{name}");
             if hinted.iter().all(|(.., ready)| *ready) {
                 let policy = Policy { external_local: true, internal_local: true };

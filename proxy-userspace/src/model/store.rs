@@ -1,10 +1,9 @@
 //! The cluster's objects as the agent keeps them: a Service with its slices, each in few bytes.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use super::desired::{Family, PortId};
 use super::select::Hint;
@@ -13,108 +12,66 @@ use crate::cluster::types::{
 };
 use crate::sorted::Sorted;
 
-/// A slice without what never decides anything: 20 bytes an endpoint.
+/// A slice without what never decides anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredSlice {
     pub family: Option<Family>,
     pub ports: Box<[SlicePort]>,
-    pub endpoints: Box<[StoredEndpoint]>,
-    /// Different sets of zones that hints name (C13); endpoints refer to them from 1 on.
-    zones: Vec<Arc<Hints>>,
+    pub endpoints: Box<[SliceEndpoint]>,
+    /// By which endpoints refer to this node; `None`: none of them is here (A9).
+    own: Option<NonZeroU16>,
+    /// What hints say of this node, in the order in which endpoints refer to them.
+    hints: Box<[StoredHints]>,
     pub defects: Vec<Defect>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredEndpoint {
-    pub address: IpAddr,
-    bits: u8,
-    /// 0: no zone hint.
-    zones: u16,
+/// Hints, for one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct StoredHints {
+    /// By node (C12).
+    node: Hint,
+    /// The node's zone may change (C15).
+    zones: Vec<String>,
 }
 
 impl StoredSlice {
     fn new(slice: Slice, node: &str) -> Self {
-        let mut zones: Vec<Arc<Hints>> = Vec::new();
-        let endpoints =
-            slice.endpoints.iter().map(|endpoint| StoredEndpoint::new(endpoint, node, &mut zones)).collect();
-        Self { family: slice.family, ports: slice.ports.into(), endpoints, zones, defects: slice.defects }
+        let own =
+            slice.nodes.iter().position(|name| **name == *node).and_then(|at| u16::try_from(at + 1).ok());
+        let hints = |hints: Hints| StoredHints { node: hint(&hints.nodes, Some(node)), zones: hints.zones };
+        Self {
+            family: slice.family,
+            ports: slice.ports,
+            endpoints: slice.endpoints,
+            own: own.and_then(NonZeroU16::new),
+            hints: slice.hints.into_iter().map(hints).collect(),
+            defects: slice.defects,
+        }
     }
 
     /// Whether the node's zone matters to it (C15).
-    pub const fn has_zones(&self) -> bool {
-        !self.zones.is_empty()
+    pub fn has_zones(&self) -> bool {
+        self.hints.iter().any(|hints| !hints.zones.is_empty())
     }
 
-    /// What the endpoint's hints say to a node in `zone` (C11, C13).
-    pub fn zone_hint(&self, endpoint: StoredEndpoint, zone: Option<&str>) -> Hint {
-        let Some(hints) = usize::from(endpoint.zones).checked_sub(1).and_then(|i| self.zones.get(i)) else {
-            return Hint::Missing;
-        };
-        let ours = zone.is_some_and(|zone| hints.zones.iter().any(|name| name == zone));
-        if ours { Hint::Us } else { Hint::Others }
+    /// Whether an endpoint of this slice is on this node.
+    pub fn is_local(&self, endpoint: &SliceEndpoint) -> bool {
+        self.own.is_some_and(|own| own.get() == endpoint.node)
+    }
+
+    /// What an endpoint's hints say to this node and, in this order, to who is in `zone` (C11 … C13).
+    pub fn hints(&self, endpoint: &SliceEndpoint, zone: Option<&str>) -> [Hint; 2] {
+        let hints = usize::from(endpoint.hints).checked_sub(1).and_then(|at| self.hints.get(at));
+        hints.map_or([Hint::Missing; 2], |hints| [hints.node, hint(&hints.zones, zone)])
     }
 }
 
-/// The place of this set of zones, from 1 on. More sets than a place can name do not happen in a slice of at most 1000
-/// endpoints; a hint that finds no place counts as missing, so that all endpoints are used.
-fn place(hints: &Arc<Hints>, zones: &mut Vec<Arc<Hints>>) -> u16 {
-    let same = |known: &Arc<Hints>| Arc::ptr_eq(known, hints) || known.zones == hints.zones;
-    let at = zones.iter().rposition(same).unwrap_or_else(|| {
-        zones.push(hints.clone());
-        zones.len() - 1
-    });
-    u16::try_from(at + 1).unwrap_or(0)
-}
-
-impl StoredEndpoint {
-    const READY: u8 = 1;
-    const SERVING: u8 = 2;
-    const TERMINATING: u8 = 4;
-    const LOCAL: u8 = 8;
-    const NODE_HINT: u8 = 16;
-    const OUR_NODE: u8 = 32;
-
-    fn new(endpoint: &SliceEndpoint, node: &str, zones: &mut Vec<Arc<Hints>>) -> Self {
-        let mut bits = 0;
-        let hints = endpoint.hints.as_ref();
-        let nodes = hints.map(|hints| hints.nodes.as_slice()).unwrap_or_default();
-        for (on, bit) in [
-            (endpoint.ready, Self::READY),
-            (endpoint.serving, Self::SERVING),
-            (endpoint.terminating, Self::TERMINATING),
-            // A9: an endpoint without a node is never local.
-            (endpoint.node.as_deref() == Some(node), Self::LOCAL),
-            (!nodes.is_empty(), Self::NODE_HINT),
-            (nodes.iter().any(|name| name == node), Self::OUR_NODE),
-        ] {
-            bits |= if on { bit } else { 0 };
-        }
-        let zones = hints.filter(|hints| !hints.zones.is_empty()).map_or(0, |hints| place(hints, zones));
-        Self { address: endpoint.address, bits, zones }
-    }
-
-    pub const fn node_hint(self) -> Hint {
-        match (self.bits & Self::NODE_HINT != 0, self.bits & Self::OUR_NODE != 0) {
-            (false, _) => Hint::Missing,
-            (true, false) => Hint::Others,
-            (true, true) => Hint::Us,
-        }
-    }
-
-    pub const fn ready(self) -> bool {
-        self.bits & Self::READY != 0
-    }
-
-    pub const fn serving(self) -> bool {
-        self.bits & Self::SERVING != 0
-    }
-
-    pub const fn terminating(self) -> bool {
-        self.bits & Self::TERMINATING != 0
-    }
-
-    pub const fn local(self) -> bool {
-        self.bits & Self::LOCAL != 0
+/// What a list of names says to who has this one.
+fn hint(names: &[String], own: Option<&str>) -> Hint {
+    match own {
+        _ if names.is_empty() => Hint::Missing,
+        Some(own) if names.iter().any(|name| name == own) => Hint::Us,
+        _ => Hint::Others,
     }
 }
 
@@ -129,6 +86,13 @@ pub struct Entry {
     pub problems: Vec<Problem>,
 }
 
+/// Lets a name have the memory of an equal one, if there is any: Services and their slices agree on most.
+fn share<'a>(name: &mut Arc<str>, mut known: impl Iterator<Item = &'a Arc<str>>) {
+    if let Some(known) = known.find(|known| *known == name) {
+        *name = known.clone();
+    }
+}
+
 /// All Services and slices.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -138,9 +102,24 @@ pub struct Store {
 }
 
 impl Store {
+    /// The same name, in the memory in which it is kept already.
+    fn known(&self, name: ObjectName) -> ObjectName {
+        self.entries.get_key_value(&name).map_or(name, |(known, _)| known.clone())
+    }
+
     /// Stores the Service (`None`: it is gone). Returns what it was before if that is different.
-    pub fn set_service(&mut self, name: &ObjectName, service: Option<Service>) -> Option<Option<Service>> {
+    pub fn set_service(
+        &mut self,
+        name: &ObjectName,
+        mut service: Option<Service>,
+    ) -> Option<Option<Service>> {
+        let name = &self.known(name.clone());
         let entry = self.entries.entry(name.clone()).or_default();
+        if let Some(service) = &mut service {
+            service.name = name.clone();
+            let known = || entry.slices.values().flat_map(|slice| slice.ports.iter()).map(|port| &port.name);
+            service.ports.iter_mut().for_each(|port| share(&mut port.name, known()));
+        }
         if entry.service == service {
             self.tidy(name);
             return None;
@@ -149,16 +128,19 @@ impl Store {
     }
 
     /// Stores a slice for a node of this name. Adds the Services that change by it to `touched`.
-    pub fn set_slice(&mut self, slice: Slice, node: &str, touched: &mut BTreeSet<ObjectName>) {
-        let owner = slice.service.clone().filter(|_| !slice.headless);
+    pub fn set_slice(&mut self, mut slice: Slice, node: &str, touched: &mut HashSet<ObjectName>) {
+        let owner = slice.service.take().filter(|_| !slice.headless);
         let Some(owner) = owner else { return self.remove_slice(&slice.name, touched) };
-        let owner = ObjectName { namespace: slice.name.namespace.clone(), name: owner };
+        let owner = self.known(ObjectName { namespace: slice.name.namespace.clone(), name: owner });
+        slice.name.namespace = owner.namespace.clone();
         if self.owners.get(&slice.name).is_some_and(|before| *before != owner) {
             self.remove_slice(&slice.name, touched);
         }
         let name = slice.name.clone();
-        let stored = StoredSlice::new(slice, node);
         let entry = self.entries.entry(owner.clone()).or_default();
+        let known = || entry.service.iter().flat_map(|service| &service.ports).map(|port| &port.name);
+        slice.ports.iter_mut().for_each(|port| share(&mut port.name, known()));
+        let stored = StoredSlice::new(slice, node);
         if entry.slices.get(&name) != Some(&stored) {
             self.owners.insert(name.clone(), owner.clone());
             entry.slices.insert(name, stored);
@@ -166,7 +148,7 @@ impl Store {
         }
     }
 
-    pub fn remove_slice(&mut self, name: &ObjectName, touched: &mut BTreeSet<ObjectName>) {
+    pub fn remove_slice(&mut self, name: &ObjectName, touched: &mut HashSet<ObjectName>) {
         let Some(owner) = self.owners.remove(name) else { return };
         if let Some(entry) = self.entries.get_mut(&owner) {
             entry.slices.remove(name);

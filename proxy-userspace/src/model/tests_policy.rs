@@ -94,7 +94,7 @@ fn c7_c8_c18_lists_under_policy_local() {
     for (name, external, internal, want, flags) in cases {
         let model = with(&[service("x", spec(external, internal))], &[in_slice(here.clone())]);
         let state = model.desired().into_values().next().unwrap();
-        assert_eq!((state.lists().map(Vec::len), state.flags), (want, flags), "{name}");
+        assert_eq!((state.lists().map(<[_]>::len), state.flags), (want, flags), "{name}");
     }
 }
 

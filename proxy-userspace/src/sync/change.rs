@@ -1,6 +1,6 @@
 //! One port's change: whether it fits, what it takes, what is written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub struct Batch {
     ranges: Vec<(u32, IpNet)>,
     closed: PerFamily<Vec<(u32, IpNet)>>,
     /// `None`: to be removed.
-    frontends: BTreeMap<Dialled, Option<Frontend>>,
+    frontends: HashMap<Dialled, Option<Frontend>>,
     /// Services and endpoints that nothing leads to any more.
     cleared: Vec<(u32, Word)>,
     gone: Vec<EndpointId>,
@@ -100,6 +100,8 @@ impl Batch {
                 None => remove.push(dialled),
             }
         }
+        set.sort_unstable_by_key(|(dialled, _)| *dialled);
+        remove.sort_unstable();
         let mut steps =
             vec![Step::Chunks(Family::V4, self.chunks.v4), Step::Chunks(Family::V6, self.chunks.v6)];
         steps.extend(self.affinity.v4.then_some(Step::Affinity(Family::V4)));
@@ -212,7 +214,7 @@ impl Room {
             self.runs[port.family].retire(run, until);
         }
         for (address, member) in port.endpoints {
-            self.drop_endpoint(address, member.endpoint, until, batch);
+            self.drop_endpoint(address.into(), member.endpoint(), until, batch);
         }
         self.services.retire(port.index, until);
     }
@@ -336,7 +338,7 @@ impl Room {
             let endpoint = EndpointId { id, generation: self.generations.advance(id) };
             batch.endpoints.push(endpoint);
             self.classes.add_endpoint(address.ip());
-            Some((address, Member { endpoint, lists: 0 }))
+            Some((address.into(), Member::new(endpoint)))
         }));
     }
 
@@ -402,7 +404,7 @@ impl Room {
         let unused = port.set_lists(lists.runs, want);
         batch.departs |= !unused.is_empty() && port.is_udp();
         for (address, member) in unused {
-            self.drop_endpoint(address, member.endpoint, until, batch);
+            self.drop_endpoint(address.into(), member.endpoint(), until, batch);
         }
     }
 }
@@ -437,9 +439,12 @@ fn empty(index: u32, family: Family) -> Port {
 
 /// Endpoints that are to have an id and have none yet, each once, sorted.
 fn fresh_endpoints(port: Option<&Port>, want: &PortState) -> Vec<SocketAddr> {
-    let known = |address: &&SocketAddr| !port.is_some_and(|port| port.endpoints.contains_key(address));
-    let mut fresh: Vec<_> = want.external.iter().filter(known).copied().collect();
-    for list in [&want.internal, &want.cluster].into_iter().filter(|list| **list != want.external) {
+    let known =
+        |address: &&SocketAddr| !port.is_some_and(|port| port.endpoints.contains_key(&(**address).into()));
+    let [external, others @ ..] = want.lists();
+    let mut fresh = Vec::with_capacity(external.len());
+    fresh.extend(external.iter().filter(known));
+    for list in others.into_iter().filter(|list| *list != external) {
         fresh.extend(list.iter().filter(known));
     }
     fresh.sort_unstable();

@@ -6,44 +6,41 @@ use foldhash::HashMap;
 use ipnet::IpNet;
 use proxy_common::abi::{AddressClass, FrontendKind};
 
-use super::{Dialled, NodeAddresses, PerFamily};
+use super::by_address::ByAddress;
+use super::{Dialled, NodeAddresses};
 use crate::model::{Family, Protocol};
 
+/// What refers to an address, in few bytes: there are as many as there are endpoints.
 #[derive(Clone, Copy, Debug, Default)]
 struct Uses {
-    frontends: u32,
-    /// How many of these are ClusterIPs.
-    cluster: u32,
-    /// And how many are of SCTP.
-    sctp: u32,
     endpoints: u32,
     /// `LOCAL` and `NODE_PORT`.
-    node: u32,
+    node: u8,
     /// What the map holds; `None`: it has no such entry.
-    written: Option<u32>,
+    written: Option<u8>,
     /// Among the addresses that have changed.
     dirty: bool,
 }
 
-impl Uses {
-    /// `linked`: the address is on one of the node's links.
-    const fn bits(self, linked: bool) -> u32 {
-        let service = if self.frontends > 0 { AddressClass::SERVICE } else { 0 };
-        let shared = self.is_external() && (linked || self.endpoints > 0);
-        let shared = if shared { AddressClass::SHARED } else { 0 };
-        let endpoint = if self.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
-        let sctp = if self.sctp > 0 { AddressClass::SCTP } else { 0 };
-        service | shared | sctp | endpoint | self.node
-    }
+/// The frontends at an address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Frontends {
+    all: u32,
+    /// How many of these are ClusterIPs.
+    cluster: u32,
+    /// And how many are of SCTP.
+    sctp: u32,
+}
 
+impl Frontends {
     /// A Service's, and nobody's ClusterIP.
-    const fn is_external(self) -> bool {
-        self.frontends > 0 && self.cluster == 0
+    const fn are_external(self) -> bool {
+        self.all > 0 && self.cluster == 0
     }
 
-    /// Another frontend, or one less.
+    /// Another one, or one less.
     fn count(&mut self, dialled: &Dialled, kind: u32, step: impl Fn(u32) -> u32) {
-        self.frontends = step(self.frontends);
+        self.all = step(self.all);
         if kind == FrontendKind::ClusterIp as u32 {
             self.cluster = step(self.cluster);
         }
@@ -53,17 +50,35 @@ impl Uses {
     }
 }
 
+/// `linked`: the address is on one of the node's links.
+const fn bits(uses: Uses, frontends: Frontends, linked: bool) -> u32 {
+    let service = if frontends.all > 0 { AddressClass::SERVICE } else { 0 };
+    let shared = frontends.are_external() && (linked || uses.endpoints > 0);
+    let shared = if shared { AddressClass::SHARED } else { 0 };
+    let endpoint = if uses.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
+    let sctp = if frontends.sctp > 0 { AddressClass::SCTP } else { 0 };
+    service | shared | sctp | endpoint | uses.node as u32
+}
+
 /// Bits that say what an address is to the node itself.
-const NODE: u32 = AddressClass::LOCAL | AddressClass::NODE_PORT;
+const NODE: u8 = (AddressClass::LOCAL | AddressClass::NODE_PORT) as u8;
+
+/// Stands for bits that no class has, in damaged maps.
+const OTHER: u8 = 1 << 7;
+
+/// Class bits in a byte.
+fn byte(bits: u32) -> u8 {
+    u8::try_from(bits).ok().filter(|bits| bits & OTHER == 0).unwrap_or(OTHER)
+}
 
 /// Classes of all addresses, and which of them differ from the map.
 #[derive(Clone, Debug, Default)]
 pub struct Classes {
-    uses: HashMap<IpAddr, Uses>,
+    uses: ByAddress<Uses>,
+    /// Of addresses that have any.
+    frontends: HashMap<IpAddr, Frontends>,
     /// Each once.
     dirty: Vec<IpAddr>,
-    /// Addresses in `uses` by family.
-    counts: PerFamily<usize>,
     /// Frontends of SCTP.
     sctp: usize,
     /// The node's links.
@@ -87,17 +102,14 @@ impl Classes {
     pub fn new(written: impl IntoIterator<Item = (IpAddr, u32)>) -> Self {
         let mut classes = Self::default();
         for (ip, written) in written {
-            let uses = Uses { written: Some(written), node: written & NODE, ..Uses::default() };
-            classes.counts[Family::of(&ip)] += usize::from(classes.uses.insert(ip, uses).is_none());
+            let written = byte(written);
+            *classes.uses.of(ip) = Uses { written: Some(written), node: written & NODE, ..Uses::default() };
         }
         classes
     }
 
     fn change(&mut self, ip: IpAddr, edit: impl FnOnce(&mut Uses)) {
-        let uses = self.uses.entry(ip).or_insert_with(|| {
-            self.counts[Family::of(&ip)] += 1;
-            Uses::default()
-        });
+        let uses = self.uses.of(ip);
         edit(uses);
         if !std::mem::replace(&mut uses.dirty, true) {
             self.dirty.push(ip);
@@ -108,16 +120,20 @@ impl Classes {
     pub fn add_frontend(&mut self, dialled: &Dialled, kind: u32) {
         if !dialled.address.is_unspecified() {
             self.sctp += usize::from(dialled.protocol == Protocol::Sctp);
-            self.change(dialled.address, |uses| uses.count(dialled, kind, |count| count + 1));
+            self.frontends.entry(dialled.address).or_default().count(dialled, kind, |count| count + 1);
+            self.change(dialled.address, |_| ());
         }
     }
 
     /// As it was added.
     pub fn remove_frontend(&mut self, dialled: &Dialled, kind: u32) {
-        if !dialled.address.is_unspecified() {
-            self.sctp = self.sctp.saturating_sub(usize::from(dialled.protocol == Protocol::Sctp));
-            self.change(dialled.address, |uses| uses.count(dialled, kind, |count| count.saturating_sub(1)));
+        let Some(frontends) = self.frontends.get_mut(&dialled.address) else { return };
+        frontends.count(dialled, kind, |count| count.saturating_sub(1));
+        if frontends.all == 0 {
+            self.frontends.remove(&dialled.address);
         }
+        self.sctp = self.sctp.saturating_sub(usize::from(dialled.protocol == Protocol::Sctp));
+        self.change(dialled.address, |_| ());
     }
 
     /// Whether any address is dialled over SCTP.
@@ -135,14 +151,10 @@ impl Classes {
 
     /// Every address is looked at again: once the first complete list is there, what nothing refers to goes.
     pub fn review(&mut self) {
-        self.review_those(|_| true);
-    }
-
-    fn review_those(&mut self, which: impl Fn(&Uses) -> bool) {
-        let clean = self.uses.iter_mut().filter(|(_, uses)| !uses.dirty && which(uses));
+        let clean = self.uses.iter_mut().filter(|(_, uses)| !uses.dirty);
         self.dirty.extend(clean.map(|(ip, uses)| {
             uses.dirty = true;
-            *ip
+            ip
         }));
     }
 
@@ -150,7 +162,7 @@ impl Classes {
     pub fn set_node(&mut self, node: &NodeAddresses) {
         let NodeAddresses { local, node_port, links } = node;
         let known: Vec<IpAddr> =
-            self.uses.iter().filter(|(_, uses)| uses.node != 0).map(|(ip, _)| *ip).collect();
+            self.uses.iter_mut().filter(|(_, uses)| uses.node != 0).map(|(ip, _)| ip).collect();
         for ip in known.into_iter().chain(local.iter().copied()).chain(node_port.iter().copied()) {
             let mut bits = 0;
             if local.contains(&ip) && !ip.is_loopback() {
@@ -159,21 +171,23 @@ impl Classes {
             if node_port.contains(&ip) {
                 bits |= AddressClass::NODE_PORT;
             }
-            self.change(ip, |uses| uses.node = bits);
+            self.change(ip, |uses| uses.node = byte(bits));
         }
         if self.links != *links {
             self.links.clone_from(links);
-            self.review_those(|uses| uses.is_external());
+            let external = self.frontends.iter().filter(|(_, frontends)| frontends.are_external());
+            let external: Vec<IpAddr> = external.map(|(ip, _)| *ip).collect();
+            external.into_iter().for_each(|ip| self.change(ip, |_| ()));
         }
     }
 
     /// Addresses of one family that the map holds or will hold.
     pub fn len(&self, family: Family) -> usize {
-        self.counts[family]
+        self.uses.len(family)
     }
 
     pub fn contains(&self, ip: &IpAddr) -> bool {
-        self.uses.contains_key(ip)
+        self.uses.contains(ip)
     }
 
     /// What must be written; taken as written.
@@ -181,15 +195,15 @@ impl Classes {
         let mut writes = ClassWrites::default();
         // Taken with its room: the first flush is of everything there is.
         for ip in std::mem::take(&mut self.dirty) {
-            let Some(uses) = self.uses.get_mut(&ip) else { continue };
+            let frontends = self.frontends.get(&ip).copied().unwrap_or_default();
+            let linked = frontends.are_external() && self.links.iter().any(|link| link.contains(&ip));
+            let uses = self.uses.of(ip);
             uses.dirty = false;
-            let linked = uses.is_external() && self.links.iter().any(|link| link.contains(&ip));
-            let (entry, want) = (uses.written, uses.bits(linked));
-            let is = entry.unwrap_or_default();
-            uses.written = Some(want);
+            let want = bits(*uses, frontends, linked);
+            let entry = uses.written.replace(byte(want));
+            let is = u32::from(entry.unwrap_or_default());
             if want == 0 {
                 self.uses.remove(&ip);
-                self.counts[Family::of(&ip)] -= 1;
                 if entry.is_some() {
                     writes.remove.push(ip);
                 }

@@ -1,5 +1,7 @@
 //! One port's endpoint lists: where they lie, and how it is switched to them.
 
+use std::net::SocketAddr;
+
 use proxy_common::abi::{Run, service_flags};
 
 use super::port::{Port, WORDS};
@@ -24,7 +26,7 @@ pub fn lengths(want: &PortState) -> impl Iterator<Item = u32> {
     (0..lists.len()).filter(first).map(move |which| length(lists[which]))
 }
 
-fn length(list: &[std::net::SocketAddr]) -> u32 {
+fn length(list: &[SocketAddr]) -> u32 {
     u32::try_from(list.len()).unwrap_or(u32::MAX)
 }
 
@@ -61,13 +63,13 @@ pub fn grant(runs: &mut Runs, port: Option<&Port>, want: &PortState) -> Result<L
 
 impl Lists {
     /// The slots to be written. Every endpoint in `want` is among the port's.
-    pub fn slots(&self, port: &Port, want: &PortState) -> Vec<(u32, Slot)> {
+    pub fn slots(&self, port: &Port, want: &PortState) -> impl Iterator<Item = (u32, Slot)> {
         let lists = want.lists();
-        let slot = |address: &std::net::SocketAddr| {
-            port.endpoints.get(address).map(|member| Slot { address: *address, endpoint: member.endpoint })
+        let slot = move |&address: &SocketAddr| {
+            port.endpoints.get(&address.into()).map(|member| Slot { address, endpoint: member.endpoint() })
         };
-        let written = self.written.iter().map(|which| (self.runs[*which].offset().., lists[*which]));
-        written.flat_map(|(offsets, list)| offsets.zip(list.iter().filter_map(slot))).collect()
+        let written = self.written.iter().map(move |which| (self.runs[*which].offset().., lists[*which]));
+        written.flat_map(move |(offsets, list)| offsets.zip(list.iter().filter_map(slot)))
     }
 
     /// Switches a port to its new lists and settings. "Silence" bits only matter for empty lists: old and new ones are both

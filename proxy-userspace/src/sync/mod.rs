@@ -4,11 +4,12 @@
 //! store.rs   the maps: reads, and writes as steps       runs.rs, ids.rs  what is free
 //! classes.rs what each address is                        port.rs   one installed port, read back
 //! change.rs  one port's change: what it takes, writes    lists.rs  its endpoint lists, and how it is switched to them
-//! syncer.rs  adopt, apply, replace, tick, recover
+//! syncer.rs  adopt, apply, replace, tick, recover         by_address.rs a map that classes are kept in
 //! ```
 //!
 //! Everything but [`Store::write`] is pure. The cost of a change is that of its own entries.
 
+mod by_address;
 mod change;
 mod classes;
 mod ids;

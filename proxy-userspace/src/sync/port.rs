@@ -1,7 +1,7 @@
 //! One installed port: as it is remembered, and as it is read back from the maps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use proxy_common::abi::{CHUNK, FrontendKind, Run, Service, service_flags};
@@ -28,17 +28,46 @@ pub struct List {
     pub sound: bool,
 }
 
-/// An endpoint of a port.
+/// An endpoint of a port, in 8 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    pub endpoint: EndpointId,
+    id: u32,
+    generation: u16,
     /// The lists that it is in, a bit each; [`KEPT`] is one that has no slots.
     pub lists: u8,
 }
 
 impl Member {
+    /// In none of the lists yet.
+    pub const fn new(EndpointId { id, generation }: EndpointId) -> Self {
+        Self { id, generation, lists: 0 }
+    }
+
+    pub const fn endpoint(self) -> EndpointId {
+        EndpointId { id: self.id, generation: self.generation }
+    }
+
     pub const fn is_in(self, list: usize) -> bool {
         self.lists & 1 << list != 0
+    }
+}
+
+/// An endpoint's address and port, in 20 bytes where a [`SocketAddr`] has 32, and in the same order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Compact {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl From<SocketAddr> for Compact {
+    fn from(address: SocketAddr) -> Self {
+        Self { ip: address.ip(), port: address.port() }
+    }
+}
+
+impl From<Compact> for SocketAddr {
+    fn from(Compact { ip, port }: Compact) -> Self {
+        Self::new(ip, port)
     }
 }
 
@@ -55,7 +84,7 @@ pub struct Port {
     /// Bits of `service_flags`.
     pub flags: u32,
     pub affinity_timeout: u32,
-    pub endpoints: Sorted<SocketAddr, Member>,
+    pub endpoints: Sorted<Compact, Member>,
 }
 
 impl Port {
@@ -67,14 +96,14 @@ impl Port {
         };
         let mut frontends: Vec<_> = self.frontends.iter().filter_map(frontend).collect();
         frontends.sort();
-        let [external, internal, cluster] = [0, 1, 2].map(|list| self.members(list).copied().collect());
+        let [external, internal, cluster] = [0, 1, 2].map(|list| self.members(list).collect());
         let kept = self.endpoints.iter().filter(|(_, member)| member.is_in(KEPT));
         PortState {
             frontends,
             external,
             internal,
             cluster,
-            kept: kept.map(|(address, _)| *address).collect(),
+            kept: kept.map(|(address, _)| (*address).into()).collect(),
             ranges: self.ranges.iter().copied().collect(),
             flags: self.flags & SETTINGS,
             affinity_timeout: self.affinity_timeout,
@@ -82,29 +111,30 @@ impl Port {
     }
 
     /// The endpoints of one list, as far as it is sound.
-    fn members(&self, list: usize) -> impl Iterator<Item = &SocketAddr> {
+    fn members(&self, list: usize) -> impl Iterator<Item = SocketAddr> {
         let sound = self.lists.get(list).is_some_and(|list| list.sound);
         let listed = self.endpoints.iter().filter(move |(_, member)| sound && member.is_in(list));
-        listed.map(|(address, _)| address)
+        listed.map(|(address, _)| (*address).into())
     }
 
     /// Whether a list is sound and has these members.
     pub fn lists(&self, list: usize, want: &[SocketAddr]) -> bool {
-        self.lists.get(list).is_some_and(|list| list.sound) && self.members(list).eq(want)
+        self.lists.get(list).is_some_and(|list| list.sound) && self.members(list).eq(want.iter().copied())
     }
 
     /// Takes over lists that lie at `runs`, and gives back the endpoints that are in none any more. Every endpoint in them
     /// is among the port's; of those that are kept, only the ones that flows may lead to.
-    pub fn set_lists(&mut self, runs: [Run; 3], want: &PortState) -> Vec<(SocketAddr, Member)> {
+    pub fn set_lists(&mut self, runs: [Run; 3], want: &PortState) -> Vec<(Compact, Member)> {
         self.lists = runs.map(|run| List { run, sound: true });
         let [external, internal, cluster] = want.lists();
-        let mut want = [external, internal, cluster, &want.kept].map(|list| list.iter().peekable());
+        let mut want = [external, internal, cluster, &want.kept]
+            .map(|list| list.iter().copied().map(Compact::from).peekable());
         for (address, member) in self.endpoints.iter_mut() {
             member.lists = 0;
             for (bit, list) in (0..).zip(&mut want) {
                 // Both are sorted.
-                while list.next_if(|next| *next < address).is_some() {}
-                member.lists |= u8::from(list.next_if_eq(&address).is_some()) << bit;
+                while list.next_if(|next| next < address).is_some() {}
+                member.lists |= u8::from(list.next_if_eq(address).is_some()) << bit;
             }
         }
         self.endpoints.extract(|_, member| member.lists == 0)
@@ -151,7 +181,7 @@ pub type Ranges = HashMap<u32, BTreeSet<IpNet>>;
 /// Reads every service and every index that a frontend names, in order of index; and source ranges that belong to none.
 pub fn read<S: Store>(store: &S, slots: &PerFamily<Vec<Slot>>) -> Result<(Vec<Found>, Ranges), S::Error> {
     let mut services: BTreeMap<u32, (Service, BTreeMap<Dialled, u32>)> =
-        store.services().into_iter().map(|(index, service)| (index, (service, BTreeMap::new()))).collect();
+        store.services()?.into_iter().map(|(index, service)| (index, (service, BTreeMap::new()))).collect();
     for (dialled, frontend) in store.frontends()? {
         let entry = services.entry(frontend.service).or_insert((Service::FREE, BTreeMap::new()));
         entry.1.insert(dialled, frontend.kind);
@@ -195,7 +225,7 @@ pub struct InstalledFrontend {
     /// `None`: a kind that this version does not write.
     pub kind: Option<FrontendKind>,
     /// Unspecified for a NodePort.
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     pub port: u16,
     pub protocol: Protocol,
 }

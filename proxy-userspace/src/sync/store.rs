@@ -132,7 +132,10 @@ pub trait Store {
     fn frontends(&self) -> Result<Vec<(Dialled, Frontend)>, Self::Error>;
 
     /// Every service in use, with its index.
-    fn services(&self) -> Vec<(u32, Service)>;
+    ///
+    /// # Errors
+    /// See [`Store::frontends`].
+    fn services(&self) -> Result<Vec<(u32, Service)>, Self::Error>;
 
     /// Every slot of the chunks there are, by position.
     ///

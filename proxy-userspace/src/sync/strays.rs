@@ -33,10 +33,10 @@ pub fn stray(found: &Found, unheld: &mut HashSet<EndpointId>) -> Port {
                 if !unheld.remove(&slot.endpoint) {
                     dead.insert(slot.address);
                 }
-                Member { endpoint: slot.endpoint, lists: 0 }
+                Member::new(slot.endpoint)
             });
             member.lists |= 1 << which;
-            sound &= member.endpoint == slot.endpoint;
+            sound &= member.endpoint() == slot.endpoint;
         }
         List { run, sound }
     };
@@ -59,7 +59,7 @@ pub fn stray(found: &Found, unheld: &mut HashSet<EndpointId>) -> Port {
         ranges: found.ranges.clone(),
         flags: found.service.flags,
         affinity_timeout: found.service.affinity_timeout,
-        endpoints: endpoints.into_iter().collect(),
+        endpoints: endpoints.into_iter().map(|(address, member)| (address.into(), member)).collect(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The syncer: remembers what is installed, applies changes, and recovers from failed writes.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
@@ -88,7 +88,8 @@ impl Report {
 pub struct Syncer {
     settings: Settings,
     room: Room,
-    ports: HashMap<PortId, Port>,
+    /// Each in memory of its own: the table has room for twice as many at times.
+    ports: HashMap<PortId, Box<Port>>,
     /// Found in the maps, and not claimed yet, by index.
     strays: BTreeMap<u32, Port>,
     /// Endpoint ids found in use that no run refers to: left by an agent that was killed.
@@ -126,7 +127,7 @@ impl Syncer {
                 owned[Family::of(&dialled.address)] += 1;
                 classes.add_frontend(dialled, kind);
             }
-            port.endpoints.keys().for_each(|address| classes.add_endpoint(address.ip()));
+            port.endpoints.keys().for_each(|address| classes.add_endpoint(SocketAddr::from(*address).ip()));
             strays.insert(port.index, port);
         }
         let mut ranged = PerFamily::<usize>::default();
@@ -308,7 +309,12 @@ impl Syncer {
         batch: &mut Batch,
         report: &mut Report,
     ) {
-        for service in by_service(changes) {
+        let mut changes = by_service(changes).into_iter().peekable();
+        while let Some((place, first)) = changes.next() {
+            let mut service = vec![first];
+            while let Some((_, next)) = changes.next_if(|(next, _)| *next == place) {
+                service.push(next);
+            }
             let news: Vec<_> = service
                 .iter()
                 .filter_map(|(id, want)| Some((id, want.as_ref()?)))
@@ -343,7 +349,7 @@ impl Syncer {
     ) {
         let until = now + self.settings.grace;
         self.waiting.remove(&id);
-        let mut port = self.ports.remove(&id).or_else(|| self.claim(&id, want.as_ref()?));
+        let mut port = self.ports.remove(&id).map(|port| *port).or_else(|| self.claim(&id, want.as_ref()?));
         let Some(want) = want else {
             if let Some(port) = port {
                 self.room.remove(port, until, batch);
@@ -352,7 +358,7 @@ impl Syncer {
         };
         let refused = self.room.upsert(&id, &mut port, &want, until, batch).err();
         if let Some(port) = port {
-            self.ports.insert(id.clone(), port);
+            self.ports.insert(id.clone(), port.into());
         }
         if let Some(why) = refused {
             self.refuse(id, want, why, report);
@@ -462,19 +468,17 @@ impl Syncer {
     }
 }
 
-/// Changes of each Service together, Services in the order of their first change.
-fn by_service(changes: Vec<PortChange>) -> Vec<Vec<PortChange>> {
+/// Changes with the place of their Service, in the order of places: that of each Service's first change.
+fn by_service(changes: Vec<PortChange>) -> Vec<(usize, PortChange)> {
     let mut places = HashMap::new();
-    let mut services: Vec<Vec<PortChange>> = Vec::new();
+    let mut placed: Vec<(usize, PortChange)> = Vec::with_capacity(changes.len());
     for change in changes {
         let name = (change.0.namespace.clone(), change.0.service.clone());
-        let place = *places.entry(name).or_insert(services.len());
-        match services.get_mut(place) {
-            Some(service) => service.push(change),
-            None => services.push(vec![change]),
-        }
+        let next = places.len();
+        placed.push((*places.entry(name).or_insert(next), change));
     }
-    services
+    placed.sort_by_key(|(place, _)| *place);
+    placed
 }
 
 /// The last change of each port, in order.

@@ -1,6 +1,7 @@
 //! The syncer on real maps: filling, changing, adopting.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{Scratch, edge, in_namespace};
@@ -32,7 +33,7 @@ fn state(number: u32, family: Family, count: u32) -> PortState {
     let frontend = |kind, address, port| PortFrontend { kind, address, port };
     let any = if family == Family::V4 { IpAddr::from([0; 4]) } else { IpAddr::from([0_u16; 8]) };
     let endpoint = |host| SocketAddr::new(ip(family, 11, number * 16 + host), 8080);
-    let endpoints: Vec<_> = (0..count).map(endpoint).collect();
+    let endpoints: Arc<[_]> = (0..count).map(endpoint).collect();
     PortState {
         frontends: vec![
             frontend(FrontendKind::ClusterIp, ip(family, 10, number), 80),
@@ -40,7 +41,7 @@ fn state(number: u32, family: Family, count: u32) -> PortState {
         ],
         external: endpoints.clone(),
         internal: endpoints,
-        cluster: Vec::new(),
+        cluster: Arc::default(),
         kept: Vec::new(),
         ranges: Vec::new(),
         flags: service_flags::MASQUERADE_EXTERNAL,
@@ -59,7 +60,7 @@ pub fn expect(installed: &[InstalledPort], desired: &[(PortId, PortState)]) {
     desired.sort_by(|a, b| a.0.cmp(&b.0));
     for (is, (id, want)) in installed.iter().zip(&desired) {
         assert_eq!(is.id.as_ref(), Some(id));
-        assert_eq!((&is.external, &is.internal), (&want.external, &want.internal), "{id}");
+        assert_eq!([&is.external[..], &is.internal, &is.cluster], want.lists(), "{id}");
         let frontends: Vec<_> = is.frontends.iter().map(|f| (f.kind.unwrap(), f.address, f.port)).collect();
         let wanted: Vec<_> = want.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
         assert_eq!(frontends, wanted, "{id}");

@@ -83,7 +83,7 @@ fn desired() -> Vec<(PortId, PortState)> {
         }];
         let flags = service_flags::SOURCE_RANGES;
         let ranges = vec![IpNet::from(address(family, 3, number))];
-        let (external, internal) = (endpoints.clone(), endpoints[..2].to_vec());
+        let (external, internal) = (endpoints[..].into(), endpoints[..2].into());
         (id, PortState { frontends, external, internal, flags, ranges, ..PortState::default() })
     };
     [Family::V4, Family::V6].into_iter().flat_map(|family| [of(family, 1), of(family, 2)]).collect()

@@ -8,7 +8,7 @@ use proxy_common::abi::FrontendKind;
 use proxy_userspace::cluster::types::{Service, Slice, Watched};
 use proxy_userspace::cluster::{Change, Event};
 use proxy_userspace::model::{self, Model, PortId, PortState};
-use proxy_userspace::sync::{NodeAddresses, Report, Settings, Step, Store, Syncer};
+use proxy_userspace::sync::{NodeAddresses, Report, Settings, Step, Syncer};
 use serde_json::{Value, json};
 
 use super::conn::Conn;
@@ -364,17 +364,11 @@ impl<const N: usize> Cluster<N> {
             let frontends: Vec<(Option<FrontendKind>, IpAddr, u16)> =
                 port.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
             let wanted: Vec<_> = want.frontends.iter().map(|f| (Some(f.kind), f.address, f.port)).collect();
-            let is = (&port.external, &port.internal, &port.cluster, &frontends);
-            if is != (&want.external, &want.internal, &want.cluster, &wanted) {
+            let lists = [&port.external[..], &port.internal, &port.cluster];
+            if (lists, frontends) != (want.lists(), wanted) {
                 return Err(format!("installed is {port:?}, wanted {want:?}"));
             }
-            endpoints += want
-                .external
-                .iter()
-                .chain(&want.internal)
-                .chain(&want.cluster)
-                .collect::<BTreeSet<_>>()
-                .len();
+            endpoints += want.lists().into_iter().flatten().collect::<BTreeSet<_>>().len();
         }
         if installed.len() != desired.len() {
             return Err(format!("{} ports are installed, {} wanted", installed.len(), desired.len()));
@@ -388,7 +382,7 @@ impl<const N: usize> Cluster<N> {
     /// Nothing but the node's own addresses is left.
     pub fn check_empty(&self) -> Result<(), String> {
         let real = &self.kernel.real;
-        let left = (real.frontends.len(), real.services().len(), real.endpoints.len(), real.addresses.len());
+        let left = (real.frontends.len(), real.in_use().count(), real.endpoints.len(), real.addresses.len());
         if left == (0, 0, 0, 1) { Ok(()) } else { Err(format!("left in the maps: {left:?}")) }
     }
 }

@@ -31,10 +31,15 @@ impl Shadow {
         &mut self.slots[usize::from(family == Family::V6)]
     }
 
+    pub fn in_use(&self) -> impl Iterator<Item = (u32, Service)> {
+        let used = |(_, service): &(&u32, &Service)| service.flags & service_flags::IN_USE != 0;
+        self.services.iter().filter(used).map(|(index, service)| (*index, *service))
+    }
+
     /// Whether nothing leads anywhere. Slots stay where they are.
     pub fn is_empty(&self) -> bool {
         self.frontends.is_empty()
-            && self.services().is_empty()
+            && self.in_use().next().is_none()
             && self.endpoints.is_empty()
             && self.ranges.is_empty()
             && self.addresses.is_empty()
@@ -97,9 +102,8 @@ impl Store for Shadow {
         Ok(self.frontends.iter().map(entry).collect())
     }
 
-    fn services(&self) -> Vec<(u32, Service)> {
-        let used = |(_, service): &(&u32, &Service)| service.flags & service_flags::IN_USE != 0;
-        self.services.iter().filter(used).map(|(index, service)| (*index, *service)).collect()
+    fn services(&self) -> Result<Vec<(u32, Service)>, Infallible> {
+        Ok(self.in_use().collect())
     }
 
     fn slots(&self, family: Family) -> Result<Vec<Slot>, Infallible> {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use super::parse::{Object, ObjectKey, Parsed, parse, unread};
 use crate::cluster::types::{Kind, Node, Problem, Service, ServiceCidr, Slice};
 use crate::cluster::{Change, Event};
+use crate::sorted::Sorted;
 
 /// A file that changed this recently may change again without a trace in its metadata.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -20,7 +21,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub struct Folder {
     path: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    told: BTreeMap<ObjectKey, Digest>,
+    told: Sorted<ObjectKey, Digest>,
     problems: Option<Vec<Problem>>,
     connected: Option<bool>,
     listed: bool,
@@ -71,7 +72,7 @@ impl Folder {
         Self {
             path,
             files: BTreeMap::new(),
-            told: BTreeMap::new(),
+            told: Sorted::default(),
             problems: None,
             connected: None,
             listed: false,
@@ -164,7 +165,7 @@ impl Folder {
         let (wanted, found) = Self::merge(&self.files);
         problems.extend(found);
         let gone: BTreeSet<_> = self.told.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        let mut new = Vec::new();
+        let mut new = BTreeMap::new();
         for (key, (path, digest)) in wanted {
             if self.told.get(&key) == Some(&digest) {
                 continue;
@@ -173,14 +174,15 @@ impl Folder {
             // it is the next scan's.
             let objects = fresh.entry(path.to_owned()).or_insert_with(|| reread(path));
             if let Some(object) = objects.remove(&key).filter(|object| object.digest() == digest) {
-                self.told.insert(key, digest);
-                new.push(object);
+                new.insert(key, (digest, object));
             }
         }
-        self.told.retain(|key, _| !gone.contains(key));
+        self.told.extract(|key, _| gone.contains(key) || new.contains_key(key));
+        self.told.extend(new.iter().map(|(key, (digest, _))| (key.clone(), *digest)));
+        let new = new.into_values().map(|(_, object)| object);
         if self.listed {
             // Additions first: an endpoint that moves between slices is never gone in between (C-16).
-            events.extend(new.into_iter().map(Event::from));
+            events.extend(new.map(Event::from));
             events.extend(gone.iter().map(delete));
         } else {
             self.listed = true;
@@ -239,7 +241,7 @@ fn read_file(path: &Path, before: Option<File>) -> Option<Read> {
     Some(Read::New(File { stamp, objects, problems }, found))
 }
 
-fn snapshots(objects: Vec<Object>) -> [Event; 4] {
+fn snapshots(objects: impl Iterator<Item = Object>) -> [Event; 4] {
     let (mut services, mut slices, mut nodes, mut ranges) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for object in objects {
         match object {

@@ -22,8 +22,12 @@ pub struct Slice {
     pub triggered: Option<Duration>,
     /// `None` for host names (`FQDN`), which nothing serves (A6).
     pub family: Option<Family>,
-    pub ports: Vec<SlicePort>,
-    pub endpoints: Vec<SliceEndpoint>,
+    pub ports: Box<[SlicePort]>,
+    /// What most of a cluster consists of: 24 bytes each, and the model keeps them as they are.
+    pub endpoints: Box<[SliceEndpoint]>,
+    /// Different nodes, and different hints, that endpoints refer to by their place, from 1 on.
+    pub nodes: Vec<Arc<str>>,
+    pub hints: Vec<Hints>,
     pub defects: Vec<Defect>,
 }
 
@@ -35,7 +39,7 @@ pub struct SlicePort {
     pub port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SliceEndpoint {
     /// The first address; the others are ignored (A6).
     pub address: IpAddr,
@@ -43,9 +47,10 @@ pub struct SliceEndpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    pub node: Option<Arc<str>>,
-    /// `None`: no hints of either kind.
-    pub hints: Option<Arc<Hints>>,
+    /// Place in [`Slice::nodes`]; 0: none.
+    pub node: u16,
+    /// Place in [`Slice::hints`]; 0: no hints of either kind.
+    pub hints: u16,
 }
 
 /// Whom an endpoint should serve (C11 … C13). An empty list: there is no hint of that kind.
@@ -131,17 +136,75 @@ impl Kind for Slice {
         let service =
             defects.take(meta.labels.service_name.clone(), "metadata.labels[kubernetes.io/service-name]");
         let family = family(raw.address_type, &mut defects);
-        Self {
+        let mut slice = Self {
             name: meta.object_name(),
             service: service.filter(|name| !name.is_empty()).map(Into::into),
             headless: !meta.labels.headless.is_missing(),
             triggered: meta.triggered,
             family,
-            ports: ports(raw.ports, &mut defects),
-            endpoints: if family.is_some() { endpoints(raw.endpoints, &mut defects) } else { Vec::new() },
-            defects: defects.0,
+            ports: ports(raw.ports, &mut defects).into(),
+            endpoints: Box::default(),
+            nodes: Vec::new(),
+            hints: Vec::new(),
+            defects: Vec::new(),
+        };
+        if family.is_some() {
+            slice.set_endpoints(raw.endpoints, &mut defects);
         }
+        slice.defects = defects.0;
+        slice
     }
+}
+
+impl Slice {
+    fn set_endpoints(&mut self, field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) {
+        let items = defects.items(field, "endpoints");
+        let endpoints = items.into_iter().filter_map(|(i, Nested(raw))| self.endpoint(i, raw, defects));
+        self.endpoints = endpoints.collect();
+    }
+
+    fn endpoint(&mut self, i: usize, raw: Endpoint, defects: &mut Defects) -> Option<SliceEndpoint> {
+        let path = format!("endpoints[{i}]");
+        let list = defects.take(raw.addresses, format_args!("{path}.addresses")).unwrap_or_default();
+        let Some(first) = list.into_iter().next() else {
+            defects.add(format_args!("{path} has no address, ignored"), "write one address");
+            return None;
+        };
+        let address = match defects.take(first, format_args!("{path}.addresses[0]"))? {
+            Address::Ip(address) => address,
+            Address::Other(text) => {
+                let what = format_args!("{path}.addresses[0] {text:?} is no IP address, ignored");
+                defects.add(what, "write an address of the slice's addressType");
+                return None;
+            }
+        };
+        let conditions = defects.nested(raw.conditions, format_args!("{path}.conditions"));
+        let node = defects.take(raw.node_name, format_args!("{path}.nodeName"));
+        let hints = hints(raw.hints, &path, defects);
+        Some(SliceEndpoint {
+            address,
+            ready: defects.take(conditions.ready, format_args!("{path}.conditions.ready")).unwrap_or(true),
+            serving: defects
+                .take(conditions.serving, format_args!("{path}.conditions.serving"))
+                .unwrap_or(true),
+            terminating: defects
+                .take(conditions.terminating, format_args!("{path}.conditions.terminating"))
+                .unwrap_or(false),
+            node: node.map_or(0, |name| place(&mut self.nodes, name.into())),
+            hints: hints.map_or(0, |hints| place(&mut self.hints, hints)),
+        })
+    }
+}
+
+/// The place, from 1 on, of `item`, which is given one if it has none. A slice has a thousand endpoints at most; an item
+/// beyond what a place can name counts as missing.
+fn place<T: PartialEq>(known: &mut Vec<T>, item: T) -> u16 {
+    // Neighbours in a slice often agree.
+    let at = known.iter().rposition(|known| *known == item).unwrap_or_else(|| {
+        known.push(item);
+        known.len() - 1
+    });
+    u16::try_from(at + 1).unwrap_or(0)
 }
 
 fn family(field: Loose<String>, defects: &mut Defects) -> Option<Family> {
@@ -175,53 +238,6 @@ fn ports(field: Loose<Vec<Loose<Nested<Port>>>>, defects: &mut Defects) -> Vec<S
         }
     }
     ports
-}
-
-fn endpoints(field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) -> Vec<SliceEndpoint> {
-    let mut endpoints = Vec::new();
-    let mut node: Option<Arc<str>> = None;
-    let mut last: Option<Arc<Hints>> = None;
-    for (i, Nested(raw)) in defects.items(field, "endpoints") {
-        let path = format!("endpoints[{i}]");
-        let list = defects.take(raw.addresses, format_args!("{path}.addresses")).unwrap_or_default();
-        let Some(first) = list.into_iter().next() else {
-            defects.add(format_args!("{path} has no address, ignored"), "write one address");
-            continue;
-        };
-        let address = match defects.take(first, format_args!("{path}.addresses[0]")) {
-            Some(Address::Ip(address)) => address,
-            Some(Address::Other(text)) => {
-                let what = format_args!("{path}.addresses[0] {text:?} is no IP address, ignored");
-                defects.add(what, "write an address of the slice's addressType");
-                continue;
-            }
-            None => continue,
-        };
-        let conditions = defects.nested(raw.conditions, format_args!("{path}.conditions"));
-        let name = defects.take(raw.node_name, format_args!("{path}.nodeName"));
-        // Neighbours in a slice often stand on one node: one text serves them all.
-        if node.as_deref() != name.as_deref() {
-            node = name.map(Into::into);
-        }
-        let hints = hints(raw.hints, &path, defects);
-        // So do hints.
-        if last.as_deref() != hints.as_ref() {
-            last = hints.map(Into::into);
-        }
-        endpoints.push(SliceEndpoint {
-            address,
-            ready: defects.take(conditions.ready, format_args!("{path}.conditions.ready")).unwrap_or(true),
-            serving: defects
-                .take(conditions.serving, format_args!("{path}.conditions.serving"))
-                .unwrap_or(true),
-            terminating: defects
-                .take(conditions.terminating, format_args!("{path}.conditions.terminating"))
-                .unwrap_or(false),
-            node: node.clone(),
-            hints: last.clone(),
-        });
-    }
-    endpoints
 }
 
 fn hints(field: Loose<Nested<RawHints>>, path: &str, defects: &mut Defects) -> Option<Hints> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -55,7 +56,7 @@ impl Fake {
     }
 
     pub fn allow(&mut self, state: &PortState) {
-        self.allowed.extend(state.lists().map(Clone::clone));
+        self.allowed.extend(state.lists().map(<[_]>::to_vec));
     }
 
     /// What a packet would find (L-01): every frontend leads to a service in use, every list is a whole one, every
@@ -104,9 +105,9 @@ impl Store for Fake {
         Ok(self.frontends.iter().map(|(key, value)| (*key, *value)).collect())
     }
 
-    fn services(&self) -> Vec<(u32, Service)> {
+    fn services(&self) -> Result<Vec<(u32, Service)>, Self::Error> {
         let used = |(_, service): &(&u32, &Service)| service.flags & service_flags::IN_USE != 0;
-        self.services.iter().filter(used).map(|(index, service)| (*index, *service)).collect()
+        Ok(self.services.iter().filter(used).map(|(index, service)| (*index, *service)).collect())
     }
 
     fn slots(&self, family: Family) -> Result<Vec<Slot>, Refusal> {
@@ -198,6 +199,7 @@ pub fn id(name: &str) -> PortId {
 pub fn cluster_ip(number: u8, endpoints: &[&str]) -> PortState {
     let mut endpoints: Vec<SocketAddr> = endpoints.iter().map(|text| text.parse().unwrap()).collect();
     endpoints.sort();
+    let endpoints: Arc<[SocketAddr]> = endpoints.into();
     PortState {
         frontends: vec![PortFrontend {
             kind: FrontendKind::ClusterIp,
@@ -206,7 +208,7 @@ pub fn cluster_ip(number: u8, endpoints: &[&str]) -> PortState {
         }],
         external: endpoints.clone(),
         internal: endpoints,
-        cluster: Vec::new(),
+        cluster: Arc::default(),
         kept: Vec::new(),
         ranges: Vec::new(),
         flags: service_flags::MASQUERADE_EXTERNAL,

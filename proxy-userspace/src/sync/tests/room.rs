@@ -117,7 +117,7 @@ fn room_that_one_gives_another_has_at_once() {
     let of_v6 = |port| {
         let mut state = cluster_ip(1, &[]);
         (state.frontends[0].address, state.frontends[0].port) = ("fd00::1".parse().unwrap(), port);
-        state.external = vec!["[fd00:1::1]:80".parse().unwrap()];
+        state.external = ["[fd00:1::1]:80".parse().unwrap()].into();
         state.internal.clone_from(&state.external);
         state
     };
@@ -191,7 +191,7 @@ fn a_change_that_does_not_fit_leaves_what_is_installed() {
     let many = cluster_ip(1, &["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80", "10.1.0.4:80"]);
     let report = syncer.apply(&mut fake, vec![(id("a"), Some(many))], at(0));
     assert_eq!(report.refused[0].why, Lack::Endpoints(3));
-    assert_eq!(syncer.installed(&fake).unwrap()[0].external, small.external);
+    assert_eq!(syncer.installed(&fake).unwrap()[0].external, *small.external);
     fake.capacity.endpoints = 100_000;
     let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
     let texts: Vec<String> = (0..=CHUNK).map(|n| format!("10.2.{}.{}:80", n >> 8, n & 255)).collect();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -72,6 +73,7 @@ fn state(
         cluster.dedup();
     }
     let affinity_timeout = if *node_port { 10 } else { 0 };
+    let [external, internal, cluster] = [external, internal, cluster].map(Arc::from);
     PortState { frontends, external, internal, cluster, kept: Vec::new(), ranges, flags, affinity_timeout }
 }
 
@@ -84,13 +86,13 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
     let mut cluster_ips = BTreeSet::new();
     for (id, want) in desired {
         let is: &InstalledPort = got[&Some(id.clone())];
-        assert_eq!([&is.external, &is.internal, &is.cluster], want.lists(), "{id}");
+        assert_eq!([&is.external[..], &is.internal, &is.cluster], want.lists(), "{id}");
         assert_eq!((&is.ranges, is.affinity_timeout), (&want.ranges, want.affinity_timeout), "{id}");
         ranges += is.ranges.len();
         let frontends: Vec<_> = is.frontends.iter().map(|f| (f.kind.unwrap(), f.address, f.port)).collect();
         let wanted: Vec<_> = want.frontends.iter().map(|f| (f.kind, f.address, f.port)).collect();
         assert_eq!(frontends, wanted, "{id}");
-        let mut all = want.lists().map(Clone::clone).concat();
+        let mut all = want.lists().concat();
         all.sort();
         all.dedup();
         endpoints += all.len();

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -259,7 +260,7 @@ fn desired() -> Vec<(PortId, PortState)> {
 /// Service number `n` with endpoints number `n`, or ten of them.
 fn port(v6: bool, (net, n): (Net, u32), backends: Net, count: u32) -> PortState {
     let address = ip(v6, net, n);
-    let endpoints: Vec<_> =
+    let endpoints: Arc<[_]> =
         (0..count).map(|i| SocketAddr::new(ip(v6, backends, n * count + i), BACKEND_PORT)).collect();
     PortState {
         frontends: vec![PortFrontend { kind: FrontendKind::ClusterIp, address, port: SERVICE_PORT }],

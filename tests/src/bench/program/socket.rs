@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -56,7 +57,7 @@ fn service() -> (PortId, PortState) {
         protocol: Protocol::Udp,
         family: Family::V4,
     };
-    let endpoints = vec![SocketAddr::new(IpAddr::from(BACKEND), 8080)];
+    let endpoints: Arc<[_]> = [SocketAddr::new(IpAddr::from(BACKEND), 8080)].into();
     let frontend = PortFrontend { kind: FrontendKind::ClusterIp, address: IpAddr::from(SERVICE), port: 80 };
     let state = PortState {
         frontends: vec![frontend],
