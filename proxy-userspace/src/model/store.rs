@@ -86,40 +86,18 @@ pub struct Entry {
     pub problems: Vec<Problem>,
 }
 
-/// Lets a name have the memory of an equal one, if there is any: Services and their slices agree on most.
-fn share<'a>(name: &mut Arc<str>, mut known: impl Iterator<Item = &'a Arc<str>>) {
-    if let Some(known) = known.find(|known| *known == name) {
-        *name = known.clone();
-    }
-}
-
 /// All Services and slices.
 #[derive(Debug, Default)]
 pub struct Store {
     pub entries: HashMap<ObjectName, Box<Entry>>,
-    /// Where each slice is kept: its label may change (C-17).
-    owners: HashMap<ObjectName, ObjectName>,
+    /// The name of each slice's Service: its label may change (C-17).
+    owners: HashMap<ObjectName, Arc<str>>,
 }
 
 impl Store {
-    /// The same name, in the memory in which it is kept already.
-    fn known(&self, name: ObjectName) -> ObjectName {
-        self.entries.get_key_value(&name).map_or(name, |(known, _)| known.clone())
-    }
-
     /// Stores the Service (`None`: it is gone). Returns what it was before if that is different.
-    pub fn set_service(
-        &mut self,
-        name: &ObjectName,
-        mut service: Option<Service>,
-    ) -> Option<Option<Service>> {
-        let name = &self.known(name.clone());
+    pub fn set_service(&mut self, name: &ObjectName, service: Option<Service>) -> Option<Option<Service>> {
         let entry = self.entries.entry(name.clone()).or_default();
-        if let Some(service) = &mut service {
-            service.name = name.clone();
-            let known = || entry.slices.values().flat_map(|slice| slice.ports.iter()).map(|port| &port.name);
-            service.ports.iter_mut().for_each(|port| share(&mut port.name, known()));
-        }
         if entry.service == service {
             self.tidy(name);
             return None;
@@ -131,18 +109,17 @@ impl Store {
     pub fn set_slice(&mut self, mut slice: Slice, node: &str, touched: &mut HashSet<ObjectName>) {
         let owner = slice.service.take().filter(|_| !slice.headless);
         let Some(owner) = owner else { return self.remove_slice(&slice.name, touched) };
-        let owner = self.known(ObjectName { namespace: slice.name.namespace.clone(), name: owner });
-        slice.name.namespace = owner.namespace.clone();
-        if self.owners.get(&slice.name).is_some_and(|before| *before != owner) {
+        let owner = ObjectName { namespace: slice.name.namespace.clone(), name: owner };
+        // In the memory that the name has already.
+        let owner = self.entries.get_key_value(&owner).map_or(owner, |(known, _)| known.clone());
+        if self.owners.get(&slice.name).is_some_and(|before| *before != owner.name) {
             self.remove_slice(&slice.name, touched);
         }
         let name = slice.name.clone();
         let entry = self.entries.entry(owner.clone()).or_default();
-        let known = || entry.service.iter().flat_map(|service| &service.ports).map(|port| &port.name);
-        slice.ports.iter_mut().for_each(|port| share(&mut port.name, known()));
         let stored = StoredSlice::new(slice, node);
         if entry.slices.get(&name) != Some(&stored) {
-            self.owners.insert(name.clone(), owner.clone());
+            self.owners.insert(name.clone(), owner.name.clone());
             entry.slices.insert(name, stored);
             touched.insert(owner);
         }
@@ -150,6 +127,7 @@ impl Store {
 
     pub fn remove_slice(&mut self, name: &ObjectName, touched: &mut HashSet<ObjectName>) {
         let Some(owner) = self.owners.remove(name) else { return };
+        let owner = ObjectName { namespace: name.namespace.clone(), name: owner };
         if let Some(entry) = self.entries.get_mut(&owner) {
             entry.slices.remove(name);
             touched.insert(owner);

@@ -22,10 +22,17 @@ impl<V: Default> ByAddress<V> {
         }
     }
 
-    pub fn contains(&self, ip: &IpAddr) -> bool {
+    pub fn get(&self, ip: &IpAddr) -> Option<&V> {
         match ip {
-            IpAddr::V4(ip) => self.v4.contains_key(ip),
-            IpAddr::V6(ip) => self.v6.contains_key(ip),
+            IpAddr::V4(ip) => self.v4.get(ip),
+            IpAddr::V6(ip) => self.v6.get(ip),
+        }
+    }
+
+    pub fn get_mut(&mut self, ip: &IpAddr) -> Option<&mut V> {
+        match ip {
+            IpAddr::V4(ip) => self.v4.get_mut(ip),
+            IpAddr::V6(ip) => self.v6.get_mut(ip),
         }
     }
 

@@ -164,28 +164,28 @@ impl Room {
     pub fn upsert(
         &mut self,
         id: &PortId,
-        port: &mut Option<Port>,
+        port: &mut Option<Box<Port>>,
         want: &PortState,
         until: Duration,
         batch: &mut Batch,
     ) -> Result<(), Lack> {
         let frontends = frontends(id, want);
-        let fresh = fresh_endpoints(port.as_ref(), want);
+        let fresh = fresh_endpoints(port.as_deref(), want);
         let ports = usize::from(port.is_none());
         self.check_shared(ports, fresh.len())?;
         self.check(id.family, &frontends.keys().collect::<Vec<_>>(), &fresh, batch)?;
-        self.check_ranges(id.family, more_ranges(port.as_ref(), want), batch)?;
-        let lists = lists::grant(&mut self.runs[id.family], port.as_ref(), want)
+        self.check_ranges(id.family, more_ranges(port.as_deref(), want), batch)?;
+        let lists = lists::grant(&mut self.runs[id.family], port.as_deref(), want)
             .map_err(|length| Lack::Slots(length, self.capacity.slots))?;
         batch.chunks[id.family].extend(&lists.chunks);
-        let asked = port.as_ref().is_some_and(|port| port.affinity_timeout != 0);
+        let asked = port.as_deref().is_some_and(|port| port.affinity_timeout != 0);
         batch.affinity[id.family] |= want.affinity_timeout != 0 && !asked;
         let is_new = port.is_none();
         let index = if is_new { self.services.take() } else { None };
         let port = match index {
             Some(index) => {
                 let ranges = self.stray_ranges.remove(&index).unwrap_or_default();
-                port.insert(Port { ranges, ..empty(index, id.family) })
+                port.insert(Port { ranges, ..empty(index, id.family) }.into())
             }
             None => port.as_mut().ok_or(Lack::Services(self.capacity.services))?,
         };

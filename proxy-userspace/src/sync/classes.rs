@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use foldhash::HashMap;
 use ipnet::IpNet;
 use proxy_common::abi::{AddressClass, FrontendKind};
 
@@ -76,7 +75,7 @@ fn byte(bits: u32) -> u8 {
 pub struct Classes {
     uses: ByAddress<Uses>,
     /// Of addresses that have any.
-    frontends: HashMap<IpAddr, Frontends>,
+    frontends: ByAddress<Frontends>,
     /// Each once.
     dirty: Vec<IpAddr>,
     /// Frontends of SCTP.
@@ -120,7 +119,7 @@ impl Classes {
     pub fn add_frontend(&mut self, dialled: &Dialled, kind: u32) {
         if !dialled.address.is_unspecified() {
             self.sctp += usize::from(dialled.protocol == Protocol::Sctp);
-            self.frontends.entry(dialled.address).or_default().count(dialled, kind, |count| count + 1);
+            self.frontends.of(dialled.address).count(dialled, kind, |count| count + 1);
             self.change(dialled.address, |_| ());
         }
     }
@@ -175,8 +174,8 @@ impl Classes {
         }
         if self.links != *links {
             self.links.clone_from(links);
-            let external = self.frontends.iter().filter(|(_, frontends)| frontends.are_external());
-            let external: Vec<IpAddr> = external.map(|(ip, _)| *ip).collect();
+            let external = self.frontends.iter_mut().filter(|(_, frontends)| frontends.are_external());
+            let external: Vec<IpAddr> = external.map(|(ip, _)| ip).collect();
             external.into_iter().for_each(|ip| self.change(ip, |_| ()));
         }
     }
@@ -187,7 +186,7 @@ impl Classes {
     }
 
     pub fn contains(&self, ip: &IpAddr) -> bool {
-        self.uses.contains(ip)
+        self.uses.get(ip).is_some()
     }
 
     /// What must be written; taken as written.

@@ -11,9 +11,13 @@ use super::store::{EndpointId, Slot};
 use crate::model::Family;
 
 /// The slots that no port's runs cover.
-pub fn free_runs(max: u32, slots: &PerFamily<Vec<Slot>>, ports: &BTreeMap<u32, Port>) -> PerFamily<Runs> {
+pub fn free_runs(
+    max: u32,
+    slots: &PerFamily<Vec<Slot>>,
+    ports: &BTreeMap<u32, Box<Port>>,
+) -> PerFamily<Runs> {
     let free = |family| {
-        let used = ports.values().filter(|port| port.family == family).flat_map(Port::runs);
+        let used = ports.values().filter(|port| port.family == family).flat_map(|port| port.runs());
         let chunks = slots[family].len() / proxy_common::abi::CHUNK as usize;
         Runs::new(u32::try_from(chunks).unwrap_or(u32::MAX), max, used)
     };

@@ -91,7 +91,7 @@ pub struct Syncer {
     /// Each in memory of its own: the table has room for twice as many at times.
     ports: HashMap<PortId, Box<Port>>,
     /// Found in the maps, and not claimed yet, by index.
-    strays: BTreeMap<u32, Port>,
+    strays: BTreeMap<u32, Box<Port>>,
     /// Endpoint ids found in use that no run refers to: left by an agent that was killed.
     orphans: Vec<u32>,
     waiting: BTreeMap<PortId, (PortState, Lack)>,
@@ -116,19 +116,20 @@ impl Syncer {
         unheld.iter().for_each(|live| generations.note(*live));
         let endpoints = Ids::new(store.capacity().endpoints, &unheld.iter().map(|live| live.id).collect());
         let mut classes = Classes::new(store.addresses()?);
-        let mut strays = BTreeMap::new();
         let mut owners = HashMap::new();
         let mut owned = PerFamily::<u32>::default();
         let (services, stray_ranges) = port::read(store, &slots)?;
-        for found in services {
-            let port = stray(&found, &mut unheld);
+        // All ports before anything that was read goes: what stays would lie scattered over the memory of what does not.
+        let strays: BTreeMap<u32, Box<Port>> =
+            services.iter().map(|found| (found.index, stray(found, &mut unheld).into())).collect();
+        drop(services);
+        for port in strays.values() {
             for (dialled, &kind) in port.frontends.iter() {
                 owners.insert(*dialled, port.index);
                 owned[Family::of(&dialled.address)] += 1;
                 classes.add_frontend(dialled, kind);
             }
             port.endpoints.keys().for_each(|address| classes.add_endpoint(SocketAddr::from(*address).ip()));
-            strays.insert(port.index, port);
         }
         let mut ranged = PerFamily::<usize>::default();
         let of_ports = strays.values().map(|port| &port.ranges);
@@ -205,7 +206,7 @@ impl Syncer {
             let mut batch = Batch::default();
             let until = now + self.settings.grace;
             for port in std::mem::take(&mut self.strays).into_values() {
-                self.room.remove(port, until, &mut batch);
+                self.room.remove(*port, until, &mut batch);
             }
             for id in &self.orphans {
                 self.room.endpoints.retire(*id, until);
@@ -349,16 +350,16 @@ impl Syncer {
     ) {
         let until = now + self.settings.grace;
         self.waiting.remove(&id);
-        let mut port = self.ports.remove(&id).map(|port| *port).or_else(|| self.claim(&id, want.as_ref()?));
+        let mut port = self.ports.remove(&id).or_else(|| self.claim(&id, want.as_ref()?));
         let Some(want) = want else {
             if let Some(port) = port {
-                self.room.remove(port, until, batch);
+                self.room.remove(*port, until, batch);
             }
             return;
         };
         let refused = self.room.upsert(&id, &mut port, &want, until, batch).err();
         if let Some(port) = port {
-            self.ports.insert(id.clone(), port.into());
+            self.ports.insert(id.clone(), port);
         }
         if let Some(why) = refused {
             self.refuse(id, want, why, report);
@@ -366,7 +367,7 @@ impl Syncer {
     }
 
     /// The port found in the maps that has one of these frontends.
-    fn claim(&mut self, id: &PortId, want: &PortState) -> Option<Port> {
+    fn claim(&mut self, id: &PortId, want: &PortState) -> Option<Box<Port>> {
         self.strays.remove(&self.stray_of(id, want)?)
     }
 

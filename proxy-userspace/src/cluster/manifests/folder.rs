@@ -38,10 +38,10 @@ struct File {
 type Digest = u64;
 
 /// The objects of files that were read in this scan.
-type Fresh = HashMap<PathBuf, BTreeMap<ObjectKey, Object>>;
+type Fresh = HashMap<PathBuf, HashMap<ObjectKey, Object>>;
 
 /// Where each object stands that is to be told of, and its content's digest.
-type Wanted<'a> = BTreeMap<ObjectKey, (&'a Path, Digest)>;
+type Wanted<'a> = HashMap<ObjectKey, (&'a Path, Digest)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -165,7 +165,7 @@ impl Folder {
         let (wanted, found) = Self::merge(&self.files);
         problems.extend(found);
         let gone: BTreeSet<_> = self.told.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        let mut new = BTreeMap::new();
+        let mut new = Vec::new();
         for (key, (path, digest)) in wanted {
             if self.told.get(&key) == Some(&digest) {
                 continue;
@@ -174,12 +174,14 @@ impl Folder {
             // it is the next scan's.
             let objects = fresh.entry(path.to_owned()).or_insert_with(|| reread(path));
             if let Some(object) = objects.remove(&key).filter(|object| object.digest() == digest) {
-                new.insert(key, (digest, object));
+                new.push((key, digest, object));
             }
         }
-        self.told.extract(|key, _| gone.contains(key) || new.contains_key(key));
-        self.told.extend(new.iter().map(|(key, (digest, _))| (key.clone(), *digest)));
-        let new = new.into_values().map(|(_, object)| object);
+        new.sort_unstable_by(|(a, ..), (b, ..)| a.cmp(b));
+        let is_new = |key: &ObjectKey| new.binary_search_by(|(known, ..)| known.cmp(key)).is_ok();
+        self.told.extract(|key, _| gone.contains(key) || is_new(key));
+        self.told.extend(new.iter().map(|(key, digest, _)| (key.clone(), *digest)));
+        let new = new.into_iter().map(|(.., object)| object);
         if self.listed {
             // Additions first: an endpoint that moves between slices is never gone in between (C-16).
             events.extend(new.map(Event::from));
@@ -191,18 +193,18 @@ impl Folder {
     }
 }
 
-fn reread(path: &Path) -> BTreeMap<ObjectKey, Object> {
+fn reread(path: &Path) -> HashMap<ObjectKey, Object> {
     fs::read(path).map(|bytes| by_key(parse(path, &bytes).objects)).unwrap_or_default()
 }
 
 /// The first of each counts.
-fn by_key(objects: Vec<Object>) -> BTreeMap<ObjectKey, Object> {
+fn by_key(objects: Vec<Object>) -> HashMap<ObjectKey, Object> {
     objects.into_iter().rev().map(|object| (object.key(), object)).collect()
 }
 
 enum Read {
     Same(File),
-    New(File, BTreeMap<ObjectKey, Object>),
+    New(File, HashMap<ObjectKey, Object>),
 }
 
 /// Hidden files are editors' and kubelet's own.
@@ -228,7 +230,7 @@ fn read_file(path: &Path, before: Option<File>) -> Option<Read> {
         Err(error) => {
             let problem = Problem::new(path.display(), unread(error), "make the file readable for the agent");
             let file = File { stamp: None, problems: vec![problem], ..before };
-            return Some(Read::New(file, BTreeMap::new()));
+            return Some(Read::New(file, HashMap::new()));
         }
     };
     let Parsed { objects: found, problems, damaged } = parse(path, &bytes);

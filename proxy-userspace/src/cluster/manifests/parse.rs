@@ -20,7 +20,7 @@ pub enum Object {
 }
 
 /// What tells objects apart. Nodes and ServiceCIDRs have no namespace.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     pub kind: &'static str,
     pub name: ObjectName,

@@ -4,6 +4,7 @@
 mod loose;
 mod meta;
 mod node;
+mod recent;
 mod service;
 mod service_cidr;
 mod slice;
@@ -29,7 +30,7 @@ pub struct ObjectName {
 impl ObjectName {
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self { namespace: recent::shared(namespace), name: name.into() }
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::loose::{Defects, Loose, Nested};
 use super::meta::{Kind, Meta, Metadata};
+use super::recent::shared;
 use super::{Defect, ObjectName};
 use crate::model::{Family, Protocol};
 
@@ -337,7 +338,7 @@ fn ports(field: Loose<Vec<Loose<Nested<Port>>>>, defects: &mut Defects) -> Vec<S
             defects.add(what, "give every port its own name");
             continue;
         }
-        ports.push(ServicePort { name: name.into(), protocol, port, node_port });
+        ports.push(ServicePort { name: shared(&name), protocol, port, node_port });
     }
     ports
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::loose::{Defects, Loose, Nested, Shape};
 use super::meta::{Kind, Meta, Metadata};
+use super::recent::shared;
 use super::service::protocol;
 use super::{Defect, ObjectName};
 use crate::model::{Family, Protocol};
@@ -234,7 +235,7 @@ fn ports(field: Loose<Vec<Loose<Nested<Port>>>>, defects: &mut Defects) -> Vec<S
             continue;
         };
         if let Some(port) = defects.port(number, format_args!("{path}.port")) {
-            ports.push(SlicePort { name: name.into(), protocol, port });
+            ports.push(SlicePort { name: shared(&name), protocol, port });
         }
     }
     ports
