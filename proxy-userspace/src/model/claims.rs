@@ -121,7 +121,7 @@ fn claims_of(service: Option<&Service>) -> Sorted<ClaimKey, Claimant> {
 }
 
 fn cluster_ips_of(service: Option<&Service>) -> Vec<IpAddr> {
-    let addresses = service.filter(|s| s.is_served()).map(|s| s.cluster_ips.as_slice()).unwrap_or_default();
+    let addresses = service.filter(|s| s.is_served()).map(|s| &s.cluster_ips[..]).unwrap_or_default();
     let mut served: Vec<_> =
         addresses.iter().filter(|address| frontend_refusal(address).is_none()).copied().collect();
     served.sort_unstable();

@@ -31,7 +31,7 @@ use crate::cluster::types::{Defect, Kind, Node, ObjectName, Problem, Service, Se
 use crate::cluster::{Change, Event};
 use claims::Claims;
 use plan::{Place, Planned};
-use store::Store;
+use store::{PortName, Store};
 
 /// What the plan needs to know besides objects.
 #[derive(Clone, Debug)]
@@ -126,11 +126,11 @@ impl Model {
         let plans: Vec<Planned> = dirty.iter().map(|name| self.plan(name)).collect();
         for (name, Planned { ports, problems, health }) in dirty.into_iter().zip(plans) {
             if let Some(entry) = self.store.entries.get_mut(&name) {
-                let now: Vec<_> = ports.iter().map(|(id, _)| id.clone()).collect();
+                let now: Box<[_]> = ports.iter().map(|(id, _)| PortName::of(id)).collect();
                 let before = std::mem::replace(&mut entry.ports, now);
-                let gone = before.into_iter().filter(|id| !entry.ports.contains(id));
-                changes.extend(gone.map(|id| (id, None)));
-                entry.problems = problems;
+                let gone = before.into_iter().filter(|port| !entry.ports.contains(port));
+                changes.extend(gone.map(|port| (port.in_service(&name), None)));
+                entry.problems = problems.into();
             }
             changes.extend(ports.into_iter().map(|(id, state)| (id, Some(state))));
             self.store.tidy(&name);
@@ -231,7 +231,7 @@ impl Model {
 
     fn set_service(&mut self, name: &ObjectName, mut service: Option<Service>) {
         if let Some(service) = service.as_mut().filter(|_| !self.settings.external_ips) {
-            service.external_ips.clear();
+            service.external_ips = Box::default();
         }
         if let Some(service) = &mut service {
             self.keep_off_own_ports(service);
@@ -245,16 +245,18 @@ impl Model {
     /// Takes the node's own ports out of what the Service asks for, and says so.
     fn keep_off_own_ports(&self, service: &mut Service) {
         let is_own = |port: &u16| CRITICAL.contains(port) || self.settings.own_ports.contains(port);
+        let mut defects = std::mem::take(&mut service.defects).into_vec();
         for (index, port) in service.ports.iter_mut().enumerate() {
             if port.protocol == Protocol::Tcp && is_own(&port.node_port) {
                 let what = format!(
                     "spec.ports[{index}].nodePort is {}, by which the node itself is reached, ignored",
                     port.node_port
                 );
-                service.defects.push(Defect { what, next: "give it another".to_owned() });
+                defects.push(Defect { what, next: "give it another".to_owned() });
                 port.node_port = 0;
             }
         }
+        service.defects = defects.into();
     }
 
     fn apply_slices(&mut self, change: Change<Slice, ObjectName>) {

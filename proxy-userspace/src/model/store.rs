@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::{HashMap, HashSet};
 
-use super::desired::{Family, PortId};
+use super::desired::{Family, PortId, Protocol};
 use super::select::Hint;
 use crate::cluster::types::{
     Defect, Hints, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort, SourceRanges,
@@ -22,7 +22,7 @@ pub struct StoredSlice {
     own: Option<NonZeroU16>,
     /// What hints say of this node, in the order in which endpoints refer to them.
     hints: Box<[StoredHints]>,
-    pub defects: Vec<Defect>,
+    pub defects: Box<[Defect]>,
 }
 
 /// Hints, for one node.
@@ -45,7 +45,7 @@ impl StoredSlice {
             endpoints: slice.endpoints,
             own: own.and_then(NonZeroU16::new),
             hints: slice.hints.into_iter().map(hints).collect(),
-            defects: slice.defects,
+            defects: slice.defects.into(),
         }
     }
 
@@ -75,6 +75,25 @@ fn hint(names: &[String], own: Option<&str>) -> Hint {
     }
 }
 
+/// A [`PortId`] but for the Service's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortName {
+    port: Arc<str>,
+    protocol: Protocol,
+    family: Family,
+}
+
+impl PortName {
+    pub fn of(id: &PortId) -> Self {
+        Self { port: id.port.clone(), protocol: id.protocol, family: id.family }
+    }
+
+    pub fn in_service(self, ObjectName { namespace, name }: &ObjectName) -> PortId {
+        let Self { port, protocol, family } = self;
+        PortId { namespace: namespace.clone(), service: name.clone(), port, protocol, family }
+    }
+}
+
 /// One Service name: the Service, its slices (either may come first, C-17), and what was last told about it.
 #[derive(Debug, Default)]
 pub struct Entry {
@@ -82,8 +101,8 @@ pub struct Entry {
     /// By the slice's full name: only the namespace is the Service's for sure.
     pub slices: Sorted<ObjectName, StoredSlice>,
     /// Ports in the last plan, to know what has to go.
-    pub ports: Vec<PortId>,
-    pub problems: Vec<Problem>,
+    pub ports: Box<[PortName]>,
+    pub problems: Box<[Problem]>,
 }
 
 /// All Services and slices.

@@ -20,11 +20,11 @@ pub struct Service {
     /// Label `service.kubernetes.io/service-proxy-name`: another proxy's (A3).
     pub other_proxy: bool,
     /// Empty for a headless Service.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// `spec.externalIPs` (A10).
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Box<[IpAddr]>,
     /// `status.loadBalancer.ingress[]` with an IP that is not in mode `Proxy` (A11).
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
     /// `internalTrafficPolicy: Local`.
@@ -34,8 +34,8 @@ pub struct Service {
     pub health_check_node_port: u16,
     /// Seconds; 0: no session affinity.
     pub affinity_timeout: u32,
-    pub ports: Vec<ServicePort>,
-    pub defects: Vec<Defect>,
+    pub ports: Box<[ServicePort]>,
+    pub defects: Box<[Defect]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,7 +51,7 @@ pub struct ServicePort {
 /// `spec.loadBalancerSourceRanges` (A12).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SourceRanges {
-    pub ranges: Vec<IpNet>,
+    pub ranges: Box<[IpNet]>,
     /// Some could not be read: they must not open what they were to close.
     pub unreadable: bool,
 }
@@ -171,24 +171,18 @@ impl Kind for Service {
             created: meta.created,
             kind,
             other_proxy: !meta.labels.service_proxy_name.is_missing(),
-            cluster_ips: fit(cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, &mut defects)),
-            external_ips: addresses(spec.external_ips, "spec.externalIPs", &mut defects),
-            load_balancer_ips: ingress(status, &mut defects),
+            cluster_ips: cluster_ips(spec.cluster_ip, spec.cluster_ips, kind, &mut defects).into(),
+            external_ips: addresses(spec.external_ips, "spec.externalIPs", &mut defects).into(),
+            load_balancer_ips: ingress(status, &mut defects).into(),
             external_local: local(spec.external_traffic_policy, "spec.externalTrafficPolicy", &mut defects),
             internal_local: local(spec.internal_traffic_policy, "spec.internalTrafficPolicy", &mut defects),
             source_ranges: source_ranges(spec.load_balancer_source_ranges, &mut defects),
             health_check_node_port: health_check(spec.health_check_node_port, &mut defects),
             affinity_timeout: affinity(spec.session_affinity, spec.session_affinity_config, &mut defects),
-            ports: fit(ports(spec.ports, &mut defects)),
-            defects: defects.0,
+            ports: ports(spec.ports, &mut defects).into(),
+            defects: defects.0.into(),
         }
     }
-}
-
-/// Without the room for more that a list grows with: these are kept.
-fn fit<T>(mut list: Vec<T>) -> Vec<T> {
-    list.shrink_to_fit();
-    list
 }
 
 fn service_type(field: Loose<String>, defects: &mut Defects) -> ServiceType {
@@ -276,7 +270,7 @@ fn source_ranges(field: Loose<Vec<Loose<String>>>, defects: &mut Defects) -> Sou
             }
         }
     }
-    SourceRanges { ranges, unreadable: defects.0.len() > before }
+    SourceRanges { ranges: ranges.into(), unreadable: defects.0.len() > before }
 }
 
 fn health_check(field: Loose<i64>, defects: &mut Defects) -> u16 {
