@@ -1,9 +1,11 @@
 //! Scenario `memory`: what the real agent and the kernel hold for clusters of several sizes.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd};
 
 use anyhow::{Context, Result};
+use aya::maps::MapInfo;
+use aya::programs::loaded_programs;
 use proxy_common::abi::{Flow, FlowKey};
 
 use super::agent::with_cluster;
@@ -70,55 +72,45 @@ pub fn resident(process: &str) -> Result<f64> {
     Ok(kilobytes * 1024.0)
 }
 
-/// What the kernel accounts for the maps that a process has open, those of flows and their rings left out: they are
+/// What the kernel accounts for the maps that a process has open or its programs use, those of flows and their rings left out: they are
 /// of fixed size, whatever is programmed.
 fn maps_of(process: &str) -> Result<f64> {
-    let mut seen = BTreeSet::new();
-    let mut sum = 0.0;
+    let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
     let path = format!("/proc/{process}/fdinfo");
     for entry in std::fs::read_dir(&path).with_context(|| format!("cannot list {path}"))?.flatten() {
-        let Some(map) = MapMemory::read(&entry.path()) else { continue };
-        if !map.is_flows() && seen.insert(map.id) {
-            sum += map.bytes;
-        }
+        let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+        maps.extend(field(&text, "map_id"));
+        programs.extend(field(&text, "prog_id"));
     }
-    anyhow::ensure!(!seen.is_empty(), "the agent has no map open");
-    Ok(sum)
+    for program in loaded_programs().filter_map(Result::ok).filter(|program| programs.contains(&program.id()))
+    {
+        maps.extend(program.map_ids()?.unwrap_or_default());
+    }
+    anyhow::ensure!(!maps.is_empty(), "the agent has no map");
+    maps.into_iter().map(bytes).sum()
 }
 
-struct MapMemory {
-    id: u32,
-    key: u32,
-    value: u32,
-    bytes: f64,
+/// Those of one map; none of a flow table.
+fn bytes(map: u32) -> Result<f64> {
+    let map = MapInfo::from_id(map)?;
+    if is_flows(map.key_size(), map.value_size()) {
+        return Ok(0.0);
+    }
+    let path = format!("/proc/self/fdinfo/{}", map.fd()?.as_fd().as_raw_fd());
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    field(&text, "memlock").map(f64::from).context("a map without memlock")
 }
 
-impl MapMemory {
-    /// `None` for descriptors that are no maps.
-    fn read(path: &Path) -> Option<Self> {
-        Self::parse(&std::fs::read_to_string(path).ok()?)
-    }
+/// A number that a descriptor is told with.
+fn field(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim().parse().ok()
+}
 
-    fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?
-                .trim()
-                .parse::<u32>()
-                .ok()
-        };
-        let (id, key, value) = (field("map_id")?, field("key_size")?, field("value_size")?);
-        Some(Self { id, key, value, bytes: f64::from(field("memlock")?) })
-    }
-
-    /// Flow tables by the sizes of key and value. Only rings have no keys.
-    fn is_flows(&self) -> bool {
-        let flows = [
-            (size_of::<FlowKey<1>>(), size_of::<Flow<1>>()),
-            (size_of::<FlowKey<4>>(), size_of::<Flow<4>>()),
-        ];
-        self.key == 0 || flows.contains(&(self.key as usize, self.value as usize))
-    }
+/// Flow tables by the sizes of key and value. Only rings have no keys.
+fn is_flows(key: u32, value: u32) -> bool {
+    let flows =
+        [(size_of::<FlowKey<1>>(), size_of::<Flow<1>>()), (size_of::<FlowKey<4>>(), size_of::<Flow<4>>())];
+    key == 0 || flows.contains(&(key as usize, value as usize))
 }
 
 #[cfg(test)]
@@ -126,22 +118,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_of_maps_is_read_from_their_descriptors() {
-        let text = |key: u32, value: u32| {
-            format!(
-                "pos:\t0\nmap_type:\t1\nkey_size:\t{key}\nvalue_size:\t{value}\nmemlock:\t8192\nmap_id:\t7\n"
-            )
-        };
+    fn what_a_descriptor_tells_is_read() {
+        let text = "pos:\t0\nmap_type:\t1\nmemlock:\t8192\nmap_id:\t7\n";
+        assert_eq!(
+            [field(text, "map_id"), field(text, "memlock"), field(text, "prog_id")],
+            [Some(7), Some(8192), None]
+        );
+    }
+
+    #[test]
+    fn maps_of_flows_are_told_by_their_sizes() {
+        let of = |size: usize| u32::try_from(size).unwrap();
         let cases = [
             ("frontends", 8, 8, false),
             ("addresses v6", 16, 4, false),
-            ("flows v4", 16, u32::try_from(size_of::<Flow<1>>()).unwrap(), true),
+            ("flows v4", 16, of(size_of::<Flow<1>>()), true),
+            ("flows v6", 40, of(size_of::<Flow<4>>()), true),
             ("rings v6", 0, 44, true),
         ];
         for (name, key, value, flows) in cases {
-            let map = MapMemory::parse(&text(key, value)).unwrap();
-            assert_eq!((map.id, map.bytes, map.is_flows()), (7, 8192.0, flows), "{name}");
+            assert_eq!(is_flows(key, value), flows, "{name}");
         }
-        assert!(MapMemory::parse("pos:\t0\nflags:\t02\n").is_none(), "a file");
     }
 }
