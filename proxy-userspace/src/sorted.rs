@@ -39,6 +39,11 @@ impl<K: Ord, V> Sorted<K, V> {
         }
     }
 
+    /// Room for so many more, at once: what is given back of a list that has grown is a hole of no use to others.
+    pub fn reserve(&mut self, more: usize) {
+        self.0.reserve_exact(more);
+    }
+
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let at = self.find(key).ok()?;
         let (_, value) = self.0.remove(at);
@@ -90,9 +95,6 @@ impl<K, V> IntoIterator for Sorted<K, V> {
 impl<K: Ord, V> Extend<(K, V)> for Sorted<K, V> {
     /// Of several values for a key the first one counts.
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, more: I) {
-        let more = more.into_iter();
-        // As many as there may be: what is given back of a vector that has grown is a hole of no use to others.
-        self.0.reserve_exact(more.size_hint().1.unwrap_or_default());
         self.0.extend(more);
         self.0.sort_by(|(a, _), (b, _)| a.cmp(b));
         self.0.dedup_by(|(a, _), (b, _)| a == b);

@@ -109,7 +109,8 @@ fn probe(datapath: &mut Datapath) -> Result<(), SweepError> {
 fn sweep(datapath: &Datapath, arrived: &HashSet<Dialled>, own: &[IpAddr]) -> Result<usize, SweepError> {
     let mut led = HashMap::new();
     datapath.translated_sockets(|cookie, pairs| drop(led.insert(cookie, pairs)))?;
-    let is_endpoint = |endpoint| datapath.is_endpoint(endpoint);
+    let living = datapath.living()?;
+    let is_endpoint = |endpoint| living.has(endpoint);
     if arrived.is_empty() {
         led.retain(|_, pairs| pairs.iter().any(|pair| !is_endpoint(pair.endpoint)));
         if led.is_empty() {

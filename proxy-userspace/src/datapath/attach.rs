@@ -114,8 +114,9 @@ impl Datapath {
     }
 
     fn require(&mut self, edge: &Edge) -> Result<(), DatapathError> {
-        let object = || loader::load_object(&self.pins, &self.recipe, None);
-        self.programs.require(&self.pins, &edge_programs(std::slice::from_ref(edge)), object)
+        let needed = edge_programs(std::slice::from_ref(edge));
+        let object = |make| loader::load_again(&self.pins, &self.recipe, make, None);
+        self.programs.require(&self.pins, &needed, object)
     }
 
     /// Takes our programs off a device that is there but is no edge any more.

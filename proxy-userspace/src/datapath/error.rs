@@ -46,6 +46,12 @@ pub enum DatapathError {
     )]
     ForeignMap { map: &'static str, place: String, found: String, needed: String },
 
+    #[error("{path}, where a map of the running data plane was pinned, is gone; restart the agent")]
+    PinGone { path: PathBuf },
+
+    #[error("{path}: other maps are pinned there than those of the running data plane; restart the agent")]
+    OtherPins { path: PathBuf },
+
     #[error("{path} is a directory, where a map or a program should be pinned; remove it and start again")]
     NoPin { path: PathBuf },
 

@@ -95,20 +95,12 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
     let ebpf = load_object(&pins, &recipe, None)?;
     inheritance.fill(&pins, &fresh)?;
-    let (mut maps, mut ids) = (HashMap::new(), Vec::new());
-    for spec in &recipe.wanted {
-        let missing = || DatapathError::NoProgram { program: spec.name };
-        let fd = Pins::open(&pins.map(spec.name))?.ok_or_else(missing)?;
-        let failed = |source| DatapathError::Map { operation: "describe", map: spec.name, source };
-        ids.push(sys::map_info(fd.as_fd()).map_err(failed)?.id);
-        maps.insert(spec.name, fd);
-    }
-    let make = Make::of((crate::OBJECT, recipe.globals(), ids));
+    let (make, maps) = open_maps(&pins, &recipe)?;
     let mut earlier = inheritance.programs()?;
     earlier.extend(pins.programs()?);
     let mut programs = Programs::new(make, earlier)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
-    programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>(), || Ok(ebpf))?;
+    programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>(), |_| Ok(ebpf))?;
     pins.finish()?;
     let adopted = !found.is_empty();
     Ok(Loaded { programs, pins, recipe, maps, cgroup, inheritance, adopted, notices, unsummed })
@@ -279,8 +271,34 @@ fn other_size(spec: &Spec, info: &sys::MapInfo) -> Option<String> {
     })
 }
 
+/// The pinned maps, and what programs over them are made of.
+fn open_maps(pins: &Pins, recipe: &Recipe) -> Result<(Make, HashMap<&'static str, OwnedFd>), DatapathError> {
+    let (mut maps, mut ids) = (HashMap::new(), Vec::new());
+    for spec in &recipe.wanted {
+        let path = pins.map(spec.name);
+        let fd = Pins::open(&path)?.ok_or(DatapathError::PinGone { path })?;
+        let failed = |source| DatapathError::Map { operation: "describe", map: spec.name, source };
+        ids.push(sys::map_info(fd.as_fd()).map_err(failed)?.id);
+        maps.insert(spec.name, fd);
+    }
+    Ok((Make::of((crate::OBJECT, recipe.globals(), ids)), maps))
+}
+
+/// [`load_object`], for programs beside those of this make: over the very same maps. aya would make anew what it does not find.
+pub fn load_again(
+    pins: &Pins,
+    recipe: &Recipe,
+    make: Make,
+    traced: Option<IpAddr>,
+) -> Result<Ebpf, DatapathError> {
+    if open_maps(pins, recipe)?.0 != make {
+        return Err(DatapathError::OtherPins { path: pins.map("") });
+    }
+    load_object(pins, recipe, traced)
+}
+
 /// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.
-pub fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Result<Ebpf, DatapathError> {
+fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Result<Ebpf, DatapathError> {
     let test_mode = u32::from(recipe.test_mode);
     let (address, words) = traced.map_or(([0; 4], 0), traced_globals);
     let summed_at = recipe.summed_at();

@@ -38,6 +38,7 @@ mod trace;
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use aya::Ebpf;
 use proxy_common::abi::{CHUNK, Config, Guard, Port};
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
@@ -46,7 +47,7 @@ pub use error::DatapathError;
 pub use explain::{Asked, Made, Question};
 pub use flows::{FlowInfo, FlowState, FlowUsage};
 pub use loader::Options;
-pub use sockets::Translated;
+pub use sockets::{Living, Translated};
 pub use specs::Sizes;
 pub use summed::{Summed, Unsummed};
 pub use sys::{share_heap, socket_option, trim_heap};
@@ -128,6 +129,11 @@ impl Datapath {
         tables.v6.open_chunks(pins, Family::V6)?;
         datapath.sieve_addresses()?;
         Ok(datapath)
+    }
+
+    /// The object, to load more programs of.
+    fn object(&self) -> Result<Ebpf, DatapathError> {
+        loader::load_again(&self.pins, &self.recipe, self.programs.make, None)
     }
 
     /// Whether maps of an earlier agent are in use.

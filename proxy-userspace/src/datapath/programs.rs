@@ -37,7 +37,8 @@ impl Make {
 pub struct Programs {
     /// All that this and earlier agents have pinned or loaded, by id.
     pub known: Known,
-    make: Make,
+    /// What the ones that are loaded are made of.
+    pub make: Make,
     /// Ids of those that have been required: loaded, or an earlier agent's.
     own: HashMap<&'static str, u32>,
     /// Pins of earlier agents' programs, with what tells them apart.
@@ -68,16 +69,24 @@ impl Programs {
         &mut self,
         pins: &Pins,
         names: &[&'static str],
-        object: impl FnOnce() -> Result<Ebpf, DatapathError>,
+        object: impl FnOnce(Make) -> Result<Ebpf, DatapathError>,
     ) -> Result<(), DatapathError> {
         let mut missing = names.to_vec();
         missing.retain(|name| self.get(name).is_none() && !self.go_on_with(name));
         if missing.is_empty() {
             return Ok(());
         }
-        let kept = load(&mut object()?, &missing, pins, Some(self.make), &mut self.known)?;
+        let mut kept = Vec::new();
+        let done = load_and_pin(
+            &mut object(self.make)?,
+            &missing,
+            pins,
+            Some(self.make),
+            &mut self.known,
+            &mut kept,
+        );
         self.own.extend(kept.into_iter().map(|kept| (kept.name, kept.id)));
-        Ok(())
+        done
     }
 
     fn go_on_with(&mut self, name: &'static str) -> bool {
@@ -116,16 +125,18 @@ pub struct Kept {
 }
 
 /// Loads these programs of `ebpf`, remembers them, and pins them where pins outlive us: a later agent that lacks CAP_SYS_ADMIN
-/// cannot open them by id, but needs them to replace them. With a `make`, it may also go on with them.
-pub fn load(
+/// cannot open them by id, but needs them to replace them. With a `make`, it may also go on with them. What has been `kept` is told also
+/// where it ends in an error.
+pub fn load_and_pin(
     ebpf: &mut Ebpf,
     names: &[&'static str],
     pins: &Pins,
     make: Option<Make>,
     known: &mut Known,
-) -> Result<Vec<Kept>, DatapathError> {
+    kept: &mut Vec<Kept>,
+) -> Result<(), DatapathError> {
     loader::load_programs(ebpf, names)?;
-    let keep = |&name: &&'static str| {
+    for &name in names {
         let fd = ebpf.program(name).and_then(|program| program.fd().ok());
         let fd = fd.ok_or(DatapathError::NoProgram { program: name })?.as_fd();
         let failed =
@@ -137,7 +148,7 @@ pub fn load(
         if !pins.is_private() {
             Pins::put(fd, &pin)?;
         }
-        Ok(Kept { name, id, pin })
-    };
-    names.iter().map(keep).collect()
+        kept.push(Kept { name, id, pin });
+    }
+    Ok(())
 }

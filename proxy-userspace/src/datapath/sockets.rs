@@ -3,13 +3,16 @@
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use aya::Btf;
 use aya::programs::Iter;
 use proxy_common::abi::{Addr, Generations, SocketPair, SocketRecord};
 
 use super::error::DatapathError;
-use super::{Datapath, loader, sys};
+use super::store::whole;
+use super::sys::Window;
+use super::{Datapath, sys};
 use crate::sync::EndpointId;
 
 /// A backend that a socket was sent to in place of what it had dialled.
@@ -61,7 +64,7 @@ impl Datapath {
         let failed = |source| DatapathError::Iterator { source };
         // Dropped at once: it is large, and the program's type is all that is looked up.
         let types = Btf::from_sys_fs().map_err(|error| failed(io::Error::other(error)))?;
-        let mut ebpf = loader::load_object(&self.pins, &self.recipe, None)?;
+        let mut ebpf = self.object()?;
         let program = ebpf.program_mut(NAME).ok_or(DatapathError::NoProgram { program: NAME })?;
         let program: &mut Iter = program.try_into().map_err(|error| DatapathError::refused(NAME, error))?;
         program.load("bpf_sk_storage_map", &types).map_err(|error| DatapathError::refused(NAME, error))?;
@@ -69,11 +72,28 @@ impl Datapath {
         fd.as_fd().try_clone_to_owned().map_err(failed)
     }
 
+    /// Every endpoint there is, as long as the result lives.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn living(&self) -> Result<Living, DatapathError> {
+        let failed = |source| DatapathError::Map { operation: "read", map: "ENDPOINTS", source };
+        whole(&self.tables.endpoints).map(Living).map_err(failed)
+    }
+}
+
+/// See [`Datapath::living`].
+#[derive(Debug)]
+pub struct Living(Window);
+
+impl Living {
     /// Whether this is still an endpoint of the Service that had it when it got its id.
     #[must_use]
-    pub fn is_endpoint(&self, endpoint: EndpointId) -> bool {
-        let generations = self.tables.endpoints.get(&Generations::index(endpoint.id)).ok().flatten();
-        generations.is_some_and(|generations| generations.of(endpoint.id) == endpoint.generation)
+    pub fn has(&self, endpoint: EndpointId) -> bool {
+        let word = self.0.word(Generations::index(endpoint.id) as usize);
+        word.is_some_and(|word| {
+            Generations(word.load(Ordering::Acquire)).of(endpoint.id) == endpoint.generation
+        })
     }
 }
 

@@ -312,7 +312,7 @@ impl Datapath {
                 Word::Cluster(run) => (2, run.0),
                 Word::Settings { flags, affinity_timeout } => (3, settings(flags, affinity_timeout)),
             };
-            let place = window.word(*index as usize * words::<Service>() + at);
+            let place = window.word(*index as usize * words_of::<Service>() + at);
             let place = place.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
             // Release: a program that sees the new run sees the slots written before.
             place.store(value, Ordering::Release);
@@ -322,7 +322,7 @@ impl Datapath {
 }
 
 /// 64-bit words of a value.
-const fn words<V>() -> usize {
+const fn words_of<V>() -> usize {
     size_of::<V>() / size_of::<u64>()
 }
 
@@ -331,11 +331,14 @@ fn window<V: Abi>(array: &Table<u32, V>, numbers: impl Iterator<Item = u32>) -> 
     let (first, last) =
         numbers.fold((u32::MAX, 0), |(first, last), number| (first.min(number), last.max(number)));
     let last = last.min(array.max_entries().saturating_sub(1));
-    Window::open(array.fd(), first.min(last) as usize * words::<V>()..(last as usize + 1) * words::<V>())
+    Window::open(
+        array.fd(),
+        first.min(last) as usize * words_of::<V>()..(last as usize + 1) * words_of::<V>(),
+    )
 }
 
 /// That of all of them.
-fn whole<V: Abi>(array: &Table<u32, V>) -> io::Result<Window> {
+pub fn whole<V: Abi>(array: &Table<u32, V>) -> io::Result<Window> {
     window(array, [0, array.max_entries()].into_iter())
 }
 
@@ -370,7 +373,7 @@ impl Store for Datapath {
             (flags & service_flags::IN_USE != 0).then_some((index, service))
         };
         let window = whole(&self.tables.services).map_err(failed("read", "SERVICES"))?;
-        Ok((0..).zip(window.words().chunks_exact(words::<Service>())).filter_map(service).collect())
+        Ok((0..).zip(window.words().chunks_exact(words_of::<Service>())).filter_map(service).collect())
     }
 
     fn slots(&self, family: Family) -> Result<Vec<Slot>, DatapathError> {

@@ -302,16 +302,19 @@ struct BatchAttr {
 
 // --- memory, files, sockets ---
 
-/// Words of 64 KiB: pages of no architecture are larger.
-const PAGE: usize = 65_536 / size_of::<AtomicU64>();
+/// Mappings begin at a page. In words; the pages of all architectures that the agent is built for divide it.
+const ALIGNED: usize = 65_536 / size_of::<AtomicU64>();
 
 /// Some of an array map's values, shared with the programs, as 64-bit words. What is mapped counts as the process's memory.
 #[derive(Debug)]
 pub struct Window {
     base: NonNull<AtomicU64>,
-    /// Of the array's words, the first one that is mapped.
+    /// How many words are mapped.
+    length: usize,
+    /// How many of these come before those that were asked for.
+    before: usize,
+    /// The place in the array of the first one that was asked for.
     first: usize,
-    words: usize,
 }
 
 // SAFETY: the memory is only reached as atomics, and lives until drop.
@@ -323,26 +326,27 @@ unsafe impl Sync for Window {}
 impl Window {
     /// Maps these words of an array created with BPF_F_MMAPABLE, and the rest of their pages.
     pub fn open(fd: BorrowedFd<'_>, words: Range<usize>) -> Result<Self> {
-        let first = words.start - words.start % PAGE;
-        let words = words.end.max(first + 1) - first;
-        let (length, offset) = (words * size_of::<AtomicU64>(), first * size_of::<AtomicU64>());
+        let (first, before) = (words.start, words.start % ALIGNED);
+        let length = before + words.len();
+        let offset = (first - before) * size_of::<AtomicU64>();
         let offset = offset.try_into().map_err(|_| Error::from(ErrorKind::InvalidInput))?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let (bytes, protection) = (length * size_of::<AtomicU64>(), libc::PROT_READ | libc::PROT_WRITE);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset)
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset)
         };
         if base == libc::MAP_FAILED {
             return Err(Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| Error::from(ErrorKind::InvalidData))?;
-        Ok(Self { base, first, words })
+        Ok(Self { base, length, before, first })
     }
 
-    /// From the first one that was asked for, or one before it. Programs read them, nobody else writes them.
+    /// Those that were asked for. Programs read them, nobody else writes them.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: mapped for `words` words until drop, page aligned; foreign access to atomics is no data race.
-        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.words) }
+        // SAFETY: mapped for so many words until drop, page aligned; foreign access to atomics is no data race.
+        let mapped = unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.length) };
+        mapped.get(self.before..).unwrap_or_default()
     }
 
     /// One word, by its place in the array.
@@ -353,7 +357,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        let length = self.words * size_of::<AtomicU64>();
+        let length = self.length * size_of::<AtomicU64>();
         // SAFETY: the mapping made in `open`; no borrow of it can outlive self.
         unsafe { libc::munmap(self.base.as_ptr().cast::<c_void>(), length) };
     }

@@ -10,7 +10,7 @@ use proxy_common::abi::TraceRecord;
 
 use super::attach::edge_programs;
 use super::error::DatapathError;
-use super::programs::{Kept, load};
+use super::programs::{Kept, load_and_pin};
 use super::{Datapath, loader, pins};
 use crate::node::Edge;
 
@@ -84,11 +84,12 @@ impl Datapath {
     /// The kernel refuses the programs or an attachment. Then the others have their places again.
     pub fn trace(&mut self, address: IpAddr, edges: &[Edge]) -> Result<TraceLog, DatapathError> {
         self.end_trace(edges)?;
-        let mut ebpf = loader::load_object(&self.pins, &self.recipe, Some(address))?;
+        let mut ebpf = loader::load_again(&self.pins, &self.recipe, self.programs.make, Some(address))?;
         let log = TraceLog::new(&mut ebpf)?;
         let names = edge_programs(edges);
-        self.tracing = Some(Tracing(load(&mut ebpf, &names, &self.pins, None, &mut self.programs.known)?));
-        match self.attach_all(edges) {
+        let Tracing(kept) = self.tracing.insert(Tracing(Vec::new()));
+        let loaded = load_and_pin(&mut ebpf, &names, &self.pins, None, &mut self.programs.known, kept);
+        match loaded.and_then(|()| self.attach_all(edges)) {
             Ok(()) => Ok(log),
             Err(error) => {
                 self.end_trace(edges)?;

@@ -93,7 +93,7 @@ pub struct PortFrontend {
     pub port: u16,
 }
 
-/// What should be installed for one [`PortId`]. Lists are sorted and without duplicates; nearly always, all that have members are one.
+/// What should be installed for one [`PortId`]. Lists are sorted and without duplicates; equal ones mostly share their memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortState {
     /// Frontends that this port owns. A frontend claimed by several Services is in the winner's list only (A17).

@@ -265,7 +265,9 @@ fn within_chunk(mut selection: Selection, id: &PortId, problems: &mut Vec<Proble
             "split the Service",
         ));
         for list in [&mut selection.external, &mut selection.internal, &mut selection.cluster] {
-            *list = list.iter().take(most).copied().collect();
+            if list.len() > most {
+                *list = list.iter().take(most).copied().collect();
+            }
         }
     }
     selection

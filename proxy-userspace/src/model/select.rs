@@ -21,7 +21,7 @@ pub struct Candidate {
 }
 
 /// Whom an endpoint should serve.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Hint {
     #[default]
     Missing,

@@ -8,7 +8,7 @@ use foldhash::{HashMap, HashSet};
 use super::desired::{Family, PortId, Protocol};
 use super::select::Hint;
 use crate::cluster::types::{
-    Defect, Hints, ObjectName, Problem, Service, Slice, SliceEndpoint, SlicePort, SourceRanges,
+    Defect, Hints, ObjectName, Places, Problem, Service, Slice, SliceEndpoint, SlicePort, SourceRanges,
 };
 use crate::sorted::Sorted;
 
@@ -26,7 +26,7 @@ pub struct StoredSlice {
 }
 
 /// Hints, for one node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct StoredHints {
     /// By node (C12).
     node: Hint,
@@ -35,16 +35,23 @@ struct StoredHints {
 }
 
 impl StoredSlice {
-    fn new(slice: Slice, node: &str) -> Self {
+    fn new(mut slice: Slice, node: &str) -> Self {
         let own =
             slice.nodes.iter().position(|name| **name == *node).and_then(|at| u16::try_from(at + 1).ok());
-        let hints = |hints: Hints| StoredHints { node: hint(&hints.nodes, Some(node)), zones: hints.zones };
+        // Of hints that name each endpoint's own node few are different to this one.
+        let mut hints = Places::default();
+        let stored = |hints: Hints| StoredHints { node: hint(&hints.nodes, Some(node)), zones: hints.zones };
+        let places: Vec<u16> = slice.hints.into_iter().map(|known| hints.place(stored(known))).collect();
+        for endpoint in &mut slice.endpoints {
+            let known = usize::from(endpoint.hints).checked_sub(1).and_then(|at| places.get(at));
+            endpoint.hints = known.copied().unwrap_or_default();
+        }
         Self {
             family: slice.family,
             ports: slice.ports,
             endpoints: slice.endpoints,
             own: own.and_then(NonZeroU16::new),
-            hints: slice.hints.into_iter().map(hints).collect(),
+            hints: hints.into_list().into(),
             defects: slice.defects.into(),
         }
     }

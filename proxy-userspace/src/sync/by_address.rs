@@ -51,6 +51,11 @@ impl<V: Default> ByAddress<V> {
         }
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &V)> {
+        let v4 = self.v4.iter().map(|(ip, value)| (IpAddr::V4(*ip), value));
+        v4.chain(self.v6.iter().map(|(ip, value)| (IpAddr::V6(*ip), value)))
+    }
+
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (IpAddr, &mut V)> {
         let v4 = self.v4.iter_mut().map(|(ip, value)| (IpAddr::V4(*ip), value));
         v4.chain(self.v6.iter_mut().map(|(ip, value)| (IpAddr::V6(*ip), value)))

@@ -333,6 +333,7 @@ impl Room {
 
     /// `check` has seen that there are enough ids.
     fn add_endpoints(&mut self, port: &mut Port, fresh: &[SocketAddr], batch: &mut Batch) {
+        port.endpoints.reserve(fresh.len());
         port.endpoints.extend(fresh.iter().map_while(|&address| {
             let id = self.endpoints.take()?;
             let endpoint = EndpointId { id, generation: self.generations.advance(id) };

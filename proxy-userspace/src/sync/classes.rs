@@ -66,8 +66,11 @@ const NODE: u8 = (AddressClass::LOCAL | AddressClass::NODE_PORT) as u8;
 const OTHER: u8 = 1 << 7;
 
 /// Class bits in a byte.
-fn byte(bits: u32) -> u8 {
-    u8::try_from(bits).ok().filter(|bits| bits & OTHER == 0).unwrap_or(OTHER)
+const fn byte(bits: u32) -> u8 {
+    const { assert!(AddressClass::SHARED < OTHER as u32, "the last of them") };
+    let [low, high @ ..] = bits.to_le_bytes();
+    let other = low & OTHER != 0 || !matches!(high, [0, 0, 0]);
+    low & !OTHER | if other { OTHER } else { 0 }
 }
 
 /// Classes of all addresses, and which of them differ from the map.
@@ -161,7 +164,7 @@ impl Classes {
     pub fn set_node(&mut self, node: &NodeAddresses) {
         let NodeAddresses { local, node_port, links } = node;
         let known: Vec<IpAddr> =
-            self.uses.iter_mut().filter(|(_, uses)| uses.node != 0).map(|(ip, _)| ip).collect();
+            self.uses.iter().filter(|(_, uses)| uses.node != 0).map(|(ip, _)| ip).collect();
         for ip in known.into_iter().chain(local.iter().copied()).chain(node_port.iter().copied()) {
             let mut bits = 0;
             if local.contains(&ip) && !ip.is_loopback() {
@@ -174,7 +177,7 @@ impl Classes {
         }
         if self.links != *links {
             self.links.clone_from(links);
-            let external = self.frontends.iter_mut().filter(|(_, frontends)| frontends.are_external());
+            let external = self.frontends.iter().filter(|(_, frontends)| frontends.are_external());
             let external: Vec<IpAddr> = external.map(|(ip, _)| ip).collect();
             external.into_iter().for_each(|ip| self.change(ip, |_| ()));
         }
@@ -304,5 +307,18 @@ mod tests {
         let mut gone = classes.flush().remove;
         gone.sort();
         assert_eq!(gone, [service, damaged], "the node's own are the node's to change");
+    }
+
+    #[test]
+    fn bits_that_no_class_has_are_written_over() {
+        let (a, b) = (ip("10.0.0.1"), ip("10.0.0.2"));
+        let endpoint = AddressClass::ENDPOINT;
+        let mut classes =
+            Classes::new([(a, endpoint | 1 << 7), (b, AddressClass::SERVICE | endpoint | 1 << 31)]);
+        [a, b].into_iter().for_each(|ip| classes.add_endpoint(ip));
+        let writes = classes.flush();
+        assert_eq!((writes.early, writes.lose), (vec![(a, endpoint)], vec![(b, endpoint)]));
+        classes.review();
+        assert_eq!(classes.flush(), ClassWrites::default());
     }
 }

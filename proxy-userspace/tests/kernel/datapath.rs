@@ -200,6 +200,31 @@ fn l23_pins_that_do_not_fit_are_put_aside() {
     });
 }
 
+/// Programs that are loaded later are over the very maps of the others: aya would make anew what has gone.
+#[test]
+fn l23_nothing_is_loaded_over_maps_made_anew() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        let options = Options { bpffs: Some(bpffs.path().into()), ..options() };
+        let mut datapath = Datapath::load(&options).unwrap();
+        let pin = bpffs.path().join("sluice").join(LAYOUT.to_string()).join("FRONTENDS_V4");
+        let aside = pin.with_file_name("aside");
+        let mut told =
+            || datapath.trace("10.0.0.1".parse().unwrap(), &[]).err().map(|error| error.to_string());
+        assert_eq!(told(), None);
+        std::fs::rename(&pin, &aside).unwrap();
+        let gone = told().unwrap();
+        assert!(gone.contains("FRONTENDS_V4") && gone.contains("restart the agent"), "{gone}");
+        assert!(!pin.exists());
+        HashMap::<MapData, [u8; 8], [u8; 8]>::create(8, 1).unwrap().pin(&pin).unwrap();
+        assert!(told().unwrap().contains("other maps are pinned"));
+        std::fs::rename(&aside, &pin).unwrap();
+        assert_eq!(told(), None);
+        drop(datapath);
+        cleanup(&options, Named::ALL).unwrap();
+    });
+}
+
 /// L-22: what is there is kept, and said.
 #[test]
 fn another_size_at_restart_keeps_the_content() {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use anyhow::{Context, Result};
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
-use proxy_common::abi::{Flow, FlowKey};
+use proxy_common::abi::{Flow, FlowKey, Turn};
 
 use super::agent::with_cluster;
 use super::cluster::Cluster;
@@ -106,11 +106,15 @@ fn field(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim().parse().ok()
 }
 
-/// Flow tables by the sizes of key and value. Only rings have no keys.
+/// Flow tables and their rings, by the sizes of key and value.
 fn is_flows(key: u32, value: u32) -> bool {
-    let flows =
-        [(size_of::<FlowKey<1>>(), size_of::<Flow<1>>()), (size_of::<FlowKey<4>>(), size_of::<Flow<4>>())];
-    key == 0 || flows.contains(&(key as usize, value as usize))
+    let flows = [
+        (size_of::<FlowKey<1>>(), size_of::<Flow<1>>()),
+        (size_of::<FlowKey<4>>(), size_of::<Flow<4>>()),
+        (0, size_of::<Turn<1>>()),
+        (0, size_of::<Turn<4>>()),
+    ];
+    flows.contains(&(key as usize, value as usize))
 }
 
 #[cfg(test)]
@@ -135,6 +139,7 @@ mod tests {
             ("flows v4", 16, of(size_of::<Flow<1>>()), true),
             ("flows v6", 40, of(size_of::<Flow<4>>()), true),
             ("rings v6", 0, 44, true),
+            ("the trace's ring", 0, 0, false),
         ];
         for (name, key, value, flows) in cases {
             assert_eq!(is_flows(key, value), flows, "{name}");

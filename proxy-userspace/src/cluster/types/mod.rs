@@ -18,7 +18,7 @@ pub use meta::{Kind, Watched};
 pub use node::Node;
 pub use service::{Service, ServicePort, ServiceType, SourceRanges};
 pub use service_cidr::ServiceCidr;
-pub use slice::{Hints, Slice, SliceEndpoint, SlicePort};
+pub use slice::{Hints, Places, Slice, SliceEndpoint, SlicePort};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,7 +1,9 @@
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use serde::Deserialize;
 
 use super::loose::{Defects, Loose, Nested, Shape};
@@ -160,52 +162,75 @@ impl Kind for Slice {
 impl Slice {
     fn set_endpoints(&mut self, field: Loose<Vec<Loose<Nested<Endpoint>>>>, defects: &mut Defects) {
         let items = defects.items(field, "endpoints");
-        let endpoints = items.into_iter().filter_map(|(i, Nested(raw))| self.endpoint(i, raw, defects));
-        self.endpoints = endpoints.collect();
-    }
-
-    fn endpoint(&mut self, i: usize, raw: Endpoint, defects: &mut Defects) -> Option<SliceEndpoint> {
-        let path = format!("endpoints[{i}]");
-        let list = defects.take(raw.addresses, format_args!("{path}.addresses")).unwrap_or_default();
-        let Some(first) = list.into_iter().next() else {
-            defects.add(format_args!("{path} has no address, ignored"), "write one address");
-            return None;
-        };
-        let address = match defects.take(first, format_args!("{path}.addresses[0]"))? {
-            Address::Ip(address) => address,
-            Address::Other(text) => {
-                let what = format_args!("{path}.addresses[0] {text:?} is no IP address, ignored");
-                defects.add(what, "write an address of the slice's addressType");
-                return None;
-            }
-        };
-        let conditions = defects.nested(raw.conditions, format_args!("{path}.conditions"));
-        let node = defects.take(raw.node_name, format_args!("{path}.nodeName"));
-        let hints = hints(raw.hints, &path, defects);
-        Some(SliceEndpoint {
-            address,
-            ready: defects.take(conditions.ready, format_args!("{path}.conditions.ready")).unwrap_or(true),
-            serving: defects
-                .take(conditions.serving, format_args!("{path}.conditions.serving"))
-                .unwrap_or(true),
-            terminating: defects
-                .take(conditions.terminating, format_args!("{path}.conditions.terminating"))
-                .unwrap_or(false),
-            node: node.map_or(0, |name| place(&mut self.nodes, name.into())),
-            hints: hints.map_or(0, |hints| place(&mut self.hints, hints)),
-        })
+        let (mut nodes, mut hints) = (Places::default(), Places::default());
+        let endpoint = |(i, Nested(raw))| endpoint(i, raw, defects, &mut nodes, &mut hints);
+        self.endpoints = items.into_iter().filter_map(endpoint).collect();
+        (self.nodes, self.hints) = (nodes.into_list(), hints.into_list());
     }
 }
 
-/// The place, from 1 on, of `item`, which is given one if it has none. A slice has a thousand endpoints at most; an item
-/// beyond what a place can name counts as missing.
-fn place<T: PartialEq>(known: &mut Vec<T>, item: T) -> u16 {
-    // Neighbours in a slice often agree.
-    let at = known.iter().rposition(|known| *known == item).unwrap_or_else(|| {
-        known.push(item);
-        known.len() - 1
-    });
-    u16::try_from(at + 1).unwrap_or(0)
+fn endpoint(
+    i: usize,
+    raw: Endpoint,
+    defects: &mut Defects,
+    nodes: &mut Places<Arc<str>>,
+    known_hints: &mut Places<Hints>,
+) -> Option<SliceEndpoint> {
+    let path = format!("endpoints[{i}]");
+    let list = defects.take(raw.addresses, format_args!("{path}.addresses")).unwrap_or_default();
+    let Some(first) = list.into_iter().next() else {
+        defects.add(format_args!("{path} has no address, ignored"), "write one address");
+        return None;
+    };
+    let address = match defects.take(first, format_args!("{path}.addresses[0]"))? {
+        Address::Ip(address) => address,
+        Address::Other(text) => {
+            let what = format_args!("{path}.addresses[0] {text:?} is no IP address, ignored");
+            defects.add(what, "write an address of the slice's addressType");
+            return None;
+        }
+    };
+    let conditions = defects.nested(raw.conditions, format_args!("{path}.conditions"));
+    let node = defects.take(raw.node_name, format_args!("{path}.nodeName"));
+    let hints = hints(raw.hints, &path, defects);
+    Some(SliceEndpoint {
+        address,
+        ready: defects.take(conditions.ready, format_args!("{path}.conditions.ready")).unwrap_or(true),
+        serving: defects.take(conditions.serving, format_args!("{path}.conditions.serving")).unwrap_or(true),
+        terminating: defects
+            .take(conditions.terminating, format_args!("{path}.conditions.terminating"))
+            .unwrap_or(false),
+        node: node.map_or(0, |name| nodes.place(name.into())),
+        hints: hints.map_or(0, |hints| known_hints.place(hints)),
+    })
+}
+
+/// Different items, each with its place from 1 on. A slice has a thousand endpoints at most; an item beyond what a place can
+/// name counts as missing.
+#[derive(Debug)]
+pub struct Places<T>(HashMap<T, u16>);
+
+impl<T> Default for Places<T> {
+    fn default() -> Self {
+        Self(HashMap::default())
+    }
+}
+
+impl<T: Hash + Eq> Places<T> {
+    /// The item's place; it is given one if it has none.
+    pub fn place(&mut self, item: T) -> u16 {
+        match u16::try_from(self.0.len() + 1) {
+            Ok(next) => *self.0.entry(item).or_insert(next),
+            Err(_) => self.0.get(&item).copied().unwrap_or_default(),
+        }
+    }
+
+    /// The items in the order of their places.
+    pub fn into_list(self) -> Vec<T> {
+        let mut items: Vec<_> = self.0.into_iter().collect();
+        items.sort_unstable_by_key(|(_, place)| *place);
+        items.into_iter().map(|(item, _)| item).collect()
+    }
 }
 
 fn family(field: Loose<String>, defects: &mut Defects) -> Option<Family> {
@@ -256,4 +281,21 @@ fn hints(field: Loose<Nested<RawHints>>, path: &str, defects: &mut Defects) -> O
     };
     let hints = Hints { zones: names(raw.for_zones, "forZones"), nodes: names(raw.for_nodes, "forNodes") };
     (hints != Hints::default()).then_some(hints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_begin_at_one_and_end_with_their_type() {
+        let mut places = Places::default();
+        assert_eq!(["a", "b", "a"].map(|item| places.place(item.to_owned())), [1, 2, 1]);
+        assert_eq!(places.into_list(), ["a", "b"]);
+        let mut places = Places::default();
+        for item in 1..=u16::MAX {
+            assert_eq!(places.place(u32::from(item)), item);
+        }
+        assert_eq!([70_000, 70_000, 65_535].map(|item| places.place(item)), [0, 0, u16::MAX]);
+    }
 }
