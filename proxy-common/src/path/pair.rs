@@ -183,22 +183,36 @@ pub(super) const fn closed(a: u8, b: u8) -> bool {
     (a | b) & state::RST != 0 || a & b & state::FIN != 0
 }
 
-/// Source port number `attempt` of a flow: first from 1024 to 29999, which ephemeral sockets do not use, nor kernel MASQUERADE unless it
-/// draws ports as kube-proxy's does (`--random-fully`), then from the rest.
+/// Source port number `attempt` of a flow whose forward half is of this [`Kind`]: first from below 30,000, which ephemeral sockets do not use,
+/// nor kernel MASQUERADE unless it draws ports as kube-proxy's does (`--random-fully`), then from the rest.
+///
+/// What a client has between the edges and what the node has towards the backend come from different halves. The client may be another
+/// node, whose masqueraded flows come straight to a backend here: by one port with a flow of its own processes, which has its port from this
+/// node, they would be taken for that (P-60).
 #[inline(always)]
-pub(super) const fn candidate(secret: u32, attempt: u32) -> Port {
+pub(super) const fn candidate(secret: u32, attempt: u32, kind: u8) -> Port {
+    const HALF: u64 = 14_488;
     let mut hash = (secret ^ attempt.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
     hash ^= hash >> 15;
     hash = hash.wrapping_mul(0xc2b2_ae35);
     hash ^= hash >> 13;
-    let (first, count) = if attempt < PORT_TRIES - 2 { (1024, 28_976) } else { (30_000, 35_536) };
+    let (first, count) = match attempt < PORT_TRIES - 2 {
+        true if kind == Kind::Masquerade as u8 => (1024 + HALF, HALF),
+        true => (1024, HALF),
+        false => (30_000, 35_536),
+    };
     Port::new((first + ((hash as u64 * count) >> 32)) as u16)
 }
 
-/// Source ports that the packet with this key may get in place of its own, in the order in which they are tried.
-pub fn other_ports<const N: usize>(seed: u32, key: &FlowKey<N>) -> impl Iterator<Item = Port> + use<N> {
+/// Source ports that the packet with this key may get in place of its own, from a pair whose forward half is of this kind, in the order in
+/// which they are tried.
+pub fn other_ports<const N: usize>(
+    seed: u32,
+    key: &FlowKey<N>,
+    kind: Kind,
+) -> impl Iterator<Item = Port> + use<N> {
     let secret = seed ^ key.tag();
-    (0..PORT_TRIES).map(move |attempt| candidate(secret, attempt))
+    (0..PORT_TRIES).map(move |attempt| candidate(secret, attempt, kind as u8))
 }
 
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
@@ -245,7 +259,7 @@ fn insert<const N: usize, T: Tables<N>>(
     let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
     for attempt in 0..PORT_TRIES {
         let keeps = keep_port && attempt == 0;
-        let port = if keeps { key.sport } else { candidate(secret, attempt) };
+        let port = if keeps { key.sport } else { candidate(secret, attempt, scratch.flow.kind) };
         if port == own || !keeps && !free(&scratch.flow, port) {
             continue;
         }

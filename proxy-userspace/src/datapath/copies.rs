@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, Pod};
-use proxy_common::abi::{Abi, Addr, Affinity, AffinityKey, Flow, FlowKey, Hook, Port, Reason, Turn};
+use proxy_common::abi::{Abi, Addr, Affinity, AffinityKey, Flow, FlowKey, Hook, Kind, Port, Reason, Turn};
 use proxy_common::path::other_ports;
 
 use super::error::DatapathError;
@@ -280,7 +280,8 @@ where
         true => edge.masquerade_v4.map(IpAddr::from),
         false => edge.masquerade_v6.map(IpAddr::from),
     };
-    let tried = key::<N>(ends, protocol, hook).into_iter().flat_map(|key| other_ports(seed, &key));
+    let kind = if hook == Hook::Ingress { Kind::Translate } else { Kind::Masquerade };
+    let tried = key::<N>(ends, protocol, hook).into_iter().flat_map(|key| other_ports(seed, &key, kind));
     let ports: Vec<u16> = std::iter::once(client.port()).chain(tried.map(Port::number)).collect();
     let sources: Vec<SocketAddr> = std::iter::once(client.ip())
         .chain(masquerade)

@@ -323,7 +323,7 @@ mod tests {
             let (_, between, _) = enters(&Host::default().v4, (p.outside, port), node);
             Some(((p.outside, drawn.insert(between.1, port)?), (p.outside, port)))
         });
-        let (one, other) = rivals.expect("two of 64,512 clients draw one of 28,976 ports");
+        let (one, other) = rivals.expect("two of 64,512 clients draw one of 14,488 ports");
         for at in 0..2 {
             let host = Host::default();
             let theirs = std::rc::Rc::new(std::cell::Cell::new(None));
