@@ -96,7 +96,8 @@ fn bytes(map: u32) -> Result<f64> {
     if is_flows(map.key_size(), map.value_size()) {
         return Ok(0.0);
     }
-    let path = format!("/proc/self/fdinfo/{}", map.fd()?.as_fd().as_raw_fd());
+    let fd = map.fd()?;
+    let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     field(&text, "memlock").map(f64::from).context("a map without memlock")
 }
