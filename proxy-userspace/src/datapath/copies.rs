@@ -17,6 +17,7 @@ use super::explain::Question;
 use super::loader::{self, Recipe};
 use super::pins::Pins;
 use super::probe::Ends;
+use super::programs::Make;
 use super::specs::{self, RingUsed};
 use super::store::{Net, Wire, failed};
 use super::sys::{self, Table};
@@ -93,8 +94,8 @@ fn drain<T: Pod>(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathErro
 }
 
 impl Copies {
-    pub fn load(pins: &Pins, recipe: &Recipe) -> Result<Self, DatapathError> {
-        let mut ebpf = loader::load_copy(pins, recipe)?;
+    pub fn load(pins: &Pins, recipe: &Recipe, make: Make) -> Result<Self, DatapathError> {
+        let mut ebpf = loader::load_copy(pins, recipe, make)?;
         Ok(Self {
             v4: FamilyCopies { flows: own(&mut ebpf, "FLOWS_V4")?, affinity: own(&mut ebpf, "AFFINITY_V4")? },
             v6: FamilyCopies { flows: own(&mut ebpf, "FLOWS_V6")?, affinity: own(&mut ebpf, "AFFINITY_V6")? },

@@ -119,7 +119,7 @@ impl Datapath {
         let Some(packet) = probe::opening(&edge.address, ends, question.protocol) else { return Ok(None) };
         let mut copies = match self.copies.take() {
             Some(copies) => copies,
-            None => Copies::load(&self.pins, &self.recipe)?,
+            None => Copies::load(&self.pins, &self.recipe, self.programs.make)?,
         };
         copies.meet(&self.tables, &self.pins, question)?;
         let known = copies.service(question)?.is_some();

@@ -284,16 +284,20 @@ fn open_maps(pins: &Pins, recipe: &Recipe) -> Result<(Make, HashMap<&'static str
     Ok((Make::of((crate::OBJECT, recipe.globals(), ids)), maps))
 }
 
-/// [`load_object`], for programs beside those of this make: over the very same maps. aya would make anew what it does not find.
+/// That programs will be over the very maps of those of this make: aya would make anew what it does not find.
+fn check_same(pins: &Pins, recipe: &Recipe, make: Make) -> Result<(), DatapathError> {
+    let (found, _) = open_maps(pins, recipe)?;
+    if found == make { Ok(()) } else { Err(DatapathError::OtherPins { path: pins.map("") }) }
+}
+
+/// [`load_object`], for programs beside those of this make.
 pub fn load_again(
     pins: &Pins,
     recipe: &Recipe,
     make: Make,
     traced: Option<IpAddr>,
 ) -> Result<Ebpf, DatapathError> {
-    if open_maps(pins, recipe)?.0 != make {
-        return Err(DatapathError::OtherPins { path: pins.map("") });
-    }
+    check_same(pins, recipe, make)?;
     load_object(pins, recipe, traced)
 }
 
@@ -337,9 +341,10 @@ pub const WRITTEN: [&str; 13] = [
     "SOCKETS",
 ];
 
-/// Prepares a copy of the object over the same maps, except for those that programs write: small ones of its own.
-pub fn load_copy(pins: &Pins, recipe: &Recipe) -> Result<Ebpf, DatapathError> {
+/// Prepares a copy of the object over the maps of this make, except for those that programs write: small ones of its own.
+pub fn load_copy(pins: &Pins, recipe: &Recipe, make: Make) -> Result<Ebpf, DatapathError> {
     const FLOWS: u32 = 65_536;
+    check_same(pins, recipe, make)?;
     let summed_at = recipe.summed_at();
     let mut loader = EbpfLoader::new();
     loader.btf(None).override_global("RING_SIZE", &recipe.ring_size, true).override_global(

@@ -36,6 +36,7 @@ mod sys;
 mod tables;
 mod trace;
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::Ebpf;
@@ -131,9 +132,9 @@ impl Datapath {
         Ok(datapath)
     }
 
-    /// The object, to load more programs of.
-    fn object(&self) -> Result<Ebpf, DatapathError> {
-        loader::load_again(&self.pins, &self.recipe, self.programs.make, None)
+    /// The object, to load more programs of. `traced`: packets of this address are told.
+    fn object(&self, traced: Option<IpAddr>) -> Result<Ebpf, DatapathError> {
+        loader::load_again(&self.pins, &self.recipe, self.programs.make, traced)
     }
 
     /// Whether maps of an earlier agent are in use.

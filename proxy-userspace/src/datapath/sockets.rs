@@ -64,7 +64,7 @@ impl Datapath {
         let failed = |source| DatapathError::Iterator { source };
         // Dropped at once: it is large, and the program's type is all that is looked up.
         let types = Btf::from_sys_fs().map_err(|error| failed(io::Error::other(error)))?;
-        let mut ebpf = self.object()?;
+        let mut ebpf = self.object(None)?;
         let program = ebpf.program_mut(NAME).ok_or(DatapathError::NoProgram { program: NAME })?;
         let program: &mut Iter = program.try_into().map_err(|error| DatapathError::refused(NAME, error))?;
         program.load("bpf_sk_storage_map", &types).map_err(|error| DatapathError::refused(NAME, error))?;

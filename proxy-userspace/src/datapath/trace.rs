@@ -11,7 +11,7 @@ use proxy_common::abi::TraceRecord;
 use super::attach::edge_programs;
 use super::error::DatapathError;
 use super::programs::{Kept, load_and_pin};
-use super::{Datapath, loader, pins};
+use super::{Datapath, pins};
 use crate::node::Edge;
 
 /// The programs that trace: sockets are not traced.
@@ -84,7 +84,7 @@ impl Datapath {
     /// The kernel refuses the programs or an attachment. Then the others have their places again.
     pub fn trace(&mut self, address: IpAddr, edges: &[Edge]) -> Result<TraceLog, DatapathError> {
         self.end_trace(edges)?;
-        let mut ebpf = loader::load_again(&self.pins, &self.recipe, self.programs.make, Some(address))?;
+        let mut ebpf = self.object(Some(address))?;
         let log = TraceLog::new(&mut ebpf)?;
         let names = edge_programs(edges);
         let Tracing(kept) = self.tracing.insert(Tracing(Vec::new()));
