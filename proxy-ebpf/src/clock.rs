@@ -31,3 +31,10 @@ pub fn tick() -> u32 {
     unsafe { CLOCK.0.get().write_volatile(jiffies | u64::from(tick)) };
     tick
 }
+
+/// The same clock in sixteenths of a tick, wrapping.
+#[inline(always)]
+pub fn moment() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    (unsafe { bpf_ktime_get_coarse_ns() } >> 26) as u32
+}

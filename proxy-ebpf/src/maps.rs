@@ -99,6 +99,9 @@ pub static RING_USED: BtfArray<RingUsed, 2> = BtfArray::new();
 /// What each CPU has not added to [`RING_USED`] yet. It outlives the programs, as that number does.
 #[map]
 pub static RING_PENDING: PerCpuArray<u32> = PerCpuArray::with_max_entries(2, 0);
+/// The moment of the last storm, of IPv4, of IPv6.
+#[map]
+pub static STORM: Array<u32> = Array::with_max_entries(2, 0);
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]

@@ -302,6 +302,18 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn storm(&self) -> u32 {
+        STORM.get(F::RING).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn set_storm(&self, moment: u32) {
+        let Some(storm) = STORM.get_ptr_mut(F::RING) else { return };
+        // SAFETY: array elements stay where they are; whoever else writes, writes a moment of just now.
+        unsafe { *storm = moment };
+    }
+
+    #[inline(always)]
     fn ring_push(&self, turn: &Turn<N>) -> bool {
         F::ring().push(turn, 0).is_ok()
     }
@@ -382,6 +394,14 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
             return (unsafe { bpf_ktime_get_ns() } >> 30) as u32;
         }
         clock::tick()
+    }
+
+    #[inline(always)]
+    fn moment(&self) -> u32 {
+        if TEST_MODE.load() != 0 {
+            return Self::config().map_or(0, |config| config.test_clock << 4);
+        }
+        clock::moment()
     }
 
     #[inline(always)]

@@ -221,7 +221,8 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
     let (back, idle) = other_half(tables, partner, seen, now);
     room.state = forth | back;
     let lasted = since(created, now).saturating_sub(idle);
-    if worth(turn.key.protocol, forth, back, idle, lasted) as u32 > forgets {
+    let worth = worth(turn.key.protocol, forth, back, idle, lasted);
+    if worth as u32 > forgets {
         return fate::STAYS;
     }
     // A masqueraded flow goes at both edges when its turn at the client's edge comes: each for itself would part them.
@@ -232,7 +233,21 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
             return fate::STAYS;
         }
     }
+    if worth == Worth::Embryonic && idle == 0 {
+        let moment = tables.moment();
+        if tables.storm() != moment {
+            tables.set_storm(moment);
+        }
+    }
     fate::GOES
+}
+
+/// Whether there is a storm: strangers open flows faster than the table can hold them for a tick. For half a second after the last one that was
+/// forgotten so young: where a tick begins, those of the tick before are the oldest.
+#[inline(always)]
+pub(super) fn is_storm<const N: usize, T: Tables<N>>(tables: &T) -> bool {
+    let last = tables.storm();
+    last != 0 && tables.moment().wrapping_sub(last) <= 8
 }
 
 /// Whether the time of the pair of `entry`, which is at `key`, and of the one at `partner` is over, though its turn has not come yet.

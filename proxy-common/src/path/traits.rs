@@ -413,6 +413,10 @@ pub trait Tables<const N: usize> {
     fn ring_used(&self) -> u32;
     /// Adds to [`Tables::ring_used`], wrapping, as one step.
     fn ring_add(&self, change: u32);
+    /// The [`Tables::moment`] that was set last; 0: none.
+    fn storm(&self) -> u32;
+    /// Sets it.
+    fn set_storm(&self, moment: u32);
     /// Queues a turn. False: the ring holds more than [`Tables::ring_size`].
     fn ring_push(&self, turn: &Turn<N>) -> bool;
     /// Takes the oldest turn. False: there is none.
@@ -445,6 +449,8 @@ pub trait Tables<const N: usize> {
 
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
+    /// The same clock in sixteenths of a tick, wrapping.
+    fn moment(&self) -> u32;
     /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way
     /// through the loop a case of its own.
     fn unknown(&self, value: u32) -> u32 {

@@ -221,6 +221,10 @@ impl<const N: usize> Tables<N> for Node<N> {
         0
     }
     fn ring_add(&self, _change: u32) {}
+    fn storm(&self) -> u32 {
+        0
+    }
+    fn set_storm(&self, _moment: u32) {}
     fn ring_push(&self, _turn: &Turn<N>) -> bool {
         true
     }
@@ -244,6 +248,9 @@ impl<const N: usize> Tables<N> for Node<N> {
     }
     fn now(&self) -> u32 {
         1000
+    }
+    fn moment(&self) -> u32 {
+        16_000
     }
     fn random(&self) -> u32 {
         0

@@ -14,7 +14,7 @@ use super::report::{Aim, Row, Table, Unit};
 use super::stats::{is_noisy, ratios, spread};
 use crate::lab::app::{App, Backend, Via};
 use crate::lab::{Bed, BedConfig, Family, Who, Wiring};
-use crate::packet::frame::{SYN, packet};
+use crate::packet::frame::{SYN, numbered};
 use crate::simulation::Dice;
 use crate::traffic::{Answer, Connection, Dial, send};
 use crate::wire::Transport;
@@ -275,7 +275,8 @@ fn storm(bed: &Bed, transport: Transport, length: Duration) -> Result<u64> {
             if u128::from(sent) * 1_000_000_000 <= u128::from(RATE) * started.elapsed().as_nanos() {
                 sent += 1;
                 let (address, port) = stranger(&mut dice);
-                return Some(packet(protocol, SYN, (address, port), (to.ip(), to.port()), b"flood"));
+                let (own, numbers) = ((address, port), (dice.next() as u32, 0));
+                return Some(numbered(protocol, SYN, numbers, own, (to.ip(), to.port()), b"flood"));
             }
             // Ahead of its time: the servers need the CPU more.
             std::thread::yield_now();

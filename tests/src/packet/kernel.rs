@@ -156,6 +156,10 @@ impl Kernel {
         for family in 0..2 {
             pending.set(family, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         }
+        let mut storm: Array<_, u32> = self.writable("STORM")?;
+        for family in 0..2 {
+            storm.set(family, 0, 0)?;
+        }
         let mut draws: PerCpuArray<_, u32> = self.writable("DRAWS")?;
         draws.set(0, PerCpuValues::try_from(vec![0; cpus])?, 0)?;
         let mut counters: PerCpuArray<_, u64> = self.writable("COUNTERS")?;

@@ -72,6 +72,7 @@ pub struct Maps<const N: usize> {
     pub(crate) devices: RefCell<HashMap<u32, Device>>,
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
+    pub(crate) storm: Cell<u32>,
     pub(crate) config: Cell<Config>,
     pub(crate) guard: Cell<Guard>,
     pub(crate) draws: Cell<u32>,
@@ -108,6 +109,7 @@ impl<const N: usize> Maps<N> {
             devices: RefCell::default(),
             flows: RefCell::default(),
             ring: RefCell::default(),
+            storm: Cell::default(),
             config: Cell::new(config),
             guard: Cell::new(world::alive()),
             draws: Cell::new(0),
@@ -274,6 +276,12 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.ring.borrow().len() as u32
     }
     fn ring_add(&self, _change: u32) {}
+    fn storm(&self) -> u32 {
+        self.storm.get()
+    }
+    fn set_storm(&self, moment: u32) {
+        self.storm.set(moment);
+    }
     fn ring_push(&self, turn: &Turn<N>) -> bool {
         self.ring.borrow_mut().push_back(*turn);
         true
@@ -311,6 +319,9 @@ impl<const N: usize> Tables<N> for Maps<N> {
     }
     fn handed_over(&self) -> bool {
         self.guard.get().handed_over(self.now())
+    }
+    fn moment(&self) -> u32 {
+        self.now() << 4
     }
     fn now(&self) -> u32 {
         self.config.get().test_clock

@@ -259,6 +259,12 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     fn ring_add(&self, change: u32) {
         self.maps.ring_add(change);
     }
+    fn storm(&self) -> u32 {
+        self.maps.storm()
+    }
+    fn set_storm(&self, moment: u32) {
+        self.maps.set_storm(moment);
+    }
     fn ring_push(&self, turn: &Turn<N>) -> bool {
         self.maps.ring_push(turn)
     }
@@ -279,6 +285,9 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     }
     fn seed(&self) -> u32 {
         self.maps.seed()
+    }
+    fn moment(&self) -> u32 {
+        self.maps.moment()
     }
     fn now(&self) -> u32 {
         self.maps.now()

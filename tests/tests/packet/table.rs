@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
+use proxy_common::abi::Config;
 use proxy_common::abi::Reason::{FlowCreated, FlowTableFull, NoFlow};
 use proxy_common::abi::protocol::{SCTP, TCP};
 use sluice_tests::harness::Story;
@@ -14,7 +15,7 @@ use sluice_tests::packet::tale::{
     BACKEND, CLIENT, Party, Spec, Tale, VIP, Who, ack, fin, rst, syn, syn_ack, tale,
 };
 use sluice_tests::packet::teller::{family, slug, transport};
-use sluice_tests::packet::world::{MANY_PORT, MARK, NODE_PORT, PORT, PROTOCOLS, plan};
+use sluice_tests::packet::world::{MANY_PORT, MARK, NODE_PORT, PORT, PROTOCOLS, config, plan};
 
 pub fn rows() -> Vec<Tale> {
     [
@@ -167,6 +168,10 @@ pub fn draws() -> Vec<Story<Both>> {
         ("flows are spread over the endpoints and stay where they are", spread),
         ("masquerade ports are exclusive and outside the ephemeral range P-64", exclusive),
         ("ports between the edges are none that another node masquerades by P-60", apart),
+        (
+            "a flood has masquerade ports of its own, and leaves those of calm times alone P-65",
+            apart_from_a_flood,
+        ),
         ("a flooded table forgets masqueraded flows at both edges at once P-67", whole),
     ]));
     draws
@@ -235,6 +240,32 @@ fn apart(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
         ensure!(seen.0 == p.outside, "{seen:?}");
         ensure!((1024..15_512).contains(&seen.1), "{seen:?}");
     }
+    Ok(())
+}
+
+/// What the endpoint still holds of a flood would cost a second whoever draws its port next.
+fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    const CALM: Range<u16> = 15_512..30_000;
+    let p = plan(v6);
+    let open = |node: &mut Both, client| {
+        let frame = packet(protocol, SYN, (p.outside, client), (p.backend, BACKEND.1), b"x");
+        read(&node.run(&At::EGRESS, &frame, MARK).bytes).src.1
+    };
+    let fills = SCARCE as u16;
+    for n in 0..fills {
+        let port = open(node, 20_000 + n);
+        ensure!(CALM.contains(&port), "{port} of number {n}, which finds room");
+    }
+    for n in fills..4 * fills {
+        let port = open(node, 20_000 + n);
+        ensure!(port >= CALM.end, "{port} of number {n}, for which a young one was forgotten");
+    }
+    node.set_config(Config { test_clock: config().test_clock + 1, ..config() });
+    for n in 0..fills / 2 {
+        let port = open(node, 40_000 + n);
+        ensure!(CALM.contains(&port), "{port} of number {n} of a tick later");
+    }
+    ensure!(node.count(FlowTableFull) == 0, "a flow was refused");
     Ok(())
 }
 
