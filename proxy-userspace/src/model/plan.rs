@@ -295,27 +295,28 @@ fn service_problems(service: &Service) -> Vec<Problem> {
 }
 
 fn slice_problems(name: &ObjectName, slice: &StoredSlice) -> Vec<Problem> {
-    let object = format!("EndpointSlice {name}");
+    // Few slices have any.
+    let object = || format!("EndpointSlice {name}");
     let mut problems: Vec<_> =
-        slice.defects.iter().map(|d| Problem::new(&object, &d.what, &d.next)).collect();
+        slice.defects.iter().map(|d| Problem::new(object(), &d.what, &d.next)).collect();
     let family = slice.family.unwrap_or(Family::V4);
     for endpoint in &*slice.endpoints {
         if let Some(why) = endpoint_refusal(&endpoint.address, family) {
             let what = format_args!("endpoint {} is {why}, refused", endpoint.address);
-            problems.push(Problem::new(&object, what, "write the address of a pod or a host"));
+            problems.push(Problem::new(object(), what, "write the address of a pod or a host"));
         }
     }
     capped(object, problems)
 }
 
 /// A slice may hold a thousand endpoints with one and the same fault.
-fn capped(object: String, mut problems: Vec<Problem>) -> Vec<Problem> {
+fn capped(object: impl Fn() -> String, mut problems: Vec<Problem>) -> Vec<Problem> {
     const MOST: usize = 8;
     if problems.len() > MOST {
         let more = problems.len() - MOST;
         problems.truncate(MOST);
         problems.push(Problem::new(
-            object,
+            object(),
             format_args!("{more} more faults"),
             "correct the ones listed first",
         ));
