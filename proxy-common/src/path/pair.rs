@@ -3,7 +3,7 @@
 use super::reclaim;
 use super::traits::{Entry, Insert, Scratch, Tables};
 use super::verdict::{Returned, Verdict};
-use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
+use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, protocol, state};
 use crate::wire::{Diff, Headers};
 
 /// Source ports tried before a flow is refused (P-62).
@@ -184,19 +184,19 @@ pub(super) const fn closed(a: u8, b: u8) -> bool {
 }
 
 /// Source port number `attempt` of a flow whose forward half is of this [`Kind`]: first from below 30,000, which ephemeral sockets do not use,
-/// nor kernel MASQUERADE unless it draws ports as kube-proxy's does (`--random-fully`), then from the rest, or from there alone.
+/// nor kernel MASQUERADE unless it draws ports as kube-proxy's does (`--random-fully`), then from the rest.
 ///
 /// What a client has between the edges and what the node has towards the backend come from different halves. The client may be another
 /// node, whose masqueraded flows come straight to a backend here: by one port with a flow of its own processes, which has its port from this
 /// node, they would be taken for that (P-60).
 #[inline(always)]
-pub(super) const fn candidate(secret: u32, attempt: u32, kind: u8, of_the_rest: bool) -> Port {
+pub(super) const fn candidate(secret: u32, attempt: u32, kind: u8) -> Port {
     const HALF: u64 = 14_488;
     let mut hash = (secret ^ attempt.wrapping_mul(0x9e37_79b1)).wrapping_mul(0x85eb_ca6b);
     hash ^= hash >> 15;
     hash = hash.wrapping_mul(0xc2b2_ae35);
     hash ^= hash >> 13;
-    let (first, count) = match attempt < PORT_TRIES - 2 && !of_the_rest {
+    let (first, count) = match attempt < PORT_TRIES - 2 {
         true if kind == Kind::Masquerade as u8 => (1024 + HALF, HALF),
         true => (1024, HALF),
         false => (30_000, 35_536),
@@ -212,7 +212,7 @@ pub fn other_ports<const N: usize>(
     kind: Kind,
 ) -> impl Iterator<Item = Port> + use<N> {
     let secret = seed ^ key.tag();
-    (0..PORT_TRIES).map(move |attempt| candidate(secret, attempt, kind as u8, false))
+    (0..PORT_TRIES).map(move |attempt| candidate(secret, attempt, kind as u8))
 }
 
 /// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
@@ -259,10 +259,12 @@ fn insert<const N: usize, T: Tables<N>>(
     let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
     // A flood leaves the backend with halves of connections for as long as it goes on answering them. Who draws such a port waits for a
     // second: those of calm times are kept free of them (P-65).
-    let of_the_rest = scratch.flow.kind == Kind::Masquerade as u8 && reclaim::is_storm(tables);
+    let is_masqueraded = scratch.flow.kind == Kind::Masquerade as u8;
+    let spoils = is_masqueraded && key.protocol == protocol::TCP && reclaim::is_storm(tables);
+    let first = if spoils { PORT_TRIES - 2 } else { 0 };
     for attempt in 0..PORT_TRIES {
         let keeps = keep_port && attempt == 0;
-        let port = if keeps { key.sport } else { candidate(secret, attempt, scratch.flow.kind, of_the_rest) };
+        let port = if keeps { key.sport } else { candidate(secret, first + attempt, scratch.flow.kind) };
         if port == own || !keeps && !free(&scratch.flow, port) {
             continue;
         }

@@ -233,7 +233,7 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
             return fate::STAYS;
         }
     }
-    if worth == Worth::Embryonic && idle == 0 {
+    if turn.key.protocol == protocol::TCP && worth == Worth::Embryonic && since(created, now) == 0 {
         let moment = tables.moment();
         if tables.storm() != moment {
             tables.set_storm(moment);
@@ -242,12 +242,18 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
     fate::GOES
 }
 
-/// Whether there is a storm: strangers open flows faster than the table can hold them for a tick. For half a second after the last one that was
-/// forgotten so young: where a tick begins, those of the tick before are the oldest.
+/// Whether there is a storm: strangers open TCP connections faster than the table can hold them for a tick. Their backends still hold
+/// halves of those that are forgotten (P-65).
 #[inline(always)]
 pub(super) fn is_storm<const N: usize, T: Tables<N>>(tables: &T) -> bool {
     let last = tables.storm();
-    last != 0 && tables.moment().wrapping_sub(last) <= 8
+    last != 0 && goes_on(last, tables.moment())
+}
+
+/// Whether a storm whose last sign was at moment `last` goes on. Three quarters of a tick: where a tick begins there are no signs until
+/// pairs of that very tick are the oldest.
+const fn goes_on(last: u32, moment: u32) -> bool {
+    moment.wrapping_sub(last) <= 12
 }
 
 /// Whether the time of the pair of `entry`, which is at `key`, and of the one at `partner` is over, though its turn has not come yet.
@@ -337,6 +343,15 @@ mod tests {
             assert_eq!(held(used), want, "{used:#x}");
         }
         assert_eq!(effort(64, held(0_u32.wrapping_sub(3))).forgets, Worth::Expired);
+    }
+
+    #[test]
+    fn a_storm_is_over_before_the_tick_after_it_is() {
+        for (last, moment, want) in
+            [(5, 5, true), (5, 17, true), (5, 18, false), (u32::MAX, 11, true), (u32::MAX, 12, false)]
+        {
+            assert_eq!(goes_on(last, moment), want, "at {moment}, after {last}");
+        }
     }
 
     #[test]

@@ -101,8 +101,6 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let mut programs = Programs::new(make, earlier)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
     programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>(), |_| Ok(ebpf))?;
-    // Hashed and parsed, it is more than a megabyte of pages.
-    sys::let_go(crate::OBJECT);
     pins.finish()?;
     let adopted = !found.is_empty();
     Ok(Loaded { programs, pins, recipe, maps, cgroup, inheritance, adopted, notices, unsummed })
@@ -300,9 +298,7 @@ pub fn load_again(
     traced: Option<IpAddr>,
 ) -> Result<Ebpf, DatapathError> {
     check_same(pins, recipe, make)?;
-    let ebpf = load_object(pins, recipe, traced);
-    sys::let_go(crate::OBJECT);
-    ebpf
+    load_object(pins, recipe, traced)
 }
 
 /// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.

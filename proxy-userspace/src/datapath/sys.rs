@@ -394,17 +394,6 @@ pub fn trim_heap() {
     }
 }
 
-/// Lets go of the pages that hold these bytes of the executable: they are read from it again when somebody looks.
-pub fn let_go(bytes: &'static [u8]) {
-    let page = 4096;
-    let skipped = bytes.as_ptr().align_offset(page);
-    let whole = bytes.len().saturating_sub(skipped) / page * page;
-    if let Some(pages) = bytes.get(skipped..skipped + whole) {
-        // SAFETY: madvise(2) of whole pages of a static that is never written: what comes back is the same.
-        unsafe { libc::madvise(pages.as_ptr().cast_mut().cast(), pages.len(), libc::MADV_DONTNEED) };
-    }
-}
-
 fn check(result: c_long) -> Result<c_long> {
     if result < 0 { Err(Error::last_os_error()) } else { Ok(result) }
 }

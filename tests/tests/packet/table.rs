@@ -166,10 +166,10 @@ pub fn draws() -> Vec<Story<Both>> {
     let mut draws = each_of(&[TCP, SCTP], &[(closed, resting)]);
     draws.extend(each_way(&[
         ("flows are spread over the endpoints and stay where they are", spread),
-        ("masquerade ports are exclusive and outside the ephemeral range P-64", exclusive),
+        ("masquerade ports are exclusive and, in calm times, outside the ephemeral range P-64", exclusive),
         ("ports between the edges are none that another node masquerades by P-60", apart),
         (
-            "a flood has masquerade ports of its own, and leaves those of calm times alone P-65",
+            "a flood of connections has masquerade ports of its own, and leaves those of calm times alone P-65",
             apart_from_a_flood,
         ),
         ("a flooded table forgets masqueraded flows at both edges at once P-67", whole),
@@ -243,26 +243,35 @@ fn apart(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     Ok(())
 }
 
-/// What the endpoint still holds of a flood would cost a second whoever draws its port next.
+/// What the endpoint still holds of a flood would cost a second whoever draws its port next: connections have other ports while the table
+/// forgets ones of the same tick. Nothing else has.
 fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     const CALM: Range<u16> = 15_512..30_000;
-    let p = plan(v6);
-    let open = |node: &mut Both, client| {
+    let open = |node: &mut Both, v6, client| {
+        let p = plan(v6);
         let frame = packet(protocol, SYN, (p.outside, client), (p.backend, BACKEND.1), b"x");
         read(&node.run(&At::EGRESS, &frame, MARK).bytes).src.1
     };
     let fills = SCARCE as u16;
-    for n in 0..fills {
-        let port = open(node, 20_000 + n);
+    let flood = |node: &mut Both, numbers: Range<u16>| {
+        numbers.map(|n| open(node, v6, 20_000 + n)).collect::<Vec<_>>()
+    };
+    for (n, port) in (0..).zip(flood(node, 0..fills)) {
         ensure!(CALM.contains(&port), "{port} of number {n}, which finds room");
     }
-    for n in fills..4 * fills {
-        let port = open(node, 20_000 + n);
-        ensure!(port >= CALM.end, "{port} of number {n}, for which a young one was forgotten");
+    for (n, port) in (fills..).zip(flood(node, fills..4 * fills)) {
+        let wanted = if protocol == TCP { port >= CALM.end } else { CALM.contains(&port) };
+        ensure!(wanted, "{port} of number {n}, for which one of this tick was forgotten");
     }
+    let port = open(node, !v6, 20_000);
+    ensure!(CALM.contains(&port), "{port} of the other family, whose table has room");
+    apart(node, v6, protocol)?;
+    flood(node, 4 * fills..5 * fills);
     node.set_config(Config { test_clock: config().test_clock + 1, ..config() });
+    // Those that are left are heard of again, and are no younger for it.
+    flood(node, 4 * fills..5 * fills);
     for n in 0..fills / 2 {
-        let port = open(node, 40_000 + n);
+        let port = open(node, v6, 40_000 + n);
         ensure!(CALM.contains(&port), "{port} of number {n} of a tick later");
     }
     ensure!(node.count(FlowTableFull) == 0, "a flow was refused");

@@ -197,7 +197,8 @@ impl Node {
 fn newest(pins: &Path, name: &str) -> Result<PathBuf> {
     let entries = std::fs::read_dir(pins).with_context(|| format!("cannot list {}", pins.display()))?;
     let id = |path: &PathBuf| -> Option<u32> {
-        path.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('-')?.parse().ok()
+        // Between them stands what tells makes apart.
+        path.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('-')?.rsplit('-').next()?.parse().ok()
     };
     let found = entries.flatten().map(|entry| entry.path()).filter(|path| id(path).is_some()).max_by_key(id);
     found.with_context(|| format!("the agent has pinned no {name} in {}", pins.display()))
