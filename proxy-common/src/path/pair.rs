@@ -260,8 +260,8 @@ fn insert<const N: usize, T: Tables<N>>(
     // A flood leaves the backend with halves of connections for as long as it goes on answering them. Who draws such a port waits for a
     // second: those of calm times are kept free of them (P-65).
     let is_masqueraded = scratch.flow.kind == Kind::Masquerade as u8;
-    let spoils = is_masqueraded && key.protocol == protocol::TCP && reclaim::is_storm(tables);
-    let first = if spoils { PORT_TRIES - 2 } else { 0 };
+    let storms = is_masqueraded && key.protocol == protocol::TCP && reclaim::is_storm(tables);
+    let first = if storms { PORT_TRIES - 2 } else { 0 };
     for attempt in 0..PORT_TRIES {
         let keeps = keep_port && attempt == 0;
         let port = if keeps { key.sport } else { candidate(secret, first + attempt, scratch.flow.kind) };

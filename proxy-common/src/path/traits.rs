@@ -413,9 +413,9 @@ pub trait Tables<const N: usize> {
     fn ring_used(&self) -> u32;
     /// Adds to [`Tables::ring_used`], wrapping, as one step.
     fn ring_add(&self, change: u32);
-    /// The [`Tables::moment`] that was set last; 0: none.
+    /// [`Tables::moment`] of the last sign of a storm ([`super::reclaim`]); 0: there was none.
     fn storm(&self) -> u32;
-    /// Sets it.
+    /// Overwrites it.
     fn set_storm(&self, moment: u32);
     /// Queues a turn. False: the ring holds more than [`Tables::ring_size`].
     fn ring_push(&self, turn: &Turn<N>) -> bool;
