@@ -449,8 +449,10 @@ pub trait Tables<const N: usize> {
 
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
-    /// The same clock in sixteenths of a tick, wrapping.
-    fn moment(&self) -> u32;
+    /// The same clock in sixteenths of a tick, wrapping; in whole ticks where it is no finer.
+    fn moment(&self) -> u32 {
+        self.now() << 4
+    }
     /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way
     /// through the loop a case of its own.
     fn unknown(&self, value: u32) -> u32 {

@@ -249,9 +249,6 @@ impl<const N: usize> Tables<N> for Node<N> {
     fn now(&self) -> u32 {
         1000
     }
-    fn moment(&self) -> u32 {
-        16_000
-    }
     fn random(&self) -> u32 {
         0
     }

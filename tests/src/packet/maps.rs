@@ -320,9 +320,6 @@ impl<const N: usize> Tables<N> for Maps<N> {
     fn handed_over(&self) -> bool {
         self.guard.get().handed_over(self.now())
     }
-    fn moment(&self) -> u32 {
-        self.now() << 4
-    }
     fn now(&self) -> u32 {
         self.config.get().test_clock
     }

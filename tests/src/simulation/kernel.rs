@@ -286,9 +286,6 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     fn seed(&self) -> u32 {
         self.maps.seed()
     }
-    fn moment(&self) -> u32 {
-        self.maps.moment()
-    }
     fn now(&self) -> u32 {
         self.maps.now()
     }

@@ -7,7 +7,7 @@ use proxy_common::abi::Config;
 use proxy_common::abi::Reason::{FlowCreated, FlowTableFull, NoFlow};
 use proxy_common::abi::protocol::{SCTP, TCP};
 use sluice_tests::harness::Story;
-use sluice_tests::packet::frame::{RST, SYN, packet, read};
+use sluice_tests::packet::frame::{End, RST, SYN, packet, read};
 use sluice_tests::packet::host::PAIRS;
 use sluice_tests::packet::shape::Shape;
 use sluice_tests::packet::story::{At, Both, Node};
@@ -218,14 +218,23 @@ fn spread(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     Ok(())
 }
 
+/// Masquerade ports while nobody floods.
+const CALM: Range<u16> = 15_512..30_000;
+
+/// Whom the endpoint sees when the node forwards it a masqueraded client's first packet from this port.
+fn masqueraded(node: &mut Both, v6: bool, protocol: u8, client: u16) -> End {
+    let p = plan(v6);
+    let frame = packet(protocol, SYN, (p.outside, client), (p.backend, BACKEND.1), b"x");
+    read(&node.run(&At::EGRESS, &frame, MARK).bytes).src
+}
+
 fn exclusive(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
     let mut ports = std::collections::BTreeSet::new();
     for n in 0..50 {
-        let frame = packet(protocol, SYN, (p.outside, 41_000 + n), (p.backend, BACKEND.1), b"x");
-        let seen = read(&node.run(&At::EGRESS, &frame, MARK).bytes).src;
+        let seen = masqueraded(node, v6, protocol, 41_000 + n);
         ensure!(seen.0 == p.masquerade, "{seen:?}");
-        ensure!((15_512..30_000).contains(&seen.1), "{seen:?}");
+        ensure!(CALM.contains(&seen.1), "{seen:?}");
         ensure!(ports.insert(seen.1), "port {} was given twice", seen.1);
     }
     Ok(())
@@ -246,12 +255,7 @@ fn apart(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
 /// What the endpoint still holds of a flood would cost a second whoever draws its port next: connections have other ports while the table
 /// forgets ones of the same tick. Nothing else has.
 fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
-    const CALM: Range<u16> = 15_512..30_000;
-    let open = |node: &mut Both, v6, client| {
-        let p = plan(v6);
-        let frame = packet(protocol, SYN, (p.outside, client), (p.backend, BACKEND.1), b"x");
-        read(&node.run(&At::EGRESS, &frame, MARK).bytes).src.1
-    };
+    let open = |node: &mut Both, v6, client| masqueraded(node, v6, protocol, client).1;
     let fills = SCARCE as u16;
     let flood = |node: &mut Both, numbers: Range<u16>| {
         numbers.map(|n| open(node, v6, 20_000 + n)).collect::<Vec<_>>()
@@ -281,10 +285,7 @@ fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
 /// The endpoint holds a closed connection in TIME_WAIT, and would answer another client's SYN from its port with an ACK.
 fn resting(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
-    let open = |node: &mut Both, port| {
-        let frame = packet(protocol, SYN, (p.outside, port), (p.backend, BACKEND.1), b"x");
-        read(&node.run(&At::EGRESS, &frame, MARK).bytes).src.1
-    };
+    let open = |node: &mut Both, client| masqueraded(node, v6, protocol, client).1;
     // Two clients that get the same port, each with the table to itself.
     let mut first = std::collections::BTreeMap::new();
     let twins = (1_024..u16::MAX).find_map(|client| {
