@@ -24,7 +24,7 @@ const NO_PREALLOC: u32 = 1;
 
 /// Datagrams of one family that are on their way in parts. They are so for microseconds: this is room for a flood of
 /// first fragments besides (P-11).
-const DATAGRAMS: u32 = 16_384;
+const DATAGRAMS: u32 = 4_096;
 
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
@@ -68,6 +68,8 @@ pub static ADDRESSES_V4: HashMap<Addr<1>, AddressClass> = HashMap::with_max_entr
 pub static ADDRESSES_V6: HashMap<Addr<4>, AddressClass> = HashMap::with_max_entries(1024, NO_PREALLOC);
 #[map]
 pub static SIEVE: Array<u64> = Array::with_max_entries(SIEVE_WORDS, MMAPABLE);
+#[map]
+pub static ENDPOINT_SIEVE: Array<u64> = Array::with_max_entries(SIEVE_WORDS, MMAPABLE);
 #[map]
 pub static RANGES_V4: LpmTrie<SourceRange<1>, u32> = LpmTrie::with_max_entries(1024, NO_PREALLOC);
 #[map]

@@ -88,6 +88,12 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn may_be_endpoint(&self, address: &Addr<N>) -> bool {
+        let (word, bit) = address.endpoint_sieve();
+        !self.is_stranger(address) && ENDPOINT_SIEVE.get(word).is_some_and(|word| *word & bit != 0)
+    }
+
+    #[inline(always)]
     fn is_service_range(&self, address: &Addr<N>) -> bool {
         Self::config().is_some_and(|config| F::is_service_range(config, address))
     }

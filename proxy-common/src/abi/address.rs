@@ -47,12 +47,12 @@ impl<const N: usize> Addr<N> {
 
 /// Bits of the `sieve` array, both families together: 128 KiB, an eighth of them set by 100,000 addresses.
 const SIEVE_BITS: u32 = 1 << 20;
-/// 64-bit words of the `sieve` array.
+/// 64-bit words of the `sieve` array, and of the `endpoint_sieve` array.
 pub const SIEVE_WORDS: u32 = SIEVE_BITS / 64;
 
 impl<const N: usize> Addr<N> {
     /// This address's bit in the `sieve` array: index of the word, and the bit in it. An address whose bit is not set
-    /// has never been in the `addresses` maps; one whose bit is set may have been.
+    /// has never been in the `addresses` maps, nor an endpoint's; one whose bit is set may have been.
     ///
     /// Addresses that differ in the last octet alone are neighbours here, too: those of Services and pods are, and one line of
     /// the cache holds the bits of many.
@@ -72,6 +72,24 @@ impl<const N: usize> Addr<N> {
         // Hosts of all networks that have the same number must not meet in the same places.
         let host = (last as u32) ^ hash & 0xff;
         (network * 4 + host / 64, 1 << (host % 64))
+    }
+
+    /// This address's bit in the `endpoint_sieve` array, of the same size: endpoints' have it set beside that of [`Addr::sieve`], and
+    /// who meets another's bit there does not meet it here as well (MurmurHash3's finalizer). There are too many endpoints to have an
+    /// element of a hash for each, as Services' addresses have.
+    #[must_use]
+    #[inline(always)]
+    pub const fn endpoint_sieve(&self) -> (u32, u64) {
+        let mut hash = 0_u32;
+        let mut word = 0;
+        while word < N {
+            hash = (hash ^ self.0[word]).wrapping_mul(0x85eb_ca6b);
+            hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+            hash ^= hash >> 16;
+            word += 1;
+        }
+        let place = hash % SIEVE_BITS;
+        (place / 64, 1 << (place % 64))
     }
 }
 
@@ -155,7 +173,7 @@ abi! {
     /// Value of the `addresses` maps: what an address is to this node. An address may be several things at once
     /// (a LoadBalancer address bound locally, a host-network endpoint).
     pub struct AddressClass {
-        /// Bits of this type's constants.
+        /// Bits of this type's constants. 8 was an endpoint's once.
         pub bits: u32,
     }
 }
@@ -167,8 +185,6 @@ impl AddressClass {
     pub const LOCAL: u32 = 2;
     /// Serves NodePorts: one of the node's addresses that `nodePortAddresses` selects (E1 … E3).
     pub const NODE_PORT: u32 = 4;
-    /// Some Service's endpoint: direct connections to it may collide with translated ones (P-60, P-61).
-    pub const ENDPOINT: u32 = 8;
     /// A Service's that is dialled over SCTP: no hook is called for such sockets, so the agent leads the node's own packets to
     /// the catch-all device (S-20). Nothing to programs.
     pub const SCTP: u32 = 16;
@@ -220,6 +236,37 @@ mod tests {
             "pods of 256 nodes",
             each(|a, b| Addr::v6([0xfd, 0, 0, 0x10, 0, a, 0, 0, 0, 0, 0, 0, 0, 0, 0, b]).sieve()),
         );
+    }
+
+    /// Of a hundred hosts that are no endpoint in a cluster of 100,000, hardly one is taken for one.
+    #[test]
+    fn who_meets_another_in_one_sieve_does_not_in_the_other() {
+        const HOSTS: u32 = 10_000;
+        type Places = [(u32, u64); 2];
+        fn v4(address: u32) -> Places {
+            let address = Addr::v4(address.to_be_bytes());
+            [address.sieve(), address.endpoint_sieve()]
+        }
+        fn v6(network: u8, n: u32) -> Places {
+            let [_, a, b, c] = n.to_be_bytes();
+            let address = Addr::v6([network, 0, 0, 0, 0, a, 0, 0, 0, 0, 0, 0, 0, 0, b, c]);
+            [address.sieve(), address.endpoint_sieve()]
+        }
+        type Host = fn(u32) -> Places;
+        let pods: Host = |n| v4(0x0a00_0000 + n);
+        let cases: [(&str, Host, Host); 3] = [
+            ("all over the Internet", pods, |n| v4(n.wrapping_mul(0x9e37_79b1))),
+            ("in a row", pods, |n| v4(0xc0a8_0000 + n)),
+            ("in a row, IPv6", |n| v6(0xfd, n), |n| v6(0x20, n)),
+        ];
+        for (what, endpoint, host) in cases {
+            let places = |side: usize| (0..100_000).map(|n| endpoint(n)[side]).collect::<HashSet<_>>();
+            let sieves = [places(0), places(1)];
+            let wrong = (0..HOSTS)
+                .filter(|n| sieves.iter().zip(host(*n)).all(|(sieve, place)| sieve.contains(&place)))
+                .count();
+            assert!(wrong * 50 < HOSTS as usize, "{what}: {wrong} of {HOSTS}");
+        }
     }
 
     #[test]

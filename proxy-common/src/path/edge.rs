@@ -143,9 +143,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
             reject::answer(packet, headers, Reason::Unlisted).into()
         }
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
-        None if headers.opens() => {
-            translate::open_direct(packet, tables, headers, class.any(AddressClass::ENDPOINT), before)
-        }
+        None if headers.opens() => translate::open_direct(packet, tables, headers, before),
         None => Verdict::Pass,
     };
     counted(tables, verdict)

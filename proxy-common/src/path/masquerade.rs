@@ -4,7 +4,7 @@ use super::pair::End;
 use super::traits::{Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{frontend, pair, rewrite};
-use crate::abi::{Addr, AddressClass, Flow, FrontendKey, Kind, Reason};
+use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
@@ -84,8 +84,7 @@ pub(super) fn is_anothers<const N: usize, P: Packet, T: Tables<N>>(
 ) -> bool {
     let key = &headers.key;
     !packet.is_own()
-        && !tables.is_stranger(&key.dst)
+        && tables.may_be_endpoint(&key.dst)
         && tables.masquerade_address(packet.ifindex()).is_some_and(|address| address.same(&key.src))
-        && tables.address_class(&key.dst).any(AddressClass::ENDPOINT)
         && !tables.handed_over()
 }

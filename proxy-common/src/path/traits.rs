@@ -305,7 +305,9 @@ pub trait Tables<const N: usize> {
     fn is_service_range(&self, _address: &Addr<N>) -> bool {
         false
     }
-    /// What an address is to this node; no bits for a stranger.
+    /// Whether an address is or has been an endpoint's: true for all that are, false for most that have never been.
+    fn may_be_endpoint(&self, address: &Addr<N>) -> bool;
+    /// What an address is to this node; no bits for a stranger, nor for who is nothing but an endpoint.
     fn address_class(&self, address: &Addr<N>) -> AddressClass;
     /// Who is dialled.
     fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend>;

@@ -58,21 +58,20 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
 /// A packet that opens a flow straight to an endpoint. Its answer must not meet another flow's restore entry: a closed one
 /// goes, beside a live one the direct flow takes another source port (P-60, P-61).
 ///
-/// `is_endpoint`: it is one now. An endpoint answers an INIT whatever association it has with that client and port, and so shows no
-/// clash: a direct association to it is written down, so that Services' flows keep off its answers.
+/// An endpoint answers an INIT whatever association it has with that client and port, and so shows no clash: a direct association
+/// to it is written down, so that Services' flows keep off its answers.
 #[inline(always)]
 pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-    is_endpoint: bool,
     before: End,
 ) -> Verdict {
     let opened = tables.scratch(|scratch| {
         scratch.before = before;
         let (key, ifindex) = (&headers.key, packet.ifindex());
         scratch.reply_key = key.reply();
-        let written_down = is_endpoint && key.protocol == protocol::SCTP;
+        let written_down = key.protocol == protocol::SCTP && tables.may_be_endpoint(&key.dst);
         if pair::remove_if_closed(tables, &scratch.reply_key) && !written_down {
             return Ok(Verdict::Pass);
         }

@@ -155,9 +155,11 @@ impl<const N: usize> Tables<N> for Node<N> {
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         let is = |ip| *address == addr(ip);
         let service = if is(self.front.0) { AddressClass::SERVICE } else { 0 };
-        let endpoint = if is(self.backend.0) { AddressClass::ENDPOINT } else { 0 };
         let local = if is(self.own) { AddressClass::LOCAL } else { 0 };
-        AddressClass { bits: service | endpoint | local }
+        AddressClass { bits: service | local }
+    }
+    fn may_be_endpoint(&self, address: &Addr<N>) -> bool {
+        *address == addr(self.backend.0)
     }
     fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend> {
         let dialled = key.address == addr(self.front.0) && key.port.number() == self.front.1;

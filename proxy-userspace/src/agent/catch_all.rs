@@ -198,15 +198,8 @@ mod tests {
             ("ClusterIP with a port of SCTP", sctp, true, true),
             ("LoadBalancer address bound on the node", service | local, false, false),
             ("the same, with a port of SCTP", sctp | local, false, false),
-            (
-                "ClusterIP that is an endpoint of another Service",
-                service | AddressClass::ENDPOINT,
-                true,
-                false,
-            ),
             ("LoadBalancer address that may be another host's", service | AddressClass::SHARED, false, false),
             ("node's address with NodePorts", local | AddressClass::NODE_PORT, false, false),
-            ("endpoint", AddressClass::ENDPOINT, false, false),
             ("gone", 0, false, false),
         ];
         for (what, bits, all, only_sctp) in cases {

@@ -440,7 +440,7 @@ mod tests {
     /// A map in neither list would be written by programs that are only asked, or be empty when they look.
     #[test]
     fn every_map_is_read_by_copies_or_their_own() {
-        const READ: [&str; 13] = [
+        const READ: [&str; 14] = [
             "FRONTENDS_V4",
             "FRONTENDS_V6",
             "SERVICES",
@@ -449,6 +449,7 @@ mod tests {
             "ADDRESSES_V4",
             "ADDRESSES_V6",
             "SIEVE",
+            "ENDPOINT_SIEVE",
             "RANGES_V4",
             "RANGES_V6",
             "ENDPOINTS",

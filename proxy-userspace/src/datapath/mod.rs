@@ -128,7 +128,7 @@ impl Datapath {
         let (tables, pins) = (&mut datapath.tables, &datapath.pins);
         tables.v4.open_chunks(pins, Family::V4)?;
         tables.v6.open_chunks(pins, Family::V6)?;
-        datapath.sieve_addresses()?;
+        datapath.sieve_all()?;
         Ok(datapath)
     }
 

@@ -36,7 +36,7 @@ pub struct Sizes {
     pub endpoints: u32,
     /// Slots of one family: entries of all endpoint lists. Memory is taken by the [`CHUNK`].
     pub slots: u32,
-    /// Distinct addresses of one family.
+    /// Distinct addresses of one family: Services' and the node's.
     pub addresses: u32,
     /// Source ranges of one family.
     pub ranges: u32,
@@ -47,8 +47,8 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// What Kubernetes allows a cluster: 10,000 Services, here with three ports in two families, and 150,000 pods, here with
-    /// three ports in two families and as many addresses again. Of a hash only its buckets are there from the start, 16 bytes
+    /// What Kubernetes allows a cluster: 10,000 Services, here with three ports and six addresses in two families, and 150,000 pods,
+    /// here with three ports in two families. Of a hash only its buckets are there from the start, 16 bytes
     /// for each entry; a service takes 32 bytes, an endpoint two, a range nothing.
     fn default() -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Default for Sizes {
             frontends: 131_072,
             endpoints: 1_048_576,
             slots: CHUNKS * CHUNK,
-            addresses: 262_144,
+            addresses: 65_536,
             ranges: 262_144,
             affinity: 65_536,
             flows: default_flows(),
@@ -117,6 +117,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, NO_PREALLOC, Some(sizes.addresses)),
         spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, NO_PREALLOC, Some(sizes.addresses)),
         spec::<u32, u64>("SIEVE", kind::ARRAY, MMAPABLE, None),
+        spec::<u32, u64>("ENDPOINT_SIEVE", kind::ARRAY, MMAPABLE, None),
         spec::<RangeKey<1>, u32>("RANGES_V4", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
         spec::<RangeKey<4>, u32>("RANGES_V6", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
         spec::<u32, u32>("AFFINITY_V4", kind::ARRAY_OF_MAPS, 0, None),

@@ -16,7 +16,7 @@ use super::error::DatapathError;
 use super::pins::Pins;
 use super::specs::{self, CHUNKS};
 use super::sys::{self, Table, Window};
-use super::tables::FamilyTables;
+use super::tables::{FamilyTables, Sieves, Tables};
 use crate::model::{Family, Protocol};
 use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
 
@@ -108,7 +108,8 @@ where
         self.affinity.set(&0, &value).map_err(failed("add records to", "AFFINITY"))
     }
 
-    fn write_slots(&self, slots: &[(u32, Slot)]) -> Result<(), DatapathError> {
+    /// The sieves first: whoever may be an endpoint is known as one.
+    fn write_slots(&self, slots: &[(u32, Slot)], sieves: &Sieves) -> Result<(), DatapathError> {
         for run in slots.chunk_by(|(a, _), (b, _)| a / CHUNK == b / CHUNK) {
             let Some(chunk) = run.first().and_then(|(at, _)| self.chunks.get((at / CHUNK) as usize)) else {
                 return Err(failed("write", "SLOTS")(io::ErrorKind::NotFound.into()));
@@ -116,11 +117,23 @@ where
             let (mut keys, mut values) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
             for (at, slot) in run {
                 let Some(address) = Net::wire(slot.address.ip()) else { continue };
+                sieves.let_endpoint_through(&address);
                 let EndpointId { id, generation } = slot.endpoint;
                 keys.push(at % CHUNK);
                 values.push(Backend { address, port: Port::new(slot.address.port()), generation, id });
             }
             set_all(chunk, &keys, &values).map_err(failed("write", "SLOTS"))?;
+        }
+        Ok(())
+    }
+
+    fn sieve_all(&self, sieves: &Sieves) -> Result<(), DatapathError> {
+        let addresses = self.addresses.dump().map_err(failed("read", "ADDRESSES"))?;
+        addresses.iter().for_each(|(address, _)| sieves.let_through(address));
+        for chunk in &self.chunks {
+            let slots = chunk.dump().map_err(failed("read", "SLOTS"))?;
+            let used = slots.iter().map(|(_, backend)| backend.address).filter(|ip| *ip != Addr::UNSPECIFIED);
+            used.for_each(|address| sieves.let_endpoint_through(&address));
         }
         Ok(())
     }
@@ -161,9 +174,9 @@ where
         remove_all(&self.frontends, &list.iter().filter_map(key).collect::<Vec<_>>())
     }
 
-    /// The sieve first: what it does not let through is not looked up.
-    fn set_addresses(&self, list: &[(IpAddr, u32)], sieve: &Window) -> io::Result<()> {
-        list.iter().filter_map(|(ip, _)| Net::wire(*ip)).for_each(|address| let_through(sieve, &address));
+    /// The sieve first.
+    fn set_addresses(&self, list: &[(IpAddr, u32)], sieves: &Sieves) -> io::Result<()> {
+        list.iter().filter_map(|(ip, _)| Net::wire(*ip)).for_each(|address| sieves.let_through(&address));
         let (keys, values): (Vec<_>, Vec<_>) = list
             .iter()
             .filter_map(|(ip, bits)| Some((Net::wire(*ip)?, AddressClass { bits: *bits })))
@@ -190,14 +203,6 @@ where
 
     fn remove_addresses(&self, list: &[IpAddr]) -> io::Result<()> {
         remove_all(&self.addresses, &list.iter().filter_map(|ip| Net::wire(*ip)).collect::<Vec<_>>())
-    }
-}
-
-/// Sets the address's bit, and so for good.
-fn let_through<const N: usize>(sieve: &Window, address: &Addr<N>) {
-    let (word, bit) = address.sieve();
-    if let Some(word) = sieve.word(word as usize) {
-        word.fetch_or(bit, Ordering::Release);
     }
 }
 
@@ -277,14 +282,11 @@ fn read_settings(word: u64) -> (u32, u32) {
 }
 
 impl Datapath {
-    /// Addresses that a version without sieve has written.
-    pub(super) fn sieve_addresses(&self) -> Result<(), DatapathError> {
-        let (v4, v6, sieve) = (&self.tables.v4, &self.tables.v6, &self.tables.sieve);
-        let found = v4.addresses.dump().map_err(failed("read", "ADDRESSES_V4"))?;
-        found.iter().for_each(|(address, _)| let_through(sieve, address));
-        let found = v6.addresses.dump().map_err(failed("read", "ADDRESSES_V6"))?;
-        found.iter().for_each(|(address, _)| let_through(sieve, address));
-        Ok(())
+    /// What is in the maps already, perhaps by a version without these sieves.
+    pub(super) fn sieve_all(&self) -> Result<(), DatapathError> {
+        let Tables { v4, v6, sieves, .. } = &self.tables;
+        v4.sieve_all(sieves)?;
+        v6.sieve_all(sieves)
     }
 
     fn store_generations(&self, list: &[EndpointId]) -> Result<(), DatapathError> {
@@ -410,15 +412,15 @@ impl Store for Datapath {
     }
 
     fn write(&mut self, step: &Step) -> Result<(), DatapathError> {
-        let (v4, v6, sieve) = (&self.tables.v4, &self.tables.v6, &self.tables.sieve);
+        let Tables { v4, v6, sieves, .. } = &self.tables;
         match step {
             Step::Chunks(Family::V4, numbers) => self.tables.v4.add_chunks(&self.pins, Family::V4, numbers),
             Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
             Step::Affinity(Family::V4) => v4.open_affinity(&self.pins, Family::V4, self.affinity_records),
             Step::Affinity(Family::V6) => v6.open_affinity(&self.pins, Family::V6, self.affinity_records),
             Step::Endpoints(list) => self.store_generations(list),
-            Step::Slots(Family::V4, slots) => v4.write_slots(slots),
-            Step::Slots(Family::V6, slots) => v6.write_slots(slots),
+            Step::Slots(Family::V4, slots) => v4.write_slots(slots, sieves),
+            Step::Slots(Family::V6, slots) => v6.write_slots(slots, sieves),
             Step::Services(words) => self.store_words(words),
             Step::Ranges(list) => {
                 v4.set_ranges(list).map_err(failed("write", "RANGES_V4"))?;
@@ -437,8 +439,8 @@ impl Store for Datapath {
                 v6.remove_frontends(list).map_err(failed("remove from", "FRONTENDS_V6"))
             }
             Step::Addresses(list) => {
-                v4.set_addresses(list, sieve).map_err(failed("write", "ADDRESSES_V4"))?;
-                v6.set_addresses(list, sieve).map_err(failed("write", "ADDRESSES_V6"))
+                v4.set_addresses(list, sieves).map_err(failed("write", "ADDRESSES_V4"))?;
+                v6.set_addresses(list, sieves).map_err(failed("write", "ADDRESSES_V6"))
             }
             Step::RemoveAddresses(list) => {
                 v4.remove_addresses(list).map_err(failed("remove from", "ADDRESSES_V4"))?;

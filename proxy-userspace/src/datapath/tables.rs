@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Generations, Guard,
@@ -41,16 +42,43 @@ pub struct Tables {
     pub sockets: OwnedFd,
     pub services: Table<u32, Service>,
     pub endpoints: Table<u32, Generations>,
-    /// See [`Addr::sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
-    pub sieve: Window,
+    pub sieves: Sieves,
+}
+
+/// See [`Addr::sieve`] and [`Addr::endpoint_sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
+#[derive(Debug)]
+pub struct Sieves {
+    all: Window,
+    endpoints: Window,
+}
+
+impl Sieves {
+    /// What this does not let through is not looked up.
+    pub fn let_through<const N: usize>(&self, address: &Addr<N>) {
+        set(&self.all, address.sieve());
+    }
+
+    pub fn let_endpoint_through<const N: usize>(&self, address: &Addr<N>) {
+        set(&self.endpoints, address.endpoint_sieve());
+        self.let_through(address);
+    }
+}
+
+fn set(sieve: &Window, (word, bit): (u32, u64)) {
+    if let Some(word) = sieve.word(word as usize) {
+        word.fetch_or(bit, Ordering::Release);
+    }
 }
 
 impl Tables {
     /// Takes the descriptors of all maps out of `maps`.
     pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
-        let sieve = take::<u32, u64>(maps, "SIEVE")?;
-        let failed = |source| DatapathError::Map { operation: "share memory of", map: "SIEVE", source };
-        let sieve = Window::open(sieve.fd(), 0..sieve.max_entries() as usize).map_err(failed)?;
+        let mut sieve = |map| {
+            let array = take::<u32, u64>(maps, map)?;
+            let failed = |source| DatapathError::Map { operation: "share memory of", map, source };
+            Window::open(array.fd(), 0..array.max_entries() as usize).map_err(failed)
+        };
+        let sieves = Sieves { all: sieve("SIEVE")?, endpoints: sieve("ENDPOINT_SIEVE")? };
         Ok(Self {
             v4: FamilyTables {
                 frontends: take(maps, "FRONTENDS_V4")?,
@@ -79,7 +107,7 @@ impl Tables {
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services: take(maps, "SERVICES")?,
             endpoints: take(maps, "ENDPOINTS")?,
-            sieve,
+            sieves,
         })
     }
 

@@ -111,7 +111,6 @@ impl Batch {
             Step::Slots(Family::V4, self.slots.v4),
             Step::Slots(Family::V6, self.slots.v6),
             Step::Ranges(self.ranges),
-            // Before a list leads there: answers are looked at only where one end is known.
             Step::Addresses(classes.early),
             Step::Services(self.words),
             Step::Frontends(set),
@@ -173,7 +172,7 @@ impl Room {
         let fresh = fresh_endpoints(port.as_deref(), want);
         let ports = usize::from(port.is_none());
         self.check_shared(ports, fresh.len())?;
-        self.check(id.family, &frontends.keys().collect::<Vec<_>>(), &fresh, batch)?;
+        self.check(id.family, &frontends.keys().collect::<Vec<_>>(), batch)?;
         self.check_ranges(id.family, more_ranges(port.as_deref(), want), batch)?;
         let lists = lists::grant(&mut self.runs[id.family], port.as_deref(), want)
             .map_err(|length| Lack::Slots(length, self.capacity.slots))?;
@@ -221,18 +220,14 @@ impl Room {
 
     /// What there is not enough of for ports that are new, all together. Nothing is taken.
     pub fn lacks(&self, news: &[(&PortId, &PortState)], batch: &Batch) -> Option<Lack> {
-        let fresh = |family| {
-            let mine = news.iter().filter(move |(id, _)| id.family == family);
-            mine.flat_map(|(_, want)| fresh_endpoints(None, want)).collect::<Vec<_>>()
-        };
-        let fresh = PerFamily { v4: fresh(Family::V4), v6: fresh(Family::V6) };
+        let fresh = news.iter().map(|(_, want)| fresh_endpoints(None, want).len()).sum();
         let check = || {
-            self.check_shared(news.len(), fresh.v4.len() + fresh.v6.len())?;
+            self.check_shared(news.len(), fresh)?;
             for family in [Family::V4, Family::V6] {
                 let mine = || news.iter().filter(|(id, _)| id.family == family);
                 let frontends: Vec<_> = mine().map(|(id, want)| frontends(id, want)).collect();
                 let dialled: Vec<_> = frontends.iter().flat_map(Sorted::keys).collect();
-                self.check(family, &dialled, &fresh[family], batch)?;
+                self.check(family, &dialled, batch)?;
                 let ranges = mine().map(|(_, want)| more_ranges(None, want)).sum();
                 self.check_ranges(family, ranges, batch)?;
                 let lists: Vec<_> = mine().flat_map(|(_, want)| lists::lengths(want)).collect();
@@ -256,18 +251,12 @@ impl Room {
         Ok(())
     }
 
-    fn check(
-        &self,
-        family: Family,
-        frontends: &[&Dialled],
-        fresh: &[SocketAddr],
-        batch: &Batch,
-    ) -> Result<(), Lack> {
+    fn check(&self, family: Family, frontends: &[&Dialled], batch: &Batch) -> Result<(), Lack> {
         let frontends_used = (self.owned[family] + batch.leaving[family]) as usize;
         let addresses_used = self.classes.len(family);
         // Which of them are there already matters only where there is no room for all of them.
         if frontends_used + frontends.len() <= self.capacity.frontends as usize
-            && addresses_used + frontends.len() + fresh.len() <= self.capacity.addresses as usize
+            && addresses_used + frontends.len() <= self.capacity.addresses as usize
         {
             return Ok(());
         }
@@ -277,10 +266,7 @@ impl Room {
         }
         let dialled =
             frontends.iter().map(|dialled| dialled.address).filter(|address| !address.is_unspecified());
-        let mut addresses: Vec<_> = dialled
-            .chain(fresh.iter().map(SocketAddr::ip))
-            .filter(|address| !self.classes.contains(address))
-            .collect();
+        let mut addresses: Vec<_> = dialled.filter(|address| !self.classes.contains(address)).collect();
         addresses.sort_unstable();
         addresses.dedup();
         if addresses_used + addresses.len() > self.capacity.addresses as usize {

@@ -9,10 +9,9 @@ use super::by_address::ByAddress;
 use super::{Dialled, NodeAddresses};
 use crate::model::{Family, Protocol};
 
-/// What refers to an address, in few bytes: there are as many as there are endpoints.
+/// What is known of an address that is in the map, or is to be.
 #[derive(Clone, Copy, Debug, Default)]
 struct Uses {
-    endpoints: u32,
     /// `LOCAL` and `NODE_PORT`.
     node: u8,
     /// What the map holds; `None`: it has no such entry.
@@ -49,14 +48,12 @@ impl Frontends {
     }
 }
 
-/// `linked`: the address is on one of the node's links.
-const fn bits(uses: Uses, frontends: Frontends, linked: bool) -> u32 {
+/// `hosts`: some host has the address, perhaps.
+const fn bits(uses: Uses, frontends: Frontends, hosts: bool) -> u32 {
     let service = if frontends.all > 0 { AddressClass::SERVICE } else { 0 };
-    let shared = frontends.are_external() && (linked || uses.endpoints > 0);
-    let shared = if shared { AddressClass::SHARED } else { 0 };
-    let endpoint = if uses.endpoints > 0 { AddressClass::ENDPOINT } else { 0 };
+    let shared = if frontends.are_external() && hosts { AddressClass::SHARED } else { 0 };
     let sctp = if frontends.sctp > 0 { AddressClass::SCTP } else { 0 };
-    service | shared | sctp | endpoint | uses.node as u32
+    service | shared | sctp | uses.node as u32
 }
 
 /// Bits that say what an address is to the node itself.
@@ -79,6 +76,9 @@ pub struct Classes {
     uses: ByAddress<Uses>,
     /// Of addresses that have any.
     frontends: ByAddress<Frontends>,
+    /// How many endpoints have an address. They have no class, so that the map does not grow with them
+    /// ([`proxy_common::abi::Addr::endpoint_sieve`]).
+    endpoints: ByAddress<u32>,
     /// Each once.
     dirty: Vec<IpAddr>,
     /// Frontends of SCTP.
@@ -144,11 +144,28 @@ impl Classes {
     }
 
     pub fn add_endpoint(&mut self, ip: IpAddr) {
-        self.change(ip, |uses| uses.endpoints += 1);
+        *self.endpoints.of(ip) += 1;
+        self.endpoints_changed(ip);
     }
 
     pub fn remove_endpoint(&mut self, ip: IpAddr) {
-        self.change(ip, |uses| uses.endpoints = uses.endpoints.saturating_sub(1));
+        let Some(count) = self.endpoints.get_mut(&ip) else { return };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            self.endpoints.remove(&ip);
+        }
+        self.endpoints_changed(ip);
+    }
+
+    fn endpoints_changed(&mut self, ip: IpAddr) {
+        if self.frontends.get(&ip).is_some() {
+            self.change(ip, |_| ());
+        }
+    }
+
+    /// Whether this may be some host's: it is on one of the node's links, or an endpoint's.
+    fn may_be_a_hosts(&self, ip: &IpAddr) -> bool {
+        self.endpoints.get(ip).is_some() || self.links.iter().any(|link| link.contains(ip))
     }
 
     /// Every address is looked at again: once the first complete list is there, what nothing refers to goes.
@@ -195,13 +212,13 @@ impl Classes {
     /// What must be written; taken as written.
     pub fn flush(&mut self) -> ClassWrites {
         let mut writes = ClassWrites::default();
-        // Taken with its room: the first flush is of everything there is.
+        // Taken with its room: the first flush is of all Services.
         for ip in std::mem::take(&mut self.dirty) {
             let frontends = self.frontends.get(&ip).copied().unwrap_or_default();
-            let linked = frontends.are_external() && self.links.iter().any(|link| link.contains(&ip));
+            let hosts = frontends.are_external() && self.may_be_a_hosts(&ip);
             let uses = self.uses.of(ip);
             uses.dirty = false;
-            let want = bits(*uses, frontends, linked);
+            let want = bits(*uses, frontends, hosts);
             let entry = uses.written.replace(byte(want));
             let is = u32::from(entry.unwrap_or_default());
             if want == 0 {
@@ -258,11 +275,11 @@ mod tests {
         let local = AddressClass::LOCAL | AddressClass::NODE_PORT;
         assert_eq!(node, [(a, local | AddressClass::SERVICE), (lo, AddressClass::NODE_PORT)]);
         classes.add_endpoint(a);
-        assert_eq!(classes.flush().early, [(a, local | AddressClass::SERVICE | AddressClass::ENDPOINT)]);
+        classes.add_endpoint(ip("10.0.0.9"));
+        assert_eq!(classes.flush(), ClassWrites::default(), "endpoints have no class");
         classes.remove_frontend(&dialled(a, Protocol::Udp), cluster);
-        assert_eq!(classes.flush().lose, [(a, local | AddressClass::ENDPOINT)]);
+        assert_eq!(classes.flush().lose, [(a, local)]);
         classes.set_node(&NodeAddresses::default());
-        classes.remove_endpoint(a);
         let mut gone = classes.flush().remove;
         gone.sort();
         assert_eq!(gone, [a, lo]);
@@ -291,7 +308,12 @@ mod tests {
         classes.add_frontend(&at(far, 80), balancer);
         assert_eq!(classes.flush().gain, [(far, service)], "on none");
         classes.add_endpoint(far);
-        assert_eq!(classes.flush().early, [(far, shared | AddressClass::ENDPOINT)], "an endpoint's");
+        assert_eq!(classes.flush().early, [(far, shared)], "an endpoint's");
+        classes.add_endpoint(far);
+        classes.remove_endpoint(far);
+        assert_eq!(classes.flush(), ClassWrites::default(), "another endpoint has it");
+        classes.remove_endpoint(far);
+        assert_eq!(classes.flush().early, [(far, service)], "no endpoint's any more");
         classes.set_node(&NodeAddresses::default());
         assert_eq!(classes.flush().early, [(a, service)]);
     }
@@ -311,13 +333,15 @@ mod tests {
 
     #[test]
     fn bits_that_no_class_has_are_written_over() {
-        let (a, b) = (ip("10.0.0.1"), ip("10.0.0.2"));
-        let endpoint = AddressClass::ENDPOINT;
+        const ENDPOINT_ONCE: u32 = 8;
+        let (a, b, c) = (ip("10.0.0.1"), ip("10.0.0.2"), ip("10.0.0.3"));
+        let (local, service) = (AddressClass::LOCAL, AddressClass::SERVICE);
         let mut classes =
-            Classes::new([(a, endpoint | 1 << 7), (b, AddressClass::SERVICE | endpoint | 1 << 31)]);
-        [a, b].into_iter().for_each(|ip| classes.add_endpoint(ip));
+            Classes::new([(a, local | 1 << 7), (b, service | local | 1 << 31), (c, ENDPOINT_ONCE)]);
+        classes.add_endpoint(c);
+        classes.review();
         let writes = classes.flush();
-        assert_eq!((writes.early, writes.lose), (vec![(a, endpoint)], vec![(b, endpoint)]));
+        assert_eq!((writes.early, writes.lose, writes.remove), (vec![(a, local)], vec![(b, local)], vec![c]));
         classes.review();
         assert_eq!(classes.flush(), ClassWrites::default());
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{Scratch, edge, in_namespace};
-use proxy_common::abi::{FrontendKind, service_flags};
+use aya::maps::{Array, Map, MapData};
+use proxy_common::abi::{Addr, FrontendKind, LAYOUT, service_flags};
 use proxy_userspace::datapath::{Datapath, Named, Options, cleanup};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
 use proxy_userspace::sync::{InstalledPort, Settings, Syncer};
@@ -104,6 +105,45 @@ fn ten_thousand_services_with_ten_endpoints() {
         expect(&syncer.installed(&datapath).unwrap(), &want);
         cleanup(&options, Named::ALL).unwrap();
     });
+}
+
+/// Endpoints have no element of a map: programs know them by their bits, also where what held these was lost (P-60, L-23).
+#[test]
+fn endpoints_are_known_by_their_bits_from_the_start() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        let options = Options { bpffs: Some(bpffs.path().into()), ..crate::common::options() };
+        let mut datapath = Datapath::load(&options).unwrap();
+        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        let want = desired(16, 3);
+        assert!(syncer.replace_all(&mut datapath, want.clone(), Duration::ZERO).is_clean());
+        drop((syncer, datapath));
+        let dir = bpffs.path().join("sluice").join(LAYOUT.to_string());
+        let pins = ["SIEVE", "ENDPOINT_SIEVE"].map(|name| dir.join(name));
+        let seen = || {
+            let sieves = pins.each_ref().map(|pin| {
+                let map = Map::Array(MapData::from_pin(pin).unwrap());
+                Array::<_, u64>::try_from(map).unwrap()
+            });
+            let is_known = |endpoint: &SocketAddr| {
+                let places = match endpoint.ip() {
+                    IpAddr::V4(ip) => places(Addr::v4(ip.octets())),
+                    IpAddr::V6(ip) => places(Addr::v6(ip.octets())),
+                };
+                sieves.iter().zip(places).all(|(sieve, (word, bit))| sieve.get(&word, 0).unwrap() & bit != 0)
+            };
+            want.iter().flat_map(|(_, state)| state.external.iter()).all(is_known)
+        };
+        assert!(seen(), "as they are installed");
+        pins.iter().for_each(|pin| std::fs::remove_file(pin).unwrap());
+        drop(Datapath::load(&options).unwrap());
+        assert!(seen(), "where they were installed before");
+        cleanup(&options, Named::ALL).unwrap();
+    });
+}
+
+fn places<const N: usize>(address: Addr<N>) -> [(u32, u64); 2] {
+    [address.sieve(), address.endpoint_sieve()]
 }
 
 /// What the first list does not name goes, whoever left it; what it names keeps its index (L-01).

@@ -263,13 +263,17 @@ impl Maps<'_> {
         self.keep(result);
     }
 
-    fn sieve(&mut self, (word, bit): (u32, u64)) -> Result<()> {
-        let mut map: Array<_, u64> = self.kernel.map("SIEVE")?.try_into()?;
+    fn sieve(&mut self, name: &str, (word, bit): (u32, u64)) -> Result<()> {
+        let mut map: Array<_, u64> = self.kernel.map(name)?.try_into()?;
         let before = map.get(&word, 0)?;
         Ok(map.set(word, before | bit, 0)?)
     }
 
     fn chunk<const N: usize>(&mut self, slots: &[Backend<N>]) -> Result<()> {
+        for Backend { address, .. } in slots {
+            self.sieve("SIEVE", address.sieve())?;
+            self.sieve("ENDPOINT_SIEVE", address.endpoint_sieve())?;
+        }
         let name = format!("SLOTS_{}", self.family);
         let mut outer: ArrayOfMaps<_, Array<MapData, Wire<Backend<N>>>> =
             self.kernel.map(&name)?.try_into()?;
@@ -283,7 +287,7 @@ impl Maps<'_> {
 
 impl<const N: usize> Writer<N> for Maps<'_> {
     fn address(&mut self, address: Addr<N>, class: u32) {
-        let result = self.sieve(address.sieve());
+        let result = self.sieve("SIEVE", address.sieve());
         self.keep(result);
         self.hash(&format!("ADDRESSES_{}", self.family), address, AddressClass { bits: class });
     }

@@ -62,6 +62,7 @@ impl<const N: usize> Entry<N> for Held<N> {
 pub struct Maps<const N: usize> {
     pub(crate) addresses: HashMap<Addr<N>, AddressClass>,
     sieve: HashSet<(u32, u64)>,
+    endpoint_sieve: HashSet<(u32, u64)>,
     pub(crate) frontends: HashMap<FrontendKey<N>, Frontend>,
     pub(crate) services: HashMap<u32, Service>,
     pub(crate) backends: HashMap<u32, Backend<N>>,
@@ -99,6 +100,7 @@ impl<const N: usize> Maps<N> {
         Self {
             addresses: HashMap::new(),
             sieve: HashSet::new(),
+            endpoint_sieve: HashSet::new(),
             frontends: HashMap::new(),
             services: HashMap::new(),
             backends: HashMap::new(),
@@ -127,6 +129,20 @@ impl<const N: usize> Maps<N> {
         self.addresses.remove(&address);
     }
 
+    /// This address is an endpoint's from now on.
+    fn note_endpoint(&mut self, address: &Addr<N>) {
+        self.sieve.insert(address.sieve());
+        self.endpoint_sieve.insert(address.endpoint_sieve());
+    }
+
+    /// Fills slots, from these numbers on.
+    pub(crate) fn set_slots(&mut self, slots: impl Iterator<Item = (u32, Backend<N>)>) {
+        for (slot, backend) in slots {
+            self.note_endpoint(&backend.address);
+            self.backends.insert(slot, backend);
+        }
+    }
+
     fn note(&self, key: &FlowKey<N>, removed: Option<Flow<N>>) {
         if let Some(journal) = &self.journal {
             journal.borrow_mut().push((*key, removed));
@@ -146,7 +162,7 @@ impl<const N: usize> Writer<N> for Maps<N> {
         self.services.insert(index, service);
     }
     fn backends(&mut self, slots: &[Backend<N>]) {
-        self.backends.extend((0..).zip(slots.iter().copied()));
+        self.set_slots((0..).zip(slots.iter().copied()));
     }
     fn endpoint(&mut self, id: u32, generation: u32) {
         self.endpoints.borrow_mut().insert(id, generation);
@@ -164,6 +180,9 @@ impl<const N: usize> Tables<N> for Maps<N> {
 
     fn is_stranger(&self, address: &Addr<N>) -> bool {
         !self.sieve.contains(&address.sieve())
+    }
+    fn may_be_endpoint(&self, address: &Addr<N>) -> bool {
+        !self.is_stranger(address) && self.endpoint_sieve.contains(&address.endpoint_sieve())
     }
     fn is_service_range(&self, address: &Addr<N>) -> bool {
         let config = self.config.get();

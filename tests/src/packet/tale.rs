@@ -395,7 +395,7 @@ impl Tale {
         self.step(Step::Endpoint(0))
     }
 
-    /// What this address was for is removed: the Service, or the endpoint from all Services.
+    /// The Service of this address is removed.
     #[must_use]
     pub fn removed(self, who: Who) -> Self {
         self.step(Step::Removed(who))

@@ -211,7 +211,7 @@ pub fn pods_device() -> Device {
 }
 
 /// What each address is to the node.
-const fn classes(p: &Plan) -> [(IpAddr, u32); 11] {
+const fn classes(p: &Plan) -> [(IpAddr, u32); 10] {
     [
         (p.vip, AddressClass::SERVICE),
         (p.other_vip, AddressClass::SERVICE),
@@ -220,9 +220,8 @@ const fn classes(p: &Plan) -> [(IpAddr, u32); 11] {
         (p.external, AddressClass::SERVICE | AddressClass::SHARED),
         (p.node, AddressClass::LOCAL | AddressClass::NODE_PORT),
         (p.second, AddressClass::LOCAL | AddressClass::NODE_PORT),
-        (p.plain, AddressClass::LOCAL | AddressClass::ENDPOINT),
+        (p.plain, AddressClass::LOCAL),
         (p.masquerade, AddressClass::LOCAL),
-        (p.backend, AddressClass::ENDPOINT),
         // Sockets that dial it are served; packets have no business there.
         (p.loopback, AddressClass::NODE_PORT),
     ]

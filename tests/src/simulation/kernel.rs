@@ -65,7 +65,7 @@ impl<const N: usize> Kernel<N> {
             Step::Endpoints(list) => {
                 list.iter().for_each(|endpoint| self.maps.endpoint(endpoint.id, endpoint.generation.into()));
             }
-            Step::Slots(_, list) => self.maps.backends.extend(list.iter().map(|(at, slot)| {
+            Step::Slots(_, list) => self.maps.set_slots(list.iter().map(|(at, slot)| {
                 let (address, port) = (addr(slot.address.ip()), Port::new(slot.address.port()));
                 let (id, generation) = (slot.endpoint.id, slot.endpoint.generation);
                 (*at, Backend { address, port, generation, id })
@@ -207,6 +207,9 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     // The rest is the maps' own.
     fn is_stranger(&self, address: &Addr<N>) -> bool {
         self.maps.is_stranger(address)
+    }
+    fn may_be_endpoint(&self, address: &Addr<N>) -> bool {
+        self.maps.may_be_endpoint(address)
     }
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         self.maps.address_class(address)

@@ -56,11 +56,11 @@ fn ways() -> Vec<Tale> {
         by_service("a renumbered direct connection goes on when its end is no endpoint any more B5 P-60")
             .enters(syn(CLIENT, BACKEND))
             .becomes(RENUMBERED, BACKEND)
-            .removed(Who::Backend)
+            .endpoint_leaves()
             .enters(ack(CLIENT, BACKEND))
             .becomes(SEEN, BACKEND),
         by_service("straight to what was the endpoint, beside a flow that outlives it, takes another source port B5 P-60")
-            .removed(Who::Backend)
+            .endpoint_leaves()
             .enters(syn(CLIENT, BACKEND))
             .becomes(RENUMBERED, BACKEND),
         tale("straight to the endpoint first makes no entry P-60")

@@ -37,7 +37,7 @@ fn a_service_comes_whole_or_not_at_all() {
         ("services", |capacity| capacity.services = 3, Lack::Services(3)),
         ("endpoints", |capacity| capacity.endpoints = 7, Lack::Endpoints(7)),
         ("frontends", |capacity| capacity.frontends = 3, Lack::Frontends(3)),
-        ("addresses", |capacity| capacity.addresses = 7, Lack::Addresses(7)),
+        ("addresses", |capacity| capacity.addresses = 3, Lack::Addresses(3)),
         ("slots", |capacity| capacity.slots = 7, Lack::Slots(2, 7)),
     ];
     for (what, limit, why) in limits {
@@ -86,7 +86,7 @@ fn a_service_of_both_families_comes_whole_or_not_at_all() {
         (|capacity, room| capacity.services = room, 2, Lack::Services),
         (|capacity, room| capacity.endpoints = room, 3, Lack::Endpoints),
         (|capacity, room| capacity.frontends = room, 1, Lack::Frontends),
-        (|capacity, room| capacity.addresses = room, 3, Lack::Addresses),
+        (|capacity, room| capacity.addresses = room, 1, Lack::Addresses),
         (|capacity, room| capacity.ranges = room, 1, Lack::Ranges),
     ];
     for (limit, needed, lack) in cases {
@@ -138,14 +138,7 @@ fn room_that_one_gives_another_has_at_once() {
             with(2, one, none),
         ),
         Row("frontends", |c| c.frontends = 1, Family::V6, of_v6(80), None, of_v6(81)),
-        Row(
-            "addresses",
-            |c| c.addresses = 4,
-            Family::V4,
-            with(1, two, none),
-            Some(with(1, one, none)),
-            with(2, other, none),
-        ),
+        Row("addresses", |c| c.addresses = 1, Family::V4, with(1, two, none), None, with(2, other, none)),
         Row(
             "ranges",
             |c| c.ranges = 1,
@@ -192,11 +185,11 @@ fn a_change_that_does_not_fit_leaves_what_is_installed() {
     let report = syncer.apply(&mut fake, vec![(id("a"), Some(many))], at(0));
     assert_eq!(report.refused[0].why, Lack::Endpoints(3));
     assert_eq!(syncer.installed(&fake).unwrap()[0].external, *small.external);
-    fake.capacity.endpoints = 100_000;
+    fake.capacity.endpoints = 1000;
     let mut syncer = Syncer::adopt(&fake, Settings::default()).unwrap();
     let texts: Vec<String> = (0..=CHUNK).map(|n| format!("10.2.{}.{}:80", n >> 8, n & 255)).collect();
     let huge = cluster_ip(1, &texts.iter().map(String::as_str).collect::<Vec<_>>());
-    fake.capacity.addresses = 100_000;
+    fake.capacity.endpoints = 100_000;
     let report = syncer.apply(&mut fake, vec![(id("a"), Some(huge))], at(0));
-    assert!(matches!(report.refused[0].why, Lack::Addresses(1000)), "capacity as adopted");
+    assert!(matches!(report.refused[0].why, Lack::Endpoints(1000)), "capacity as adopted");
 }

@@ -106,7 +106,7 @@ fn a_frontend_moves_to_another_service_without_a_gap() {
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].id, Some(id("winner")));
         assert_eq!(left[0].external, ["10.1.0.2:80".parse().unwrap()]);
-        assert_eq!(fake.addresses.len(), 2);
+        assert_eq!(fake.addresses.len(), 1);
     }
 }
 
@@ -196,7 +196,7 @@ fn addresses_are_classified_for_the_node_too() {
         at(0),
     );
     let class = |fake: &Fake, ip: &str| fake.addresses.get(&ip.parse().unwrap()).copied();
-    let node = AddressClass::NODE_PORT | AddressClass::LOCAL | AddressClass::ENDPOINT;
+    let node = AddressClass::NODE_PORT | AddressClass::LOCAL;
     assert_eq!(class(&fake, "192.0.2.1"), Some(node));
     assert_eq!(class(&fake, "127.0.0.1"), Some(AddressClass::NODE_PORT));
     assert_eq!(class(&fake, "10.0.0.1"), Some(AddressClass::SERVICE));

@@ -1,7 +1,7 @@
 //! Random histories: whole after every step, and right after a kill or a failed write at any of them (L-01).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn state(
     let family = port(number).family;
     let list = |hosts: &[u8]| {
         let mut list: Vec<_> =
-            hosts.iter().map(|host| std::net::SocketAddr::new(address(family, 1, *host), 80)).collect();
+            hosts.iter().map(|host| SocketAddr::new(address(family, 1, *host), 80)).collect();
         list.sort();
         list.dedup();
         list
@@ -83,7 +83,7 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
     assert_eq!(got.len(), desired.len(), "{installed:#?}");
     let (mut endpoints, mut ranges) = (0, 0);
     let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
-    let mut cluster_ips = BTreeSet::new();
+    let (mut cluster_ips, mut hosts) = (BTreeSet::new(), BTreeSet::new());
     for (id, want) in desired {
         let is: &InstalledPort = got[&Some(id.clone())];
         assert_eq!([&is.external[..], &is.internal, &is.cluster], want.lists(), "{id}");
@@ -96,8 +96,7 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
         all.sort();
         all.dedup();
         endpoints += all.len();
-        all.iter()
-            .for_each(|endpoint| *addresses.entry(endpoint.ip()).or_default() |= AddressClass::ENDPOINT);
+        hosts.extend(all.iter().map(SocketAddr::ip));
         for frontend in want.frontends.iter().filter(|frontend| !frontend.address.is_unspecified()) {
             let sctp = if id.protocol == Protocol::Sctp { AddressClass::SCTP } else { 0 };
             *addresses.entry(frontend.address).or_default() |= AddressClass::SERVICE | sctp;
@@ -107,8 +106,7 @@ fn verify(fake: &Fake, syncer: &Syncer, desired: &BTreeMap<PortId, PortState>) {
         }
     }
     for (address, bits) in &mut addresses {
-        let both = AddressClass::SERVICE | AddressClass::ENDPOINT;
-        if *bits & both == both && !cluster_ips.contains(address) {
+        if hosts.contains(address) && !cluster_ips.contains(address) {
             *bits |= AddressClass::SHARED;
         }
     }
