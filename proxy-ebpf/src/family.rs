@@ -30,7 +30,7 @@ pub trait Family<const N: usize> {
     fn scratch() -> Option<*mut Scratch<N>>;
     fn make_room() -> u32;
     fn remove_beyond(egress: &FlowKey<N>, kind: u32);
-    fn look(room: &mut Looked<N>, now: u32, forgets: u32) -> u32;
+    fn look(room: &mut Looked<N>, time: u64, forgets: u32) -> u32;
     fn forget(room: &mut Looked<N>);
     fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
@@ -87,8 +87,8 @@ macro_rules! family {
                 $remove_beyond(egress, kind);
             }
             #[inline(always)]
-            fn look(room: &mut Looked<$n>, now: u32, forgets: u32) -> u32 {
-                $look(room, now, forgets)
+            fn look(room: &mut Looked<$n>, time: u64, forgets: u32) -> u32 {
+                $look(room, time, forgets)
             }
             #[inline(always)]
             fn forget(room: &mut Looked<$n>) {

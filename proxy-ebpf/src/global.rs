@@ -35,19 +35,19 @@ pub extern "C" fn make_room_v6() -> u32 {
 /// [`path::look`] for IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn look_v4(room: *mut Looked<1>, now: u32, forgets: u32) -> u32 {
+pub extern "C" fn look_v4(room: *mut Looked<1>, time: u64, forgets: u32) -> u32 {
     // SAFETY: the caller has a reference; the verifier asks for the comparison with null.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::look(&Maps::<V4>::new(core::ptr::null_mut()), room, now, forgets)
+    path::look(&Maps::<V4>::new(core::ptr::null_mut()), room, time, forgets)
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn look_v6(room: *mut Looked<4>, now: u32, forgets: u32) -> u32 {
+pub extern "C" fn look_v6(room: *mut Looked<4>, time: u64, forgets: u32) -> u32 {
     // SAFETY: as above.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::look(&Maps::<V6>::new(core::ptr::null_mut()), room, now, forgets)
+    path::look(&Maps::<V6>::new(core::ptr::null_mut()), room, time, forgets)
 }
 
 /// [`path::forget`] for IPv4.

@@ -21,7 +21,7 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Fragment,
-        Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
+        Frontend, FrontendKey, Generations, Guard, MOMENTS, OWN_PRIORITY, Port, Reason, Service, SourceRange,
         TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
     path::{Asked, End, Insert, Looked, Packet, Scratch, Tables},
@@ -257,8 +257,8 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn look(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
-        F::look(room, now, forgets)
+    fn look(&self, room: &mut Looked<N>, time: u64, forgets: u32) -> u32 {
+        F::look(room, time, forgets)
     }
 
     // Packet and headers are found again there: they cannot be handed over.
@@ -392,22 +392,20 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        if TEST_MODE.load() != 0 {
-            return Self::config().map_or(0, |config| config.test_clock);
-        }
-        if SOCKET {
-            // SAFETY: takes nothing, cannot fail. Programs of sockets may not ask the coarse clock.
-            return (unsafe { bpf_ktime_get_ns() } >> 30) as u32;
-        }
-        clock::tick()
+        (self.time() / u64::from(MOMENTS)) as u32
     }
 
     #[inline(always)]
-    fn moment(&self) -> u32 {
+    fn time(&self) -> u64 {
         if TEST_MODE.load() != 0 {
-            return Self::config().map_or(0, |config| config.test_clock << 4);
+            let ticks = Self::config().map_or(0, |config| config.test_clock);
+            return u64::from(ticks) * u64::from(MOMENTS);
         }
-        clock::moment()
+        if SOCKET {
+            // SAFETY: takes nothing, cannot fail. Programs of sockets may not ask the coarse clock.
+            return clock::of(unsafe { bpf_ktime_get_ns() });
+        }
+        clock::time()
     }
 
     #[inline(always)]

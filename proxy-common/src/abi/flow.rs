@@ -103,7 +103,8 @@ abi! {
         pub address_diff: u32,
         /// When a packet last used this entry, in ticks (2^30 ns of the monotonic clock).
         pub seen: u32,
-        /// When the entry was made, in ticks.
+        /// When the entry was made, in moments: sixteenths of a tick, wrapping. Layouts before 12 wrote ticks: to later ones such a flow is
+        /// an old one.
         pub created: u32,
         /// Index into `services`; [`Flow::NO_SERVICE`] for direct and masquerade pairs.
         pub service: u32,
@@ -137,6 +138,9 @@ abi! {
         pub more: [u32; MORE],
     }
 }
+
+/// Moments in a tick.
+pub const MOMENTS: u32 = 16;
 
 /// Words that a flow has more in the build that tests upgrades.
 pub const MORE: usize = if super::GROWS { 2 } else { 0 };

@@ -19,7 +19,7 @@ pub use address::{Addr, AddressClass, Port, SIEVE_WORDS, protocol};
 pub use config::{Cidr, Config, SERVICE_CIDRS, config_flags};
 pub use counters::Reason;
 pub use device::{Device, device_flags};
-pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, MORE, TURNS_HELD_BACK, Turn, state};
+pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, MOMENTS, MORE, TURNS_HELD_BACK, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use guard::{Guard, OWN_PRIORITY};
 pub use service::{
@@ -40,7 +40,7 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 /// Agents of two layouts take over each other's maps without knowing each other's types, so that flows survive an upgrade and
 /// the way back. Hence the rule: keys stay as they are, values of hashes, arrays and tries only grow at their end, and zero
 /// there means what was before. Whatever needs more is a map by another name, which starts empty.
-pub const LAYOUT: u32 = 11 + GROWS as u32;
+pub const LAYOUT: u32 = 12 + GROWS as u32;
 
 /// The first layout that the rule holds for.
 pub const INHERITS_FROM: u32 = 7;

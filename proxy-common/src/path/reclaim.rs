@@ -7,7 +7,7 @@
 
 use super::pair;
 use super::traits::{Entry, Scratch, Tables};
-use crate::abi::{FlowKey, Kind, Turn, protocol, state};
+use crate::abi::{FlowKey, Kind, MOMENTS, Turn, protocol, state};
 use crate::wire::Headers;
 
 /// Turns looked at per insert at most.
@@ -17,6 +17,10 @@ const MOST_LOOKS: u32 = 8;
 const EASE: u32 = 8;
 /// Ticks in which data would show that a reset was not believed (P-43), or that datagrams go on.
 pub(super) const DOUBT: u32 = 2;
+
+/// Moments within which a TCP connection that nobody has shown to be there must be forgotten to be a sign of a storm: less than
+/// the second for which a client waits that has met what a storm left, so that it does not meet that again.
+const STORM: u32 = 12;
 
 /// What would be lost with a pair, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,12 +145,12 @@ pub fn make_room<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>)
     let (size, used) = (tables.ring_size(), held(tables.ring_used()));
     let effort = effort(size, used);
     room.needed = (used + 1).saturating_sub(size);
-    let (now, mut gone) = (tables.now(), 0);
+    let (time, mut gone) = (tables.time(), 0);
     for look in 0..MOST_LOOKS {
         if look >= effort.looks || gone >= effort.enough || !tables.ring_pop(&mut room.turn) {
             break;
         }
-        match tables.look(room, now, effort.forgets as u32) {
+        match tables.look(room, time, effort.forgets as u32) {
             // A failure to queue it again loses the turn, not the flow. It does not happen: the ring has slack.
             fate::STAYS if tables.ring_push(&room.turn) => continue,
             fate::GOES => tables.forget(room),
@@ -182,10 +186,23 @@ pub(super) fn queue<const N: usize, T: Tables<N>>(
     queued
 }
 
-/// Ticks from `then` to `now`. Another CPU may have written `then` after `now` was read: that is no time at all.
-pub(super) const fn since(then: u32, now: u32) -> u32 {
-    let ticks = now.wrapping_sub(then);
-    if ticks > u32::MAX / 2 { 0 } else { ticks }
+/// Ticks, or moments, from `then` to `now`. Another CPU may have written `then` after `now` was read: that is no time at all.
+#[must_use]
+#[inline(always)]
+pub const fn since(then: u32, now: u32) -> u32 {
+    let passed = now.wrapping_sub(then);
+    if passed > u32::MAX / 2 { 0 } else { passed }
+}
+
+/// The tick that a [`Tables::time`] is of.
+pub(super) const fn tick(time: u64) -> u32 {
+    (time / MOMENTS as u64) as u32
+}
+
+/// Moments from the beginning of the tick of `created` to that of tick `now`.
+#[inline(always)]
+pub(super) const fn age(created: u32, now: u32) -> u32 {
+    since(created / MOMENTS * MOMENTS, now.wrapping_mul(MOMENTS))
 }
 
 /// What the half at `partner` has shown of a pair whose other half was met at tick `seen`, and how many ticks ago either was met last.
@@ -201,9 +218,10 @@ fn other_half<const N: usize, T: Tables<N>>(
     (back, since(seen, now).min(since(answered, now)))
 }
 
-/// The [`fate`] of a turn, if pairs go that are worth no more than `forgets`, a [`Worth`].
+/// The [`fate`] of a turn at this [`Tables::time`], if pairs go that are worth no more than `forgets`, a [`Worth`].
 #[inline(always)]
-pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now: u32, forgets: u32) -> u32 {
+pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, time: u64, forgets: u32) -> u32 {
+    let (now, moment) = (tick(time), time as u32);
     let (turn, partner) = (&mut room.turn, &mut room.partner);
     let Some(entry) = tables.flow(&turn.key) else {
         // Another CPU may have removed it just now, to put one in its place that has the same turn.
@@ -220,7 +238,7 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
     *partner = entry.partner(&turn.key);
     let (back, idle) = other_half(tables, partner, seen, now);
     room.state = forth | back;
-    let lasted = since(created, now).saturating_sub(idle);
+    let lasted = (age(created, now) / MOMENTS).saturating_sub(idle);
     let worth = worth(turn.key.protocol, forth, back, idle, lasted);
     if worth as u32 > forgets {
         return fate::STAYS;
@@ -233,27 +251,26 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, now:
             return fate::STAYS;
         }
     }
-    if turn.key.protocol == protocol::TCP && worth == Worth::Embryonic && since(created, now) == 0 {
-        let moment = tables.moment();
-        if tables.storm() != moment {
-            tables.set_storm(moment);
-        }
+    let is_sign =
+        turn.key.protocol == protocol::TCP && worth == Worth::Embryonic && since(created, moment) < STORM;
+    if is_sign && tables.storm() != moment {
+        tables.set_storm(moment);
     }
     fate::GOES
 }
 
-/// Whether there is a storm: strangers open TCP connections faster than the table can hold them for a tick. Their backends still hold
-/// halves of those that are forgotten (P-65).
+/// Whether there is a storm: strangers open TCP connections faster than the table can hold them for so long as [`STORM`]. Their backends
+/// still hold halves of those that are forgotten (P-65).
 #[inline(always)]
 pub(super) fn is_storm<const N: usize, T: Tables<N>>(tables: &T) -> bool {
     let last = tables.storm();
-    last != 0 && goes_on(last, tables.moment())
+    last != 0 && goes_on(last, tables.time() as u32)
 }
 
-/// Whether a storm whose last sign was at moment `last` goes on. Three quarters of a tick: where a tick begins there are no signs until
-/// pairs of that very tick are the oldest.
+/// Whether a storm whose last sign was at moment `last` goes on: while it rages there is one in each. Another CPU's may be of the next
+/// one.
 const fn goes_on(last: u32, moment: u32) -> bool {
-    moment.wrapping_sub(last) <= 12
+    moment.wrapping_sub(last).wrapping_add(1) <= 2
 }
 
 /// Whether the time of the pair of `entry`, which is at `key`, and of the one at `partner` is over, though its turn has not come yet.
@@ -346,10 +363,15 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_is_over_before_the_tick_after_it_is() {
-        for (last, moment, want) in
-            [(5, 5, true), (5, 17, true), (5, 18, false), (u32::MAX, 11, true), (u32::MAX, 12, false)]
-        {
+    fn a_storm_is_over_when_its_signs_are() {
+        for (last, moment, want) in [
+            (5, 5, true),
+            (5, 6, true),
+            (5, 7, false),
+            (6, 5, true),
+            (u32::MAX, 0, true),
+            (u32::MAX, 1, false),
+        ] {
             assert_eq!(goes_on(last, moment), want, "at {moment}, after {last}");
         }
     }
@@ -358,6 +380,17 @@ mod tests {
     fn time_does_not_run_backwards_p66() {
         for (then, now, want) in [(5, 9, 4), (9, 9, 0), (10, 9, 0), (u32::MAX, 1, 2)] {
             assert_eq!(since(then, now), want, "from {then} to {now}");
+        }
+        let last = u32::MAX / MOMENTS;
+        for (created, now, want) in [
+            (80, 9, 64),
+            (95, 9, 64),
+            (159, 9, 0),
+            (160, 9, 0),
+            (u32::MAX, last, 0),
+            (u32::MAX, last + 1, 16),
+        ] {
+            assert_eq!(age(created, now), want, "from moment {created} to tick {now}");
         }
     }
 }

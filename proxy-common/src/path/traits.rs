@@ -7,7 +7,7 @@ use super::reclaim::Looked;
 use super::shortcut::Out;
 use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, Frontend,
-    FrontendKey, MORE, Port, Reason, Run, Service, Turn,
+    FrontendKey, MOMENTS, MORE, Port, Reason, Run, Service, Turn,
 };
 use crate::wire::{Diff, Headers, crc_difference};
 
@@ -375,11 +375,11 @@ pub trait Tables<const N: usize> {
     fn make_room(&self) -> bool;
     /// [`super::look`]. In the kernel a function that the verifier looks at once, and not once for each way through the
     /// loop that calls it.
-    fn look(&self, room: &mut Looked<N>, now: u32, forgets: u32) -> u32
+    fn look(&self, room: &mut Looked<N>, time: u64, forgets: u32) -> u32
     where
         Self: Sized,
     {
-        super::look(self, room, now, forgets)
+        super::look(self, room, time, forgets)
     }
     /// [`super::enters_without_flow`], likewise.
     fn enters_without_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>, before: End) -> u32
@@ -415,7 +415,7 @@ pub trait Tables<const N: usize> {
     fn ring_used(&self) -> u32;
     /// Adds to [`Tables::ring_used`], wrapping, as one step.
     fn ring_add(&self, change: u32);
-    /// [`Tables::moment`] of the last sign of a storm ([`super::reclaim`]); 0: there was none.
+    /// Moment ([`Tables::time`]) of the last sign of a storm ([`super::reclaim`]); 0: there was none.
     fn storm(&self) -> u32;
     /// Overwrites it.
     fn set_storm(&self, moment: u32);
@@ -451,9 +451,10 @@ pub trait Tables<const N: usize> {
 
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
-    /// The same clock in sixteenths of a tick, wrapping; in whole ticks where it is no finer.
-    fn moment(&self) -> u32 {
-        self.now() << 4
+    /// The same clock in [`MOMENTS`] of a tick; in whole ticks where it is no finer. Who needs both asks for this alone: each time the
+    /// clock is asked the verifier follows two ways.
+    fn time(&self) -> u64 {
+        u64::from(self.now()) * u64::from(MOMENTS)
     }
     /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way
     /// through the loop a case of its own.

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, state};
-use proxy_common::path::LEASE;
+use proxy_common::abi::{Addr, Flow, FlowKey, Hook, Kind, MOMENTS, Port, Reason, state};
+use proxy_common::path::{LEASE, since};
 
 use super::Datapath;
 use super::error::DatapathError;
@@ -83,11 +83,24 @@ pub struct FlowUsage {
 /// One tick of the programs' clock: 2^30 ns.
 const TICK: Duration = Duration::from_nanos(1 << 30);
 
-/// The programs' clock now.
+/// What the programs' clock says, in ticks and in moments. The truncations are the programs' own.
+#[derive(Clone, Copy, Debug)]
+struct Now {
+    tick: u32,
+    moment: u32,
+}
+
+impl Now {
+    fn read() -> Self {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let ticks = |length: Duration| (now.as_nanos() / length.as_nanos()) as u32;
+        Self { tick: ticks(TICK), moment: ticks(TICK / MOMENTS) }
+    }
+}
+
+/// The programs' clock now, in ticks.
 pub fn ticks() -> u32 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    // The truncation is the programs' own.
-    (now.as_nanos() >> 30) as u32
+    Now::read().tick
 }
 
 /// Whether this entry's direction has a lease.
@@ -96,7 +109,7 @@ fn is_leased<const N: usize>(entry: &Flow<N>, now: u32) -> bool {
 }
 
 /// Connections in a dump of one family's entries, each once.
-fn connections<const N: usize>(entries: &[(FlowKey<N>, Flow<N>)], now: u32, into: &mut Vec<FlowInfo>)
+fn connections<const N: usize>(entries: &[(FlowKey<N>, Flow<N>)], now: Now, into: &mut Vec<FlowInfo>)
 where
     Net: Wire<N>,
 {
@@ -130,9 +143,12 @@ where
             masquerade: (shown != client).then_some(shown),
             protocol: key.protocol,
             state: FlowState::of(flow.state, restore.map_or(0, |restore| restore.state)),
-            age: TICK * now.saturating_sub(flow.created),
-            idle: TICK * now.saturating_sub(seen),
-            shortcut: [Some(flow), restore.copied()].into_iter().flatten().any(|entry| is_leased(entry, now)),
+            age: TICK / MOMENTS * since(flow.created, now.moment),
+            idle: TICK * since(seen, now.tick),
+            shortcut: [Some(flow), restore.copied()]
+                .into_iter()
+                .flatten()
+                .any(|entry| is_leased(entry, now.tick)),
             service: flow.service,
         });
     }
@@ -145,7 +161,7 @@ impl Datapath {
     /// If the maps cannot be read.
     pub fn flows(&self) -> Result<Vec<FlowInfo>, DatapathError> {
         let failed = |map| move |source| DatapathError::Map { operation: "read", map, source };
-        let now = ticks();
+        let now = Now::read();
         let mut flows = Vec::new();
         connections(&self.tables.v4.flows.dump().map_err(failed("FLOWS_V4"))?, now, &mut flows);
         connections(&self.tables.v6.flows.dump().map_err(failed("FLOWS_V6"))?, now, &mut flows);
@@ -205,7 +221,7 @@ mod tests {
             dport: to.dport,
             address_diff: 0,
             seen: 95,
-            created: 90,
+            created: 90 * MOMENTS,
             service,
             endpoint: 0,
             ifindex: 2,
@@ -241,22 +257,23 @@ mod tests {
         ];
         entries[1].1.seen = 98;
         let mut flows = Vec::new();
-        connections(&entries, 100, &mut flows);
+        let now = Now { tick: 100, moment: 100 * MOMENTS + 8 };
+        connections(&entries, now, &mut flows);
         let [flow] = flows.as_slice() else { panic!("{flows:?}") };
         assert_eq!(flow.client, "192.0.2.9:4000".parse().unwrap());
         assert_eq!(flow.frontend, "10.0.0.1:80".parse().unwrap());
         assert_eq!(flow.backend, "10.1.0.5:8080".parse().unwrap());
         assert_eq!(flow.masquerade, Some("10.1.0.1:1024".parse().unwrap()));
         assert_eq!((flow.state, flow.service), (FlowState::Established, 7));
-        assert_eq!((flow.age, flow.idle), (TICK * 10, TICK * 2), "idle counts either direction");
+        assert_eq!((flow.age, flow.idle), (TICK * 21 / 2, TICK * 2), "idle counts either direction");
         assert!(!flow.shortcut);
         let mut plain = Vec::new();
-        connections(&entries[..2], 100, &mut plain);
+        connections(&entries[..2], now, &mut plain);
         assert_eq!(plain[0].masquerade, None);
         for (lease, shortcut) in [(98, true), (100 - LEASE, false), (Flow::<1>::NO_LEASE, false)] {
             entries[1].1.lease = lease;
             let mut leased = Vec::new();
-            connections(&entries[..2], 100, &mut leased);
+            connections(&entries[..2], now, &mut leased);
             assert_eq!(leased[0].shortcut, shortcut, "granted at {lease}");
         }
     }

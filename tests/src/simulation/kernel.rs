@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
-    Hook, Kind, Port, Reason, Service, Turn, state,
+    Hook, Kind, MOMENTS, Port, Reason, Service, Turn, state,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, Worth, repeatable_draw};
 use proxy_common::wire::{Headers, Transport, parse, tcp_flags};
@@ -321,7 +321,7 @@ pub fn gone<const N: usize>(maps: &Maps<N>) -> Vec<Gone> {
         let partner = flow.partner(key);
         let back = removed(&partner)?;
         let seen = flow.seen.max(back.seen);
-        let (idle, lasted) = (now.saturating_sub(seen), seen - flow.created);
+        let (idle, lasted) = (now.saturating_sub(seen), seen - flow.created / MOMENTS);
         // What has ended it may have been lost between the edges.
         let beyond = partner.mirrored();
         let ended = removed(&beyond).is_some_and(|forth| {
