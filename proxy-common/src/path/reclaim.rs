@@ -20,7 +20,7 @@ pub(super) const DOUBT: u32 = 2;
 
 /// Moments within which a TCP connection that nobody has shown to be there must be forgotten to be a sign of a storm: less than
 /// the second for which a client waits that has met what a storm left, so that it does not meet that again.
-const STORM: u32 = 12;
+const STORM: u32 = 8;
 
 /// What would be lost with a pair, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -251,8 +251,9 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, time
             return fate::STAYS;
         }
     }
-    let is_sign =
-        turn.key.protocol == protocol::TCP && worth == Worth::Embryonic && since(created, moment) < STORM;
+    // A reset leaves the endpoint no half.
+    let is_half = worth == Worth::Embryonic && room.state & state::RST == 0;
+    let is_sign = turn.key.protocol == protocol::TCP && is_half && since(created, moment) < STORM;
     if is_sign && tables.storm() != moment {
         tables.set_storm(moment);
     }

@@ -172,6 +172,7 @@ pub fn draws() -> Vec<Story<Both>> {
             "a flood of connections has masquerade ports of its own, and leaves those of calm times alone P-65",
             apart_from_a_flood,
         ),
+        ("connections that endpoints reset in masses are no flood P-65", refused_in_masses),
         ("a flooded table forgets masqueraded flows at both edges at once P-67", whole),
     ]));
     draws
@@ -277,6 +278,19 @@ fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     for n in 0..fills / 2 {
         let port = open(node, v6, 40_000 + n);
         ensure!(CALM.contains(&port), "{port} of number {n} of a tick later");
+    }
+    ensure!(node.count(FlowTableFull) == 0, "a flow was refused");
+    Ok(())
+}
+
+/// An endpoint that resets a connection holds nothing of it.
+fn refused_in_masses(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+    let p = plan(v6);
+    for n in 0..3 * SCARCE as u16 {
+        let (_, port) = masqueraded(node, v6, protocol, 20_000 + n);
+        ensure!(CALM.contains(&port), "{port} of number {n}");
+        let reset = packet(protocol, RST, (p.backend, BACKEND.1), (p.masquerade, port), b"");
+        node.run(&At::INGRESS, &reset, 0);
     }
     ensure!(node.count(FlowTableFull) == 0, "a flow was refused");
     Ok(())
