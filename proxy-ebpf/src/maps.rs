@@ -22,10 +22,6 @@ const MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): elements take memory when they are there. Tries have no other form.
 const NO_PREALLOC: u32 = 1;
 
-/// Datagrams of one family that are on their way in parts. They are so for microseconds: this is room for a flood of
-/// first fragments besides (P-11).
-const DATAGRAMS: u32 = 4_096;
-
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
 
@@ -82,9 +78,9 @@ pub static AFFINITY_V6: ArrayOfMaps<Records<4>, 1> = ArrayOfMaps::new();
 #[map]
 pub static ENDPOINTS: Array<Generations> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
-pub static FRAGMENTS_V4: LruHashMap<FlowKey<1>, Fragment<1>> = LruHashMap::with_max_entries(DATAGRAMS, 0);
+pub static FRAGMENTS_V4: LruHashMap<FlowKey<1>, Fragment<1>> = LruHashMap::with_max_entries(1024, 0);
 #[map]
-pub static FRAGMENTS_V6: LruHashMap<FlowKey<4>, Fragment<4>> = LruHashMap::with_max_entries(DATAGRAMS, 0);
+pub static FRAGMENTS_V6: LruHashMap<FlowKey<4>, Fragment<4>> = LruHashMap::with_max_entries(1024, 0);
 #[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(4096, NO_PREALLOC);
 #[map]

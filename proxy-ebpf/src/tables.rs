@@ -24,7 +24,7 @@ use proxy_common::{
         Frontend, FrontendKey, Generations, Guard, MOMENTS, OWN_PRIORITY, Port, Reason, Service, SourceRange,
         TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
-    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables},
+    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, tick},
     wire::Headers,
 };
 
@@ -392,7 +392,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        (self.time() / u64::from(MOMENTS)) as u32
+        tick(self.time())
     }
 
     #[inline(always)]

@@ -75,7 +75,7 @@ impl<const N: usize> Addr<N> {
     }
 
     /// This address's bit in the `endpoint_sieve` array, of the same size: endpoints' have it set beside that of [`Addr::sieve`], and
-    /// who meets another's bit there does not meet it here as well (MurmurHash3's finalizer). There are too many endpoints to have an
+    /// who meets another's bit there hardly meets it here as well (MurmurHash3's finalizer, word by word). There are too many endpoints to have an
     /// element of a hash for each, as Services' addresses have.
     #[must_use]
     #[inline(always)]
@@ -83,7 +83,8 @@ impl<const N: usize> Addr<N> {
         let mut hash = 0_u32;
         let mut word = 0;
         while word < N {
-            hash = (hash ^ self.0[word]).wrapping_mul(0x85eb_ca6b);
+            hash ^= self.0[word];
+            hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
             hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
             hash ^= hash >> 16;
             word += 1;
@@ -171,7 +172,7 @@ pub mod protocol {
 
 abi! {
     /// Value of the `addresses` maps: what an address is to this node. An address may be several things at once
-    /// (a LoadBalancer address bound locally, a host-network endpoint).
+    /// (a LoadBalancer address bound locally).
     pub struct AddressClass {
         /// Bits of this type's constants. 8 was an endpoint's once.
         pub bits: u32,
@@ -238,7 +239,7 @@ mod tests {
         );
     }
 
-    /// Of a hundred hosts that are no endpoint in a cluster of 100,000, hardly one is taken for one.
+    /// In a cluster of 100,000 endpoints hardly a host is taken for one that is none.
     #[test]
     fn who_meets_another_in_one_sieve_does_not_in_the_other() {
         const HOSTS: u32 = 10_000;
@@ -254,9 +255,10 @@ mod tests {
         }
         type Host = fn(u32) -> Places;
         let pods: Host = |n| v4(0x0a00_0000 + n);
-        let cases: [(&str, Host, Host); 3] = [
+        let cases: [(&str, Host, Host); 4] = [
             ("all over the Internet", pods, |n| v4(n.wrapping_mul(0x9e37_79b1))),
             ("in a row", pods, |n| v4(0xc0a8_0000 + n)),
+            ("in a row, in the middle", |n| v4(0x0af4_0000 + n), |n| v4(0xac10_0000 + n)),
             ("in a row, IPv6", |n| v6(0xfd, n), |n| v6(0x20, n)),
         ];
         for (what, endpoint, host) in cases {
@@ -265,7 +267,8 @@ mod tests {
             let wrong = (0..HOSTS)
                 .filter(|n| sieves.iter().zip(host(*n)).all(|(sieve, place)| sieve.contains(&place)))
                 .count();
-            assert!(wrong * 50 < HOSTS as usize, "{what}: {wrong} of {HOSTS}");
+            // On average a hundredth. Neighbours meet others' neighbours in the one sieve, all of them or none.
+            assert!(wrong * 40 < HOSTS as usize, "{what}: {wrong} of {HOSTS}");
         }
     }
 

@@ -104,7 +104,7 @@ abi! {
         /// When a packet last used this entry, in ticks (2^30 ns of the monotonic clock).
         pub seen: u32,
         /// When the entry was made, in moments: sixteenths of a tick, wrapping. Layouts before 12 wrote ticks: to later ones such a flow is
-        /// an old one.
+        /// an old one, and to those before a later one's is new for as long as it lives.
         pub created: u32,
         /// Index into `services`; [`Flow::NO_SERVICE`] for direct and masquerade pairs.
         pub service: u32,

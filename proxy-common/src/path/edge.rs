@@ -245,7 +245,11 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     } else {
         return Verdict::Pass;
     };
-    counted(tables, masquerade::open(packet, tables, headers, own, before))
+    match masquerade::open(packet, tables, headers, own, before) {
+        // What is another's goes on where there is no room to write it down: who it goes to may be no endpoint at all.
+        Verdict::Drop(Reason::FlowTableFull) if own && !packet.is_own() => Verdict::Pass,
+        verdict => counted(tables, verdict),
+    }
 }
 
 /// A packet of a known flow. An error: there is none, or there was one that has ended and made room.

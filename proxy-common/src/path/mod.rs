@@ -46,7 +46,7 @@ pub use affinity::sticky;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
 pub use lease::LEASE;
 pub use pair::{Beyond, End, other_ports, remove_beyond};
-pub use reclaim::{Looked, Worth, forget, look, make_room, since, worth};
+pub use reclaim::{Looked, Worth, forget, look, make_room, since, tick, worth};
 pub use shortcut::{Out, note};
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables};
 pub use verdict::Verdict;

@@ -3,7 +3,7 @@
 use super::reclaim;
 use super::traits::{Entry, Insert, Scratch, Tables};
 use super::verdict::{Returned, Verdict};
-use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, MOMENTS, Port, Reason, protocol, state};
+use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, protocol, state};
 use crate::wire::{Diff, Headers};
 
 /// Source ports tried before a flow is refused (P-62).
@@ -141,7 +141,7 @@ pub(super) fn is_over<const N: usize, T: Tables<N>>(
     let (forth, back) = if is_reply(entry.kind()) { (other, entry) } else { (entry, other) };
     let (forth, back) = (forth.state(), back.state());
     let doubted = idle < reclaim::DOUBT
-        && reclaim::age(entry.created(), now) >= reclaim::DOUBT * MOMENTS
+        && reclaim::age(entry.created(), now) >= reclaim::DOUBT
         && !closed(forth & !state::RST, back);
     closed(forth, back) && !doubted
 }
@@ -310,7 +310,7 @@ fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &m
 fn is_half_made<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
     let Some(entry) = tables.flow(&scratch.reply_key) else { return false };
     scratch.turn.key = entry.partner(&scratch.reply_key);
-    reclaim::age(entry.created(), tables.now()) <= MOMENTS && tables.flow(&scratch.turn.key).is_none()
+    reclaim::age(entry.created(), tables.now()) <= 1 && tables.flow(&scratch.turn.key).is_none()
 }
 
 /// The reply's half first: without it an answer would reach the client unrestored. `takes_closed`: a pair whose connection is over makes

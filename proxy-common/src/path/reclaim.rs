@@ -195,14 +195,15 @@ pub const fn since(then: u32, now: u32) -> u32 {
 }
 
 /// The tick that a [`Tables::time`] is of.
-pub(super) const fn tick(time: u64) -> u32 {
+#[must_use]
+pub const fn tick(time: u64) -> u32 {
     (time / MOMENTS as u64) as u32
 }
 
-/// Moments from the beginning of the tick of `created` to that of tick `now`.
+/// Ticks from that of the moment `created` to tick `now`.
 #[inline(always)]
 pub(super) const fn age(created: u32, now: u32) -> u32 {
-    since(created / MOMENTS * MOMENTS, now.wrapping_mul(MOMENTS))
+    since(created / MOMENTS * MOMENTS, now.wrapping_mul(MOMENTS)) / MOMENTS
 }
 
 /// What the half at `partner` has shown of a pair whose other half was met at tick `seen`, and how many ticks ago either was met last.
@@ -238,7 +239,7 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, time
     *partner = entry.partner(&turn.key);
     let (back, idle) = other_half(tables, partner, seen, now);
     room.state = forth | back;
-    let lasted = (age(created, now) / MOMENTS).saturating_sub(idle);
+    let lasted = age(created, now).saturating_sub(idle);
     let worth = worth(turn.key.protocol, forth, back, idle, lasted);
     if worth as u32 > forgets {
         return fate::STAYS;
@@ -251,8 +252,8 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, time
             return fate::STAYS;
         }
     }
-    // A reset leaves the endpoint no half.
-    let is_half = worth == Worth::Embryonic && room.state & state::RST == 0;
+    // An endpoint that has reset it holds no half; a client's reset may not have been believed there.
+    let is_half = worth == Worth::Embryonic && back & state::RST == 0;
     let is_sign = turn.key.protocol == protocol::TCP && is_half && since(created, moment) < STORM;
     if is_sign && tables.storm() != moment {
         tables.set_storm(moment);
@@ -383,14 +384,9 @@ mod tests {
             assert_eq!(since(then, now), want, "from {then} to {now}");
         }
         let last = u32::MAX / MOMENTS;
-        for (created, now, want) in [
-            (80, 9, 64),
-            (95, 9, 64),
-            (159, 9, 0),
-            (160, 9, 0),
-            (u32::MAX, last, 0),
-            (u32::MAX, last + 1, 16),
-        ] {
+        for (created, now, want) in
+            [(80, 9, 4), (95, 9, 4), (159, 9, 0), (160, 9, 0), (u32::MAX, last, 0), (u32::MAX, last + 1, 1)]
+        {
             assert_eq!(age(created, now), want, "from moment {created} to tick {now}");
         }
     }

@@ -451,8 +451,7 @@ pub trait Tables<const N: usize> {
 
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
-    /// The same clock in [`MOMENTS`] of a tick; in whole ticks where it is no finer. Who needs both asks for this alone: each time the
-    /// clock is asked the verifier follows two ways.
+    /// The same clock in [`MOMENTS`] of a tick; in whole ticks where it is no finer.
     fn time(&self) -> u64 {
         u64::from(self.now()) * u64::from(MOMENTS)
     }

@@ -47,7 +47,7 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// What Kubernetes allows a cluster: 10,000 Services, here with three ports and six addresses in two families, and 150,000 pods,
+    /// What Kubernetes allows a cluster: 10,000 Services, here with three ports in two families, and 150,000 pods,
     /// here with three ports in two families. Of a hash only its buckets are there from the start, 16 bytes
     /// for each entry; a service takes 32 bytes, an endpoint two, a range nothing.
     fn default() -> Self {
@@ -56,7 +56,7 @@ impl Default for Sizes {
             frontends: 131_072,
             endpoints: 1_048_576,
             slots: CHUNKS * CHUNK,
-            addresses: 65_536,
+            addresses: 131_072,
             ranges: 262_144,
             affinity: 65_536,
             flows: default_flows(),
@@ -122,8 +122,8 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<RangeKey<4>, u32>("RANGES_V6", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
         spec::<u32, u32>("AFFINITY_V4", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("AFFINITY_V6", kind::ARRAY_OF_MAPS, 0, None),
-        spec::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4", kind::LRU_HASH, 0, None),
-        spec::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6", kind::LRU_HASH, 0, None),
+        spec::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4", kind::LRU_HASH, 0, Some(datagrams(cpus))),
+        spec::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6", kind::LRU_HASH, 0, Some(datagrams(cpus))),
         spec::<u32, Generations>(
             "ENDPOINTS",
             kind::ARRAY,
@@ -152,6 +152,12 @@ pub const fn chunk<const N: usize>() -> Spec {
 /// The map of affinity records. `N` words an address.
 pub const fn affinity<const N: usize>() -> Spec {
     spec::<AffinityKey<N>, Affinity<N>>("affinity records", kind::LRU_HASH, 0, None)
+}
+
+/// Datagrams of one family that may be on their way in parts. They are so for microseconds: with a million first fragments a second
+/// besides (P-11) each is kept for 4 ms. On large machines twice as many as all CPUs may take to themselves at a time.
+fn datagrams(cpus: u32) -> u32 {
+    cpus.saturating_mul(256).max(4_096)
 }
 
 /// Pairs that may be in a flow table of `flows` entries, as far as a CPU sees them: what the others hold back has room beside

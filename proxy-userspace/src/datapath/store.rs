@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ipnet::IpNet;
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Generations, Port, RangeKey, Run,
-    Service, SourceRange, service_flags,
+    SIEVE_WORDS, Service, SourceRange, service_flags,
 };
 
 use super::Datapath;
@@ -117,7 +117,7 @@ where
             let (mut keys, mut values) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
             for (at, slot) in run {
                 let Some(address) = Net::wire(slot.address.ip()) else { continue };
-                sieves.let_endpoint_through(&address);
+                sieves.note_endpoint(&address);
                 let EndpointId { id, generation } = slot.endpoint;
                 keys.push(at % CHUNK);
                 values.push(Backend { address, port: Port::new(slot.address.port()), generation, id });
@@ -127,13 +127,18 @@ where
         Ok(())
     }
 
-    fn sieve_all(&self, sieves: &Sieves) -> Result<(), DatapathError> {
+    /// `endpoints`: words of the endpoints' sieve, in the making.
+    fn sieve_all(&self, sieves: &Sieves, endpoints: &mut [u64]) -> Result<(), DatapathError> {
         let addresses = self.addresses.dump().map_err(failed("read", "ADDRESSES"))?;
         addresses.iter().for_each(|(address, _)| sieves.let_through(address));
         for chunk in &self.chunks {
             let slots = chunk.dump().map_err(failed("read", "SLOTS"))?;
             let used = slots.iter().map(|(_, backend)| backend.address).filter(|ip| *ip != Addr::UNSPECIFIED);
-            used.for_each(|address| sieves.let_endpoint_through(&address));
+            for address in used {
+                sieves.let_through(&address);
+                let (word, bit) = address.endpoint_sieve();
+                endpoints.get_mut(word as usize).into_iter().for_each(|word| *word |= bit);
+            }
         }
         Ok(())
     }
@@ -282,11 +287,14 @@ fn read_settings(word: u64) -> (u32, u32) {
 }
 
 impl Datapath {
-    /// What is in the maps already, perhaps by a version without these sieves.
+    /// What is in the maps already, perhaps by a version without these sieves. Who is no endpoint any more is not known as one.
     pub(super) fn sieve_all(&self) -> Result<(), DatapathError> {
         let Tables { v4, v6, sieves, .. } = &self.tables;
-        v4.sieve_all(sieves)?;
-        v6.sieve_all(sieves)
+        let mut endpoints = vec![0; SIEVE_WORDS as usize];
+        v4.sieve_all(sieves, &mut endpoints)?;
+        v6.sieve_all(sieves, &mut endpoints)?;
+        sieves.set_endpoints(&endpoints);
+        Ok(())
     }
 
     fn store_generations(&self, list: &[EndpointId]) -> Result<(), DatapathError> {

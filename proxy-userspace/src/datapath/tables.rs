@@ -45,10 +45,12 @@ pub struct Tables {
     pub sieves: Sieves,
 }
 
-/// See [`Addr::sieve`] and [`Addr::endpoint_sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
+/// Who may be somebody.
 #[derive(Debug)]
 pub struct Sieves {
+    /// See [`Addr::sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
     all: Window,
+    /// See [`Addr::endpoint_sieve`]. A stale bit may cost flow entries: each start forgets them.
     endpoints: Window,
 }
 
@@ -58,9 +60,18 @@ impl Sieves {
         set(&self.all, address.sieve());
     }
 
-    pub fn let_endpoint_through<const N: usize>(&self, address: &Addr<N>) {
+    pub fn note_endpoint<const N: usize>(&self, address: &Addr<N>) {
         set(&self.endpoints, address.endpoint_sieve());
         self.let_through(address);
+    }
+
+    /// These are the endpoints' bits, and no others. Word by word, so that nobody's who stays is off meanwhile.
+    pub fn set_endpoints(&self, words: &[u64]) {
+        self.endpoints
+            .words()
+            .iter()
+            .zip(words)
+            .for_each(|(word, bits)| word.store(*bits, Ordering::Release));
     }
 }
 

@@ -111,7 +111,6 @@ impl Batch {
             Step::Slots(Family::V4, self.slots.v4),
             Step::Slots(Family::V6, self.slots.v6),
             Step::Ranges(self.ranges),
-            Step::Addresses(classes.early),
             Step::Services(self.words),
             Step::Frontends(set),
             Step::Addresses(classes.gain),

@@ -48,10 +48,9 @@ impl Frontends {
     }
 }
 
-/// `hosts`: some host has the address, perhaps.
-const fn bits(uses: Uses, frontends: Frontends, hosts: bool) -> u32 {
+const fn bits(uses: Uses, frontends: Frontends, shared: bool) -> u32 {
     let service = if frontends.all > 0 { AddressClass::SERVICE } else { 0 };
-    let shared = if frontends.are_external() && hosts { AddressClass::SHARED } else { 0 };
+    let shared = if shared { AddressClass::SHARED } else { 0 };
     let sctp = if frontends.sctp > 0 { AddressClass::SCTP } else { 0 };
     service | shared | sctp | uses.node as u32
 }
@@ -87,11 +86,9 @@ pub struct Classes {
     links: Vec<IpNet>,
 }
 
-/// Writes that bring the map up to date, in the three places where they belong.
+/// Writes that bring the map up to date, in the places where they belong.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClassWrites {
-    /// Before any list changes: endpoints may be reached from then on.
-    pub early: Vec<(IpAddr, u32)>,
     /// Once the frontends are there: an address that is a Service's rejects what is not listed.
     pub gain: Vec<(IpAddr, u32)>,
     /// Before frontends are removed.
@@ -150,7 +147,7 @@ impl Classes {
 
     pub fn remove_endpoint(&mut self, ip: IpAddr) {
         let Some(count) = self.endpoints.get_mut(&ip) else { return };
-        *count = count.saturating_sub(1);
+        *count -= 1;
         if *count == 0 {
             self.endpoints.remove(&ip);
         }
@@ -215,10 +212,10 @@ impl Classes {
         // Taken with its room: the first flush is of all Services.
         for ip in std::mem::take(&mut self.dirty) {
             let frontends = self.frontends.get(&ip).copied().unwrap_or_default();
-            let hosts = frontends.are_external() && self.may_be_a_hosts(&ip);
+            let shared = frontends.are_external() && self.may_be_a_hosts(&ip);
             let uses = self.uses.of(ip);
             uses.dirty = false;
-            let want = bits(*uses, frontends, hosts);
+            let want = bits(*uses, frontends, shared);
             let entry = uses.written.replace(byte(want));
             let is = u32::from(entry.unwrap_or_default());
             if want == 0 {
@@ -226,12 +223,10 @@ impl Classes {
                 if entry.is_some() {
                     writes.remove.push(ip);
                 }
-            } else if want & !is & AddressClass::SERVICE != 0 {
-                writes.gain.push((ip, want));
             } else if is & !want & AddressClass::SERVICE != 0 {
                 writes.lose.push((ip, want));
             } else if want != is {
-                writes.early.push((ip, want));
+                writes.gain.push((ip, want));
             }
         }
         writes
@@ -262,15 +257,15 @@ mod tests {
         assert_eq!(classes.flush().gain, [(a, AddressClass::SERVICE)]);
         classes.add_frontend(&sctp, cluster);
         assert!(classes.have_sctp());
-        assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE | AddressClass::SCTP)]);
+        assert_eq!(classes.flush().gain, [(a, AddressClass::SERVICE | AddressClass::SCTP)]);
         classes.remove_frontend(&sctp, cluster);
         assert!(!classes.have_sctp());
-        assert_eq!(classes.flush().early, [(a, AddressClass::SERVICE)]);
+        assert_eq!(classes.flush().gain, [(a, AddressClass::SERVICE)]);
         classes.remove_frontend(&tcp, cluster);
         assert_eq!(classes.flush(), ClassWrites::default(), "another port of the Service is left");
         let own = HashSet::from([a, lo]);
         classes.set_node(&NodeAddresses { local: own.clone(), node_port: own, ..NodeAddresses::default() });
-        let mut node = classes.flush().early;
+        let mut node = classes.flush().gain;
         node.sort();
         let local = AddressClass::LOCAL | AddressClass::NODE_PORT;
         assert_eq!(node, [(a, local | AddressClass::SERVICE), (lo, AddressClass::NODE_PORT)]);
@@ -300,22 +295,22 @@ mod tests {
         assert_eq!(classes.flush().gain, [(a, service)], "no link is known");
         let links = vec!["192.0.2.0/29".parse().unwrap()];
         classes.set_node(&NodeAddresses { links, ..NodeAddresses::default() });
-        assert_eq!(classes.flush().early, [(a, shared)], "on a link");
+        assert_eq!(classes.flush().gain, [(a, shared)], "on a link");
         classes.add_frontend(&at(a, 443), cluster);
-        assert_eq!(classes.flush().early, [(a, service)], "somebody's ClusterIP");
+        assert_eq!(classes.flush().gain, [(a, service)], "somebody's ClusterIP");
         classes.remove_frontend(&at(a, 443), cluster);
-        assert_eq!(classes.flush().early, [(a, shared)]);
+        assert_eq!(classes.flush().gain, [(a, shared)]);
         classes.add_frontend(&at(far, 80), balancer);
         assert_eq!(classes.flush().gain, [(far, service)], "on none");
         classes.add_endpoint(far);
-        assert_eq!(classes.flush().early, [(far, shared)], "an endpoint's");
+        assert_eq!(classes.flush().gain, [(far, shared)], "an endpoint's");
         classes.add_endpoint(far);
         classes.remove_endpoint(far);
         assert_eq!(classes.flush(), ClassWrites::default(), "another endpoint has it");
         classes.remove_endpoint(far);
-        assert_eq!(classes.flush().early, [(far, service)], "no endpoint's any more");
+        assert_eq!(classes.flush().gain, [(far, service)], "no endpoint's any more");
         classes.set_node(&NodeAddresses::default());
-        assert_eq!(classes.flush().early, [(a, service)]);
+        assert_eq!(classes.flush().gain, [(a, service)]);
     }
 
     #[test]
@@ -341,7 +336,7 @@ mod tests {
         classes.add_endpoint(c);
         classes.review();
         let writes = classes.flush();
-        assert_eq!((writes.early, writes.lose, writes.remove), (vec![(a, local)], vec![(b, local)], vec![c]));
+        assert_eq!((writes.gain, writes.lose, writes.remove), (vec![(a, local)], vec![(b, local)], vec![c]));
         classes.review();
         assert_eq!(classes.flush(), ClassWrites::default());
     }

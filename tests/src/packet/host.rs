@@ -268,7 +268,7 @@ mod tests {
     use super::super::frame::{End, RST, SYN, packet, read};
     use super::super::maps::Meanwhile;
     use super::super::story::Action;
-    use super::super::world::{BACKEND_PORT, NODE_PORT, PORT, plan};
+    use super::super::world::{BACKEND_PORT, MARK, NODE_PORT, PORT, plan};
     use super::*;
 
     fn enters(maps: &Maps<1>, from: End, to: End) -> (Action, End, End) {
@@ -390,6 +390,23 @@ mod tests {
         }
         assert_eq!((looks[7], looks[8]), (8, 7), "one look at a time while there is room, when it is due");
         assert_eq!(looks[15], 7);
+    }
+
+    /// A flood's connections are signs of a storm while they are younger than half a tick (P-65).
+    #[test]
+    fn a_storm_is_over_half_a_tick_after_its_flood() {
+        let p = plan(false);
+        for (moments, storms) in [(0, true), (7, true), (8, false), (16, false)] {
+            let mut host = Host::default();
+            let opened = |host: &mut Host, client| {
+                let frame = packet(protocol::TCP, SYN, (p.outside, client), (p.backend, BACKEND_PORT), b"");
+                read(&host.run(&At::EGRESS, &frame, MARK).bytes).src.1
+            };
+            (0..3 * PAIRS as u16).for_each(|n| _ = opened(&mut host, 20_000 + n));
+            host.v4.moments.set(moments);
+            let port = opened(&mut host, 40_000);
+            assert_eq!(port >= 30_000, storms, "{port}, {moments} moments later");
+        }
     }
 
     /// The node's own sockets hold every port of the masquerade address: a new flow is dropped after a few tries and counted, what

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Guard, Port, Reason, Service, Turn, config_flags, device_flags,
+    Frontend, FrontendKey, Guard, MOMENTS, Port, Reason, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Fields, Insert, Looked, Scratch, Tables, repeatable_draw};
 
@@ -74,6 +74,8 @@ pub struct Maps<const N: usize> {
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
     pub(crate) storm: Cell<u32>,
+    /// How many moments have gone by since the clock's last tick.
+    pub(crate) moments: Cell<u64>,
     pub(crate) config: Cell<Config>,
     pub(crate) guard: Cell<Guard>,
     pub(crate) draws: Cell<u32>,
@@ -112,6 +114,7 @@ impl<const N: usize> Maps<N> {
             flows: RefCell::default(),
             ring: RefCell::default(),
             storm: Cell::default(),
+            moments: Cell::default(),
             config: Cell::new(config),
             guard: Cell::new(world::alive()),
             draws: Cell::new(0),
@@ -340,7 +343,10 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.guard.get().handed_over(self.now())
     }
     fn now(&self) -> u32 {
-        self.config.get().test_clock
+        path::tick(self.time())
+    }
+    fn time(&self) -> u64 {
+        u64::from(self.config.get().test_clock) * u64::from(MOMENTS) + self.moments.get()
     }
     fn random(&self) -> u32 {
         let n = self.draws.get();

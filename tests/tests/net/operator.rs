@@ -102,7 +102,14 @@ fn flows(bed: &mut Bed) -> Result<()> {
             }
             all
         };
-        let of_client = own(&home.json(&["flows", "--client", &client.ip().to_string()])?);
+        let told = home.json(&["flows", "--client", &client.ip().to_string()])?;
+        // In other units it would be as old as the machine.
+        let is_young = |flow: &Value| flow["age"].as_u64().is_some_and(|seconds| seconds < 60);
+        ensure!(
+            told.as_array().is_some_and(|all| all.iter().any(is_young)),
+            "none has just been opened: {told}"
+        );
+        let of_client = own(&told);
         let [flow] = of_client.as_slice() else { bail!("{client} has one flow, not {of_client:?}") };
         ensure!(flow["backend"] == SocketAddr::new(Who::Pb.address(family), 8_080).to_string(), "{flow}");
         let path = if shortcuts() == "off" { "stack" } else { "shortcut" };

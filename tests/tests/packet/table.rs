@@ -20,7 +20,15 @@ use sluice_tests::packet::world::{MANY_PORT, MARK, NODE_PORT, PORT, PROTOCOLS, c
 pub fn rows() -> Vec<Tale> {
     [
         vec![forgets(), shrinks(), past_fifty_days(), closed_first(), over_and_over()],
-        vec![all_live("a table full of live flows drops a new one with a reason and keeps them J9 P-65")],
+        vec![
+            all_live("a table full of live flows drops a new one with a reason and keeps them J9 P-65"),
+            all_live(
+                "what another has masqueraded goes on where there is no room to write it down L-07 P-65",
+            )
+            .leaves(ack((Who::Masquerade, 55_555), BACKEND).forwarded())
+            .untouched()
+            .entries(2 * PAIRS as usize),
+        ],
         floods(),
     ]
     .concat()
@@ -172,7 +180,10 @@ pub fn draws() -> Vec<Story<Both>> {
             "a flood of connections has masquerade ports of its own, and leaves those of calm times alone P-65",
             apart_from_a_flood,
         ),
-        ("connections that endpoints reset in masses are no flood P-65", refused_in_masses),
+        (
+            "connections that endpoints reset in masses are no flood, those that clients reset are P-65",
+            reset_in_masses,
+        ),
         ("a flooded table forgets masqueraded flows at both edges at once P-67", whole),
     ]));
     draws
@@ -254,7 +265,7 @@ fn apart(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
 }
 
 /// What the endpoint still holds of a flood would cost a second whoever draws its port next: connections have other ports while the table
-/// forgets ones of the same tick. Nothing else has.
+/// forgets ones that have just come. Nothing else has.
 fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let open = |node: &mut Both, v6, client| masqueraded(node, v6, protocol, client).1;
     let fills = SCARCE as u16;
@@ -266,7 +277,7 @@ fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     }
     for (n, port) in (fills..).zip(flood(node, fills..4 * fills)) {
         let wanted = if protocol == TCP { port >= CALM.end } else { CALM.contains(&port) };
-        ensure!(wanted, "{port} of number {n}, for which one of this tick was forgotten");
+        ensure!(wanted, "{port} of number {n}, for which a young one was forgotten");
     }
     let port = open(node, !v6, 20_000);
     ensure!(CALM.contains(&port), "{port} of the other family, whose table has room");
@@ -283,15 +294,27 @@ fn apart_from_a_flood(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     Ok(())
 }
 
-/// An endpoint that resets a connection holds nothing of it.
-fn refused_in_masses(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
+/// An endpoint that resets a connection holds nothing of it. What comes from a client may be forged, and endpoints know that.
+fn reset_in_masses(node: &mut Both, v6: bool, protocol: u8) -> Result<()> {
     let p = plan(v6);
-    for n in 0..3 * SCARCE as u16 {
-        let (_, port) = masqueraded(node, v6, protocol, 20_000 + n);
-        ensure!(CALM.contains(&port), "{port} of number {n}");
-        let reset = packet(protocol, RST, (p.backend, BACKEND.1), (p.masquerade, port), b"");
-        node.run(&At::INGRESS, &reset, 0);
-    }
+    let masses = |node: &mut Both, first: u16, by_client: bool| {
+        let reset = |client, port| match by_client {
+            true => (At::EGRESS, packet(protocol, RST, (p.outside, client), (p.backend, BACKEND.1), b"")),
+            false => (At::INGRESS, packet(protocol, RST, (p.backend, BACKEND.1), (p.masquerade, port), b"")),
+        };
+        let each = (first..first + 3 * SCARCE as u16).map(|client| {
+            let port = masqueraded(node, v6, protocol, client).1;
+            let (at, frame) = reset(client, port);
+            node.run(&at, &frame, if by_client { MARK } else { 0 });
+            port
+        });
+        each.collect::<Vec<_>>()
+    };
+    let ports = masses(node, 20_000, false);
+    ensure!(ports.iter().all(|port| CALM.contains(port)), "by the endpoint: {ports:?}");
+    let ports = masses(node, 40_000, true);
+    let storms = ports.iter().any(|port| !CALM.contains(port));
+    ensure!(storms == (protocol == TCP), "by clients: {ports:?}");
     ensure!(node.count(FlowTableFull) == 0, "a flow was refused");
     Ok(())
 }
