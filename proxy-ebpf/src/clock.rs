@@ -15,10 +15,10 @@ struct Word(UnsafeCell<u64>);
 // SAFETY: read and written as a whole only.
 unsafe impl Sync for Word {}
 
-const MASK: u64 = (1 << BITS) - 1;
-
 /// Bits of [`CLOCK`] for moments: as many as ticks of 32 bits have.
 const BITS: u32 = u32::BITS + MOMENTS.trailing_zeros();
+/// Where they are.
+const MASK: u64 = (1 << BITS) - 1;
 
 /// Monotonic time in moments of 2^26 ns. The clock itself is asked once a jiffy: the verifier turns
 /// `bpf_jiffies64` into a load, while the clock costs as much as a look-up where returns are protected.

@@ -21,10 +21,10 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Fragment,
-        Frontend, FrontendKey, Generations, Guard, MOMENTS, OWN_PRIORITY, Port, Reason, Service, SourceRange,
+        Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
         TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
-    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, tick},
+    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, beginning, tick},
     wire::Headers,
 };
 
@@ -398,8 +398,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn time(&self) -> u64 {
         if TEST_MODE.load() != 0 {
-            let ticks = Self::config().map_or(0, |config| config.test_clock);
-            return u64::from(ticks) * u64::from(MOMENTS);
+            return beginning(Self::config().map_or(0, |config| config.test_clock));
         }
         if SOCKET {
             // SAFETY: takes nothing, cannot fail. Programs of sockets may not ask the coarse clock.

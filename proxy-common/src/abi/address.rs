@@ -75,8 +75,8 @@ impl<const N: usize> Addr<N> {
     }
 
     /// This address's bit in the `endpoint_sieve` array, of the same size: endpoints' have it set beside that of [`Addr::sieve`], and
-    /// who meets another's bit there hardly meets it here as well (MurmurHash3's finalizer, word by word). There are too many endpoints to have an
-    /// element of a hash for each, as Services' addresses have.
+    /// who meets another's bit there hardly meets it here as well (MurmurHash3's finalizer, word by word). There are too many
+    /// endpoints to have an element of a hash for each, as Services' addresses have.
     #[must_use]
     #[inline(always)]
     pub const fn endpoint_sieve(&self) -> (u32, u64) {

@@ -3,7 +3,7 @@
 use super::pair::End;
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
-use super::{lease, pair, reclaim, rewrite, shortcut};
+use super::{lease, pair, reclaim, rewrite, shortcut, time};
 use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, device_flags, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
@@ -139,7 +139,7 @@ const SILENCE: u32 = 3;
 #[inline(always)]
 fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) -> bool {
     matches!(headers.transport, Transport::Udp)
-        && reclaim::since(entry.seen(), tables.now()) >= reclaim::SHORTEST
+        && time::since(entry.seen(), tables.now()) >= reclaim::SHORTEST
 }
 
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend

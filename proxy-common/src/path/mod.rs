@@ -12,6 +12,7 @@
 //! unserved.rs    what goes to a Service's address and is no Service's
 //! pair.rs        inserting both halves of a flow, exclusive keys, other source ports
 //! reclaim.rs     second chance: how the flow table forgets
+//! time.rs        ticks and moments
 //! fragment.rs    later fragments follow their first
 //! icmp.rs        errors and redirects about known flows
 //! reject.rs      answering with RST or port unreachable
@@ -37,6 +38,7 @@ mod reject;
 mod rewrite;
 mod shortcut;
 pub mod socket;
+mod time;
 mod traits;
 mod translate;
 mod unserved;
@@ -46,8 +48,9 @@ pub use affinity::sticky;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
 pub use lease::LEASE;
 pub use pair::{Beyond, End, other_ports, remove_beyond};
-pub use reclaim::{Looked, Worth, forget, look, make_room, since, tick, worth};
+pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use shortcut::{Out, note};
+pub use time::{beginning, since, tick};
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables};
 pub use verdict::Verdict;
 

@@ -1,8 +1,8 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
-use super::reclaim;
 use super::traits::{Entry, Insert, Scratch, Tables};
 use super::verdict::{Returned, Verdict};
+use super::{reclaim, time};
 use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, protocol, state};
 use crate::wire::{Diff, Headers};
 
@@ -137,11 +137,11 @@ pub(super) fn is_over<const N: usize, T: Tables<N>>(
 ) -> bool {
     let Some(other) = other else { return true };
     let now = tables.now();
-    let idle = reclaim::since(entry.seen(), now).min(reclaim::since(other.seen(), now));
+    let idle = time::since(entry.seen(), now).min(time::since(other.seen(), now));
     let (forth, back) = if is_reply(entry.kind()) { (other, entry) } else { (entry, other) };
     let (forth, back) = (forth.state(), back.state());
     let doubted = idle < reclaim::DOUBT
-        && reclaim::age(entry.created(), now) >= reclaim::DOUBT
+        && time::age(entry.created(), now) >= reclaim::DOUBT
         && !closed(forth & !state::RST, back);
     closed(forth, back) && !doubted
 }
@@ -226,9 +226,9 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     keep_port: bool,
     free: impl Fn(&Flow<N>, Port) -> bool,
 ) -> Result<(), Reason> {
-    let (flow, time) = (&mut scratch.flow, tables.time());
-    flow.created = time as u32;
-    flow.seen = reclaim::tick(time);
+    let (flow, now) = (&mut scratch.flow, tables.time());
+    flow.created = now as u32;
+    flow.seen = time::tick(now);
     flow.serial = scratch.before.left().unwrap_or_else(|| tables.random());
     flow.tag = key.tag();
     flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
@@ -310,7 +310,7 @@ fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &m
 fn is_half_made<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
     let Some(entry) = tables.flow(&scratch.reply_key) else { return false };
     scratch.turn.key = entry.partner(&scratch.reply_key);
-    reclaim::age(entry.created(), tables.now()) <= 1 && tables.flow(&scratch.turn.key).is_none()
+    time::age(entry.created(), tables.now()) <= 1 && tables.flow(&scratch.turn.key).is_none()
 }
 
 /// The reply's half first: without it an answer would reach the client unrestored. `takes_closed`: a pair whose connection is over makes

@@ -5,9 +5,10 @@ use core::borrow::Borrow;
 use super::pair::{Beyond, End};
 use super::reclaim::Looked;
 use super::shortcut::Out;
+use super::time::beginning;
 use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, Frontend,
-    FrontendKey, MOMENTS, MORE, Port, Reason, Run, Service, Turn,
+    FrontendKey, MORE, Port, Reason, Run, Service, Turn,
 };
 use crate::wire::{Diff, Headers, crc_difference};
 
@@ -451,9 +452,9 @@ pub trait Tables<const N: usize> {
 
     /// Monotonic time in ticks of 2^30 ns.
     fn now(&self) -> u32;
-    /// The same clock in [`MOMENTS`] of a tick; in whole ticks where it is no finer.
+    /// The same clock in [`MOMENTS`](crate::abi::MOMENTS) of a tick; in whole ticks where it is no finer.
     fn time(&self) -> u64 {
-        u64::from(self.now()) * u64::from(MOMENTS)
+        beginning(self.now())
     }
     /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way
     /// through the loop a case of its own.

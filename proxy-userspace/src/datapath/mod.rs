@@ -12,6 +12,7 @@
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
 //! inherit.rs maps of another layout      programs.rs the programs in use
+//! sieves.rs  who may be somebody
 //! ```
 
 mod attach;
@@ -28,6 +29,7 @@ mod permission;
 mod pins;
 mod probe;
 mod programs;
+mod sieves;
 mod sockets;
 mod specs;
 mod store;
@@ -128,7 +130,7 @@ impl Datapath {
         let (tables, pins) = (&mut datapath.tables, &datapath.pins);
         tables.v4.open_chunks(pins, Family::V4)?;
         tables.v6.open_chunks(pins, Family::V6)?;
-        datapath.sieve_all()?;
+        tables.sieves.start(&tables.v4, &tables.v6)?;
         Ok(datapath)
     }
 

@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ipnet::IpNet;
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Backend, CHUNK, Frontend, FrontendKey, Generations, Port, RangeKey, Run,
-    SIEVE_WORDS, Service, SourceRange, service_flags,
+    Service, SourceRange, service_flags,
 };
 
 use super::Datapath;
 use super::error::DatapathError;
 use super::pins::Pins;
+use super::sieves::Sieves;
 use super::specs::{self, CHUNKS};
 use super::sys::{self, Table, Window};
-use super::tables::{FamilyTables, Sieves, Tables};
+use super::tables::{FamilyTables, Tables};
 use crate::model::{Family, Protocol};
 use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
 
@@ -123,22 +124,6 @@ where
                 values.push(Backend { address, port: Port::new(slot.address.port()), generation, id });
             }
             set_all(chunk, &keys, &values).map_err(failed("write", "SLOTS"))?;
-        }
-        Ok(())
-    }
-
-    /// `endpoints`: words of the endpoints' sieve, in the making.
-    fn sieve_all(&self, sieves: &Sieves, endpoints: &mut [u64]) -> Result<(), DatapathError> {
-        let addresses = self.addresses.dump().map_err(failed("read", "ADDRESSES"))?;
-        addresses.iter().for_each(|(address, _)| sieves.let_through(address));
-        for chunk in &self.chunks {
-            let slots = chunk.dump().map_err(failed("read", "SLOTS"))?;
-            let used = slots.iter().map(|(_, backend)| backend.address).filter(|ip| *ip != Addr::UNSPECIFIED);
-            for address in used {
-                sieves.let_through(&address);
-                let (word, bit) = address.endpoint_sieve();
-                endpoints.get_mut(word as usize).into_iter().for_each(|word| *word |= bit);
-            }
         }
         Ok(())
     }
@@ -287,16 +272,6 @@ fn read_settings(word: u64) -> (u32, u32) {
 }
 
 impl Datapath {
-    /// What is in the maps already, perhaps by a version without these sieves. Who is no endpoint any more is not known as one.
-    pub(super) fn sieve_all(&self) -> Result<(), DatapathError> {
-        let Tables { v4, v6, sieves, .. } = &self.tables;
-        let mut endpoints = vec![0; SIEVE_WORDS as usize];
-        v4.sieve_all(sieves, &mut endpoints)?;
-        v6.sieve_all(sieves, &mut endpoints)?;
-        sieves.set_endpoints(&endpoints);
-        Ok(())
-    }
-
     fn store_generations(&self, list: &[EndpointId]) -> Result<(), DatapathError> {
         let failed = failed("write", "ENDPOINTS");
         let window =

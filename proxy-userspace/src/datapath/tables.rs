@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Generations, Guard,
@@ -10,8 +9,9 @@ use proxy_common::abi::{
 };
 
 use super::error::DatapathError;
+use super::sieves::Sieves;
 use super::specs::RingUsed;
-use super::sys::{Table, Window};
+use super::sys::Table;
 
 /// Maps of one family. `N` words an address.
 #[derive(Debug)]
@@ -45,51 +45,9 @@ pub struct Tables {
     pub sieves: Sieves,
 }
 
-/// Who may be somebody.
-#[derive(Debug)]
-pub struct Sieves {
-    /// See [`Addr::sieve`]. Bits are never cleared: a stale one costs look-ups, and flows outlive addresses.
-    all: Window,
-    /// See [`Addr::endpoint_sieve`]. A stale bit may cost flow entries: each start forgets them.
-    endpoints: Window,
-}
-
-impl Sieves {
-    /// What this does not let through is not looked up.
-    pub fn let_through<const N: usize>(&self, address: &Addr<N>) {
-        set(&self.all, address.sieve());
-    }
-
-    pub fn note_endpoint<const N: usize>(&self, address: &Addr<N>) {
-        set(&self.endpoints, address.endpoint_sieve());
-        self.let_through(address);
-    }
-
-    /// These are the endpoints' bits, and no others. Word by word, so that nobody's who stays is off meanwhile.
-    pub fn set_endpoints(&self, words: &[u64]) {
-        self.endpoints
-            .words()
-            .iter()
-            .zip(words)
-            .for_each(|(word, bits)| word.store(*bits, Ordering::Release));
-    }
-}
-
-fn set(sieve: &Window, (word, bit): (u32, u64)) {
-    if let Some(word) = sieve.word(word as usize) {
-        word.fetch_or(bit, Ordering::Release);
-    }
-}
-
 impl Tables {
     /// Takes the descriptors of all maps out of `maps`.
     pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
-        let mut sieve = |map| {
-            let array = take::<u32, u64>(maps, map)?;
-            let failed = |source| DatapathError::Map { operation: "share memory of", map, source };
-            Window::open(array.fd(), 0..array.max_entries() as usize).map_err(failed)
-        };
-        let sieves = Sieves { all: sieve("SIEVE")?, endpoints: sieve("ENDPOINT_SIEVE")? };
         Ok(Self {
             v4: FamilyTables {
                 frontends: take(maps, "FRONTENDS_V4")?,
@@ -118,7 +76,7 @@ impl Tables {
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             services: take(maps, "SERVICES")?,
             endpoints: take(maps, "ENDPOINTS")?,
-            sieves,
+            sieves: Sieves::open(take(maps, "SIEVE")?, take(maps, "ENDPOINT_SIEVE")?)?,
         })
     }
 

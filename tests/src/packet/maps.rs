@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Guard, MOMENTS, Port, Reason, Service, Turn, config_flags, device_flags,
+    Frontend, FrontendKey, Guard, Port, Reason, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Fields, Insert, Looked, Scratch, Tables, repeatable_draw};
 
@@ -346,7 +346,7 @@ impl<const N: usize> Tables<N> for Maps<N> {
         path::tick(self.time())
     }
     fn time(&self) -> u64 {
-        u64::from(self.config.get().test_clock) * u64::from(MOMENTS) + self.moments.get()
+        path::beginning(self.config.get().test_clock) + self.moments.get()
     }
     fn random(&self) -> u32 {
         let n = self.draws.get();
