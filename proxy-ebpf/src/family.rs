@@ -31,6 +31,7 @@ pub trait Family<const N: usize> {
     fn make_room() -> u32;
     fn remove_beyond(egress: &FlowKey<N>, kind: u32);
     fn look(room: &mut Looked<N>, time: u64, forgets: u32) -> u32;
+    fn attempt(key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: u32) -> u32;
     fn forget(room: &mut Looked<N>);
     fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
@@ -50,7 +51,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $attempt:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -89,6 +90,10 @@ macro_rules! family {
             #[inline(always)]
             fn look(room: &mut Looked<$n>, time: u64, forgets: u32) -> u32 {
                 $look(room, time, forgets)
+            }
+            #[inline(always)]
+            fn attempt(key: &FlowKey<$n>, scratch: &mut Scratch<$n>, takes_closed: u32) -> u32 {
+                $attempt(key, scratch, takes_closed)
             }
             #[inline(always)]
             fn forget(room: &mut Looked<$n>) {
@@ -163,6 +168,7 @@ family!(
     make_room_v4,
     remove_beyond_v4,
     look_v4,
+    attempt_v4,
     forget_v4,
     enters_v4,
     leaves_v4,
@@ -199,6 +205,7 @@ family!(
     make_room_v6,
     remove_beyond_v6,
     look_v6,
+    attempt_v6,
     forget_v6,
     enters_v6,
     leaves_v6,

@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
-    abi::FlowKey,
-    path::{self, Asked, End, Looked},
+    abi::{FlowKey, Reason},
+    path::{self, Asked, End, Looked, Scratch, Verdict},
     wire,
 };
 
@@ -11,6 +11,9 @@ use crate::family::{V4, V6};
 use crate::maps::{BEYOND_V4, BEYOND_V6, HEADERS_V4, HEADERS_V6, LOOKED_V4, LOOKED_V6};
 use crate::packet::Skb;
 use crate::tables::Maps;
+
+/// A drop, where the verifier asks for what never happens.
+const NEVER: u32 = Verdict::Drop(Reason::Rewrite).code();
 
 /// [`path::make_room`] for IPv4.
 #[unsafe(no_mangle)]
@@ -48,6 +51,28 @@ pub extern "C" fn look_v6(room: *mut Looked<4>, time: u64, forgets: u32) -> u32 
     // SAFETY: as above.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
     path::look(&Maps::<V6>::new(core::ptr::null_mut()), room, time, forgets)
+}
+
+/// [`path::attempt`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn attempt_v4(key: *const FlowKey<1>, scratch: *mut Scratch<1>, takes_closed: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
+    // SAFETY: as above; it is not where the key is.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
+    path::attempt(&Maps::<V4>::new(core::ptr::null_mut()), key, scratch, takes_closed != 0)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn attempt_v6(key: *const FlowKey<4>, scratch: *mut Scratch<4>, takes_closed: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
+    // SAFETY: as above.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
+    path::attempt(&Maps::<V6>::new(core::ptr::null_mut()), key, scratch, takes_closed != 0)
 }
 
 /// [`path::forget`] for IPv4.

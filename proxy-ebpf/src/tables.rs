@@ -278,6 +278,11 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: bool) -> u32 {
+        F::attempt(key, scratch, takes_closed.into())
+    }
+
+    #[inline(always)]
     fn forget(&self, room: &mut Looked<N>) {
         F::forget(room);
     }

@@ -201,6 +201,18 @@ impl<const N: usize> Flow<N> {
         }
     }
 
+    /// [`Flow::partner`], written in place: as a value it would be built on the stack first.
+    #[inline(always)]
+    pub const fn write_partner(&self, key: &FlowKey<N>, to: &mut FlowKey<N>) {
+        to.src = self.dst;
+        to.dst = self.src;
+        to.sport = self.dport;
+        to.dport = self.sport;
+        to.protocol = key.protocol;
+        to.hook = key.hook ^ 1;
+        to.pad = 0;
+    }
+
     /// The kind, or `None` for a number that no version of this layout writes.
     #[must_use]
     #[inline(always)]

@@ -162,7 +162,7 @@ pub(super) fn grant<const N: usize, P: Packet, T: Tables<N>>(
         {
             return None;
         }
-        room.quoted.key = restore.partner(&room.reply_key);
+        restore.write_partner(&room.reply_key, &mut room.quoted.key);
         let translate = tables.flow(&room.quoted.key)?;
         if !pair::is_of(&translate, &room.quoted.key, Kind::Translate as u32) {
             return None;

@@ -53,7 +53,7 @@ pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
         scratch.reply_key = headers.key.reply();
         let entry = tables.flow(&scratch.reply_key)?;
         (entry.get(Flow::kind) == Some(Kind::Unmasquerade))
-            .then(|| pair::remove_if_closed(tables, &scratch.reply_key))
+            .then(|| pair::remove_if_closed(tables, scratch))
     });
     shadow.flatten() == Some(false)
 }

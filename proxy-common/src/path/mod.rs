@@ -47,7 +47,7 @@ mod verdict;
 pub use affinity::sticky;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
 pub use lease::LEASE;
-pub use pair::{Beyond, End, other_ports, remove_beyond};
+pub use pair::{Beyond, End, attempt, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use shortcut::{Out, note};
 pub use time::{beginning, since, tick};

@@ -1,7 +1,7 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
 use super::traits::{Entry, Insert, Scratch, Tables};
-use super::verdict::{Returned, Verdict};
+use super::verdict::Verdict;
 use super::{reclaim, time};
 use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, protocol, state};
 use crate::wire::{Diff, Headers};
@@ -93,7 +93,7 @@ pub fn remove_beyond<const N: usize, T: Tables<N>>(
     if !is_of(&entry, &room.egress, kind) {
         return;
     }
-    room.ingress = entry.partner(&room.egress);
+    entry.write_partner(&room.egress, &mut room.ingress);
     tables.remove_flow(&room.ingress);
     tables.remove_flow(&room.egress);
 }
@@ -104,22 +104,22 @@ pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, ki
     entry.kind() as u32 == kind && entry.tag() == key.tag()
 }
 
-/// Removes the pair when its TCP connection is over, as [`is_over`] says. Whether there is none now.
-///
-/// A subprogram of its own: its callers' frames have no room for another key.
+/// Removes the pair of the reply's key when its TCP connection is over, as [`is_over`] says. Whether there is none now.
 #[inline(never)]
-pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>) -> bool {
+pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
+    // The stack has no room for another key.
+    let (key, partner) = (&scratch.reply_key, &mut scratch.turn.key);
     let Some(entry) = tables.flow(key) else { return true };
     if entry.tag() != key.tag() {
         return true;
     }
-    let partner = entry.partner(key);
-    let other = tables.flow(&partner);
+    entry.write_partner(key, partner);
+    let other = tables.flow(partner);
     if !is_over(tables, &entry, other.as_ref()) {
         return false;
     }
     let state = entry.state() | other.map_or(0, |other| other.state());
-    remove(tables, key, &partner, entry.kind(), state, false);
+    remove(tables, key, partner, entry.kind(), state, false);
     true
 }
 
@@ -235,13 +235,16 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
     if scratch.before.left().is_none() && !reclaim::is_at_ease(tables) && !tables.make_room() {
         return Err(Reason::FlowTableFull);
     }
-    match insert(tables, key, scratch, keep_port, free).into() {
+    match Verdict::from_code(insert(tables, key, scratch, keep_port, free)) {
         Verdict::Drop(reason) => Err(reason),
         _ => Ok(()),
     }
 }
 
-/// Inserts the pair with the first source port that it can have. A drop says why there is none.
+/// [`Verdict::code`] where a source port is taken.
+const TAKEN: u32 = Verdict::Drop(Reason::PortsExhausted).code();
+
+/// Inserts the pair with the first source port that it can have: [`Verdict::code`] of a pass, or of a drop that says why there is none.
 ///
 /// A subprogram of its own: with its callers in one frame it would not fit the stack.
 #[inline(never)]
@@ -251,8 +254,7 @@ fn insert<const N: usize, T: Tables<N>>(
     scratch: &mut Scratch<N>,
     keep_port: bool,
     free: impl Fn(&Flow<N>, Port) -> bool,
-) -> Returned {
-    let full = Verdict::Drop(Reason::FlowTableFull).into();
+) -> u32 {
     let secret = tables.seed() ^ scratch.flow.tag;
     // Between the edges an endpoint that dials itself by its own port would be its own answer.
     let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
@@ -271,22 +273,37 @@ fn insert<const N: usize, T: Tables<N>>(
         // A connection that has just closed lives on at the endpoint, in TIME_WAIT: to another client's SYN from its port it answers
         // with an ACK, which costs that client a second. Its own client's next one is taken for what it is.
         let takes_closed = attempt >= PORT_TRIES - 2 || keeps;
-        match insert_halves(tables, key, scratch, takes_closed) {
-            Insert::Done if scratch.before.left().is_some() || reclaim::queue(tables, key, scratch) => {
-                tables.count(Reason::FlowCreated);
-                return Verdict::Pass.into();
-            }
-            Insert::Done => {
-                tables.remove_flow(&scratch.reply_key);
-                tables.remove_flow(key);
-                return full;
-            }
-            Insert::Exists if adopt(tables, key, scratch) => return Verdict::Pass.into(),
-            Insert::Exists => {}
-            Insert::Full => return full,
+        let code = tables.attempt(key, scratch, takes_closed);
+        if code != TAKEN {
+            return code;
         }
     }
-    Verdict::Drop(Reason::PortsExhausted).into()
+    TAKEN
+}
+
+/// Inserts the pair with the source port that `scratch.flow` has, and gives it its turn: [`Verdict::code`] of a pass, or of a drop:
+/// there is no room, or the port is taken ([`Reason::PortsExhausted`]). `takes_closed`: a pair whose connection is over makes way.
+#[inline(always)]
+pub fn attempt<const N: usize, T: Tables<N>>(
+    tables: &T,
+    key: &FlowKey<N>,
+    scratch: &mut Scratch<N>,
+    takes_closed: bool,
+) -> u32 {
+    match insert_halves(tables, key, scratch, takes_closed) {
+        Insert::Done if scratch.before.left().is_some() || reclaim::queue(tables, key, scratch) => {
+            tables.count(Reason::FlowCreated);
+            return Verdict::Pass.code();
+        }
+        Insert::Done => {
+            tables.remove_flow(&scratch.reply_key);
+            tables.remove_flow(key);
+        }
+        Insert::Exists if adopt(tables, key, scratch) => return Verdict::Pass.code(),
+        Insert::Exists => return TAKEN,
+        Insert::Full => {}
+    }
+    Verdict::Drop(Reason::FlowTableFull).code()
 }
 
 /// Whether another CPU has opened the same flow meanwhile, for a packet that came at the same time: its pair is this one's as well, whatever
@@ -309,20 +326,19 @@ fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &m
 #[inline(never)]
 fn is_half_made<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
     let Some(entry) = tables.flow(&scratch.reply_key) else { return false };
-    scratch.turn.key = entry.partner(&scratch.reply_key);
+    entry.write_partner(&scratch.reply_key, &mut scratch.turn.key);
     time::age(entry.created(), tables.now()) <= 1 && tables.flow(&scratch.turn.key).is_none()
 }
 
-/// The reply's half first: without it an answer would reach the client unrestored. `takes_closed`: a pair whose connection is over makes
-/// way.
-#[inline(never)]
+/// The reply's half first: without it an answer would reach the client unrestored.
+#[inline(always)]
 fn insert_halves<const N: usize, T: Tables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
     takes_closed: bool,
 ) -> Insert {
-    scratch.reply_key = scratch.flow.partner(key);
+    scratch.flow.write_partner(key, &mut scratch.reply_key);
     // Field by field: a whole value would be built on the stack first.
     let (flow, reply) = (&scratch.flow, &mut scratch.reply);
     reply.src = key.dst;
@@ -348,7 +364,7 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     if inserted == Insert::Exists
         && takes_closed
         && !is_half_made(tables, scratch)
-        && remove_if_closed(tables, &scratch.reply_key)
+        && remove_if_closed(tables, scratch)
     {
         inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     }

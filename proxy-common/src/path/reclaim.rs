@@ -217,7 +217,7 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, time
     turn.serial &= !Turn::<N>::MISSED;
     let (seen, forth, created) = (entry.seen(), entry.state(), entry.created());
     room.kind = entry.kind();
-    *partner = entry.partner(&turn.key);
+    entry.write_partner(&turn.key, partner);
     let (back, idle) = other_half(tables, partner, seen, now);
     room.state = forth | back;
     let lasted = age(created, now).saturating_sub(idle);

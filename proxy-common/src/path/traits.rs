@@ -176,6 +176,11 @@ pub trait Entry<const N: usize>: Fields<N> {
     fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
         self.get(|flow| flow.partner(key))
     }
+    /// [`Flow::write_partner`] of the value in place.
+    #[inline(always)]
+    fn write_partner(&self, key: &FlowKey<N>, to: &mut FlowKey<N>) {
+        self.get(|flow| flow.write_partner(key, to));
+    }
     /// Overwrites [`Flow::seen`].
     fn set_seen(&self, tick: u32);
     /// Overwrites [`Flow::state`].
@@ -402,6 +407,13 @@ pub trait Tables<const N: usize> {
         Self: Sized,
     {
         super::passes_by(packet, self, headers)
+    }
+    /// [`super::attempt`], likewise.
+    fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: bool) -> u32
+    where
+        Self: Sized,
+    {
+        super::attempt(self, key, scratch, takes_closed)
     }
     /// [`super::forget`], likewise.
     fn forget(&self, room: &mut Looked<N>)

@@ -72,7 +72,7 @@ pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
         let (key, ifindex) = (&headers.key, packet.ifindex());
         scratch.reply_key = key.reply();
         let written_down = key.protocol == protocol::SCTP && tables.may_be_endpoint(&key.dst);
-        if pair::remove_if_closed(tables, &scratch.reply_key) && !written_down {
+        if pair::remove_if_closed(tables, scratch) && !written_down {
             return Ok(Verdict::Pass);
         }
         pair::start(&mut scratch.flow, &key.src, Kind::Translate, ifindex);
