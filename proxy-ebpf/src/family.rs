@@ -36,6 +36,8 @@ pub trait Family<const N: usize> {
     fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
+    fn refuse(skb: *mut __sk_buff) -> u32;
+    fn quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32;
     fn sticky(asked: &mut Asked<N>, now: u32) -> u32;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
@@ -51,7 +53,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $attempt:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $attempt:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $refuse:ident, $quoted:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -110,6 +112,14 @@ macro_rules! family {
             #[inline(always)]
             fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32 {
                 $passes_by(skb, caught)
+            }
+            #[inline(always)]
+            fn refuse(skb: *mut __sk_buff) -> u32 {
+                $refuse(skb)
+            }
+            #[inline(always)]
+            fn quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32 {
+                $quoted(skb, caught, hook)
             }
             #[inline(always)]
             fn sticky(asked: &mut Asked<$n>, now: u32) -> u32 {
@@ -173,6 +183,8 @@ family!(
     enters_v4,
     leaves_v4,
     passes_by_v4,
+    refuse_v4,
+    quoted_v4,
     sticky_v4,
     RANGES_V4,
     AFFINITY_V4,
@@ -210,6 +222,8 @@ family!(
     enters_v6,
     leaves_v6,
     passes_by_v6,
+    refuse_v6,
+    quoted_v6,
     sticky_v6,
     RANGES_V6,
     AFFINITY_V6,

@@ -139,6 +139,25 @@ pub extern "C" fn sticky_v6(asked: *mut Asked<4>, now: u32) -> u32 {
     path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, now)
 }
 
+/// [`path::refuse`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn refuse_v4(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let Some(headers) = HEADERS_V4.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
+    // To whom it is refused does not matter.
+    path::refuse(&mut Skb::again(skb, false), headers)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn refuse_v6(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: as above.
+    let Some(headers) = HEADERS_V6.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
+    path::refuse(&mut Skb::again(skb, false), headers)
+}
+
 /// Steps of the path for the packet at hand: a pointer to it can be handed over, what was made of it is found again.
 macro_rules! steps {
     ($($function:ident($($argument:ident: $type:ty)?): $step:ident($($value:expr)?), $family:ident, $headers:ident;)*) => {$(
@@ -160,6 +179,8 @@ steps! {
     leaves_v6(before: u64): leaves_without_flow(End(before)), V6, HEADERS_V6;
     passes_by_v4(): passes_by(), V4, HEADERS_V4;
     passes_by_v6(): passes_by(), V6, HEADERS_V6;
+    quoted_v4(hook: u32): quoted(hook), V4, HEADERS_V4;
+    quoted_v6(hook: u32): quoted(hook), V6, HEADERS_V6;
 }
 
 /// [`wire::crc_difference`].

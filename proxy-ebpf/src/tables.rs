@@ -278,6 +278,16 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
+    fn refuse<P: Packet>(&self, _packet: &mut P, _headers: &Headers<N>) -> u32 {
+        F::refuse(self.ctx.cast())
+    }
+
+    #[inline(always)]
+    fn quoted<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>, hook: u32) -> u32 {
+        F::quoted(self.ctx.cast(), packet.is_caught().into(), hook)
+    }
+
+    #[inline(always)]
     fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: bool) -> u32 {
         F::attempt(key, scratch, takes_closed.into())
     }

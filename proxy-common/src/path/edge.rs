@@ -1,7 +1,6 @@
 //! The two hooks of an edge.
 
 use super::established::{Known, pass_known};
-use super::icmp::About;
 use super::pair::End;
 use super::traits::{Packet, Tables};
 use super::verdict::{Returned, Verdict, counted};
@@ -140,7 +139,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     let verdict = match dialled {
         Some(frontend) => translate::open(packet, tables, headers, frontend, before),
         None if unserved::ends_here(packet, tables, headers, class) => {
-            reject::answer(packet, headers, Reason::Unlisted).into()
+            reject::answer(packet, tables, headers, Reason::Unlisted)
         }
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
         None if headers.opens() => translate::open_direct(packet, tables, headers, before),
@@ -271,7 +270,7 @@ fn known<const N: usize, P: Packet, T: Tables<N>>(
     }
 }
 
-/// An ICMP error or redirect; arguments as for [`icmp::error`]. `None`: not about a flow of ours.
+/// An ICMP error or redirect; `hook` as for [`icmp::quoted`]. `None`: not about a flow of ours.
 #[inline(always)]
 fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
@@ -279,15 +278,7 @@ fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     hook: Hook,
 ) -> Option<Verdict> {
-    Some(counted(
-        tables,
-        match icmp::error(packet, tables, headers, hook) {
-            About::Unknown => return None,
-            About::Rewritten => Verdict::Pass,
-            About::Redirect => Verdict::Drop(Reason::Redirect),
-            About::Failed => Verdict::Drop(Reason::Rewrite),
-        },
-    ))
+    Returned::from_code(tables.quoted(packet, headers, hook as u32)).verdict().map(|verdict| counted(tables, verdict))
 }
 
 /// A packet that has entered, and would go on by the stack, asks for a lease or is an ICMP error: whether it passes the stack by.

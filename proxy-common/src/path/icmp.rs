@@ -1,71 +1,64 @@
 //! ICMP errors and redirects that quote a packet of a known flow.
 
 use super::traits::{Entry, Fields, Packet, Tables};
+use super::verdict::{Returned, Verdict};
 use super::{lease, pair, rewrite};
-use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, protocol};
+use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Reason, protocol};
 use crate::wire::{
     Diff, Headers, Transport, addresses_at, apply, fold, parse_quoted, port_difference, pseudo_header,
 };
-
-/// What an error or redirect turned out to be about. Without payload: LLVM stores the parts of a result that was not
-/// returned, which the verifier refuses.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(super) enum About {
-    /// Nothing of ours.
-    Unknown = 0,
-    /// A known flow; the error has been rewritten.
-    Rewritten = 1,
-    /// A known flow, and a redirect.
-    Redirect = 2,
-    /// A known flow; the kernel refused to change the packet.
-    Failed = 3,
-}
 
 /// Rewrites an error outside and inside (P-14 … P-17). A redirect must be dropped: one that names a Service address would
 /// poison the client's route for 300 s. No entry is made or refreshed, and an error to somebody who did not send the
 /// quoted packet is not the flow's (P-18).
 ///
 /// The quoted packet travelled the other way: with its ends swapped it is the key of the entry at `hook`, and
-/// what the entry makes of the key's source is right for the quote's destination. `hook` is the packet's own, or the client's edge
-/// for one that [`passes_by`].
-#[inline(never)]
-pub(super) fn error<const N: usize, P: Packet, T: Tables<N>>(
+/// what the entry makes of the key's source is right for the quote's destination. `hook` is the number of the packet's own, or of
+/// the client's edge for one that [`passes_by`]. [`Verdict::code`], or `u32::MAX`: it is not about a flow of ours.
+#[inline(always)]
+pub fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
-    hook: Hook,
-) -> About {
+    hook: u32,
+) -> u32 {
+    about(packet, tables, headers, hook as u8).map_or(Returned::NONE, Returned::from).code()
+}
+
+#[inline(always)]
+fn about<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    hook: u8,
+) -> Option<Verdict> {
     let redirect = headers.transport == Transport::IcmpRedirect;
     let mut at = headers.l4 + 8;
     if redirect && N == 4 {
-        let Some(behind) = redirected(packet, headers.l4) else { return About::Unknown };
-        at = behind;
+        at = redirected(packet, headers.l4)?;
     }
-    let about = tables.scratch(|scratch| {
+    let verdict = tables.scratch(|scratch| {
         let (key, flow, quoted) = (&mut scratch.reply_key, &mut scratch.flow, &mut scratch.quoted);
-        if parse_quoted(packet, at, quoted).is_none() {
-            return About::Unknown;
-        }
+        parse_quoted(packet, at, quoted)?;
         *key = quoted.key.mirrored();
-        key.hook = hook as u8;
-        let Some(entry) = tables.flow(key) else { return About::Unknown };
+        key.hook = hook;
+        let entry = tables.flow(key)?;
         *flow = entry.read();
         if flow.tag != key.tag() {
-            return About::Unknown;
+            return None;
         }
         if redirect {
-            return About::Redirect;
+            return Some(Verdict::Drop(Reason::Redirect));
         }
         if !is_told(packet, headers.l3, &key.dst) {
-            return About::Unknown;
+            return None;
         }
-        match rewritten(packet, headers, quoted, key, flow) {
-            Some(()) => About::Rewritten,
-            None => About::Failed,
-        }
+        Some(match rewritten(packet, headers, quoted, key, flow) {
+            Some(()) => Verdict::Pass,
+            None => Verdict::Drop(Reason::Rewrite),
+        })
     });
-    about.unwrap_or(About::Unknown)
+    verdict.flatten()
 }
 
 /// Whether the packet goes to this address by now: at one hook two entries may have their parts in it.

@@ -46,9 +46,11 @@ mod verdict;
 
 pub use affinity::sticky;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
+pub use icmp::quoted;
 pub use lease::LEASE;
 pub use pair::{Beyond, End, attempt, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
+pub use reject::refuse;
 pub use shortcut::{Out, note};
 pub use time::{beginning, since, tick};
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables};

@@ -3,8 +3,8 @@
 //! The packet is turned into the answer in place and sent back out of the device it came in by.
 
 use super::rewrite;
-use super::traits::Packet;
-use super::verdict::{Returned, Verdict};
+use super::traits::{Packet, Tables};
+use super::verdict::Verdict;
 use crate::abi::{Addr, Reason, protocol};
 use crate::wire::{Diff, Headers, Transport, apply, fold, pseudo_header, tcp_flags};
 
@@ -15,19 +15,22 @@ const TTL: u8 = 64;
 const QUOTED_WORDS: u32 = 32;
 
 /// Turns the packet into a refusal for `reason`. A reset is not answered, and what cannot be answered is dropped.
-///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-pub(super) fn answer<const N: usize, P: Packet>(
+#[inline(always)]
+pub(super) fn answer<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
+    tables: &T,
     headers: &Headers<N>,
     reason: Reason,
-) -> Returned {
-    turn(packet, headers, reason).into()
+) -> Verdict {
+    if tables.refuse(packet, headers) == REFUSED { Verdict::Reject(reason) } else { Verdict::Drop(reason) }
 }
 
+/// The packet has been turned into its refusal.
+const REFUSED: u32 = 1;
+
+/// Turns the packet into its refusal. [`REFUSED`], or it is one that is not answered.
 #[inline(always)]
-fn turn<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, reason: Reason) -> Verdict {
+pub fn refuse<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>) -> u32 {
     let done = match headers.transport {
         Transport::Connection(flags) if flags & tcp_flags::RST != 0 => None,
         Transport::Connection(flags) if headers.key.protocol == protocol::TCP => {
@@ -36,11 +39,7 @@ fn turn<const N: usize, P: Packet>(packet: &mut P, headers: &Headers<N>, reason:
         }
         _ => unreachable(packet, headers),
     };
-    if done.and_then(|()| turn_frame(packet, headers.l3)).is_some() {
-        Verdict::Reject(reason)
-    } else {
-        Verdict::Drop(reason)
-    }
+    if done.and_then(|()| turn_frame(packet, headers.l3)).is_some() { REFUSED } else { 0 }
 }
 
 /// Swaps the frame's Ethernet addresses.

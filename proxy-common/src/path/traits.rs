@@ -415,6 +415,17 @@ pub trait Tables<const N: usize> {
     {
         super::attempt(self, key, scratch, takes_closed)
     }
+    /// [`super::refuse`], likewise.
+    fn refuse<P: Packet>(&self, packet: &mut P, headers: &Headers<N>) -> u32 {
+        super::refuse(packet, headers)
+    }
+    /// [`super::quoted`], likewise.
+    fn quoted<P: Packet>(&self, packet: &mut P, headers: &Headers<N>, hook: u32) -> u32
+    where
+        Self: Sized,
+    {
+        super::quoted(packet, self, headers, hook)
+    }
     /// [`super::forget`], likewise.
     fn forget(&self, room: &mut Looked<N>)
     where

@@ -22,7 +22,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         room.before = before;
         room.asked.key.client = if caught { Addr::UNSPECIFIED } else { headers.key.src };
         let silent = match choice::prepare(tables, headers, dialled, ifindex, room) {
-            Choice::Unlisted => return Ok(reject::answer(packet, headers, Reason::Unlisted).into()),
+            Choice::Unlisted => return Ok(reject::answer(packet, tables, headers, Reason::Unlisted)),
             Choice::Stray => return Ok(stray(packet, tables, headers)),
             Choice::Closed => return Err(Reason::SourceRange),
             Choice::Silent => true,
@@ -32,7 +32,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
             return if silent {
                 Err(Reason::NoLocalEndpoint)
             } else {
-                Ok(reject::answer(packet, headers, Reason::NoEndpoint).into())
+                Ok(reject::answer(packet, tables, headers, Reason::NoEndpoint))
             };
         }
         if caught
@@ -137,5 +137,5 @@ fn stray<const N: usize, P: Packet, T: Tables<N>>(
     if tables.strays_pass() || tables.address_class(&headers.key.dst).any(AddressClass::LOCAL) {
         return Verdict::Pass;
     }
-    reject::answer(packet, headers, Reason::NoFlow).into()
+    reject::answer(packet, tables, headers, Reason::NoFlow)
 }

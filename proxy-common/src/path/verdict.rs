@@ -63,6 +63,18 @@ impl Returned {
     /// No verdict: it is for the caller to find one.
     pub(super) const NONE: Self = Self(u32::MAX);
 
+    /// What crossed the call as this number.
+    #[inline(always)]
+    pub(super) const fn from_code(code: u32) -> Self {
+        Self(code)
+    }
+
+    /// The number that crosses it.
+    #[inline(always)]
+    pub(super) const fn code(self) -> u32 {
+        self.0
+    }
+
     /// The verdict, if there is one.
     #[inline(always)]
     pub(super) fn verdict(self) -> Option<Verdict> {
