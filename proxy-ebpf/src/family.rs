@@ -31,7 +31,20 @@ pub trait Family<const N: usize> {
     fn make_room() -> u32;
     fn remove_beyond(egress: &FlowKey<N>, kind: u32);
     fn look(room: &mut Looked<N>, time: u64, forgets: u32) -> u32;
-    fn attempt(key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: u32) -> u32;
+    fn insert_pair(
+        skb: *mut __sk_buff,
+        key: &FlowKey<N>,
+        scratch: &mut Scratch<N>,
+        keep_port: u32,
+        avoid: u32,
+    ) -> u32;
+    fn attempt(
+        skb: *mut __sk_buff,
+        key: &FlowKey<N>,
+        scratch: &mut Scratch<N>,
+        keeps: u32,
+        takes_closed: u32,
+    ) -> u32;
     fn forget(room: &mut Looked<N>);
     fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
@@ -53,7 +66,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $attempt:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $refuse:ident, $quoted:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $insert_pair:ident, $attempt:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $refuse:ident, $quoted:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -94,8 +107,24 @@ macro_rules! family {
                 $look(room, time, forgets)
             }
             #[inline(always)]
-            fn attempt(key: &FlowKey<$n>, scratch: &mut Scratch<$n>, takes_closed: u32) -> u32 {
-                $attempt(key, scratch, takes_closed)
+            fn insert_pair(
+                skb: *mut __sk_buff,
+                key: &FlowKey<$n>,
+                scratch: &mut Scratch<$n>,
+                keep_port: u32,
+                avoid: u32,
+            ) -> u32 {
+                $insert_pair(skb, key, scratch, keep_port, avoid)
+            }
+            #[inline(always)]
+            fn attempt(
+                skb: *mut __sk_buff,
+                key: &FlowKey<$n>,
+                scratch: &mut Scratch<$n>,
+                keeps: u32,
+                takes_closed: u32,
+            ) -> u32 {
+                $attempt(skb, key, scratch, keeps, takes_closed)
             }
             #[inline(always)]
             fn forget(room: &mut Looked<$n>) {
@@ -178,6 +207,7 @@ family!(
     make_room_v4,
     remove_beyond_v4,
     look_v4,
+    insert_pair_v4,
     attempt_v4,
     forget_v4,
     enters_v4,
@@ -217,6 +247,7 @@ family!(
     make_room_v6,
     remove_beyond_v6,
     look_v6,
+    insert_pair_v6,
     attempt_v6,
     forget_v6,
     enters_v6,

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
-    abi::{FlowKey, Reason},
+    abi::{FlowKey, Port, Reason},
     path::{self, Asked, End, Looked, Scratch, Verdict},
     wire,
 };
@@ -53,26 +53,72 @@ pub extern "C" fn look_v6(room: *mut Looked<4>, time: u64, forgets: u32) -> u32 
     path::look(&Maps::<V6>::new(core::ptr::null_mut()), room, time, forgets)
 }
 
-/// [`path::attempt`] for IPv4.
+/// [`path::insert_pair`] for IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn attempt_v4(key: *const FlowKey<1>, scratch: *mut Scratch<1>, takes_closed: u32) -> u32 {
+pub extern "C" fn insert_pair_v4(
+    skb: *mut __sk_buff,
+    key: *const FlowKey<1>,
+    scratch: *mut Scratch<1>,
+    keep_port: u32,
+    avoid: u32,
+) -> u32 {
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::attempt(&Maps::<V4>::new(core::ptr::null_mut()), key, scratch, takes_closed != 0)
+    path::insert_pair(&Maps::<V4>::new(skb.cast()), key, scratch, keep_port != 0, Port(avoid as u16))
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn attempt_v6(key: *const FlowKey<4>, scratch: *mut Scratch<4>, takes_closed: u32) -> u32 {
+pub extern "C" fn insert_pair_v6(
+    skb: *mut __sk_buff,
+    key: *const FlowKey<4>,
+    scratch: *mut Scratch<4>,
+    keep_port: u32,
+    avoid: u32,
+) -> u32 {
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
-    // SAFETY: as above.
+    // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::attempt(&Maps::<V6>::new(core::ptr::null_mut()), key, scratch, takes_closed != 0)
+    path::insert_pair(&Maps::<V6>::new(skb.cast()), key, scratch, keep_port != 0, Port(avoid as u16))
+}
+
+/// [`path::attempt`] for IPv4.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn attempt_v4(
+    skb: *mut __sk_buff,
+    key: *const FlowKey<1>,
+    scratch: *mut Scratch<1>,
+    keeps: u32,
+    takes_closed: u32,
+) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
+    // SAFETY: as above; it is not where the key is.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
+    path::attempt(&Maps::<V4>::new(skb.cast()), key, scratch, keeps != 0, takes_closed != 0)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn attempt_v6(
+    skb: *mut __sk_buff,
+    key: *const FlowKey<4>,
+    scratch: *mut Scratch<4>,
+    keeps: u32,
+    takes_closed: u32,
+) -> u32 {
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
+    // SAFETY: as above; it is not where the key is.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
+    path::attempt(&Maps::<V6>::new(skb.cast()), key, scratch, keeps != 0, takes_closed != 0)
 }
 
 /// [`path::forget`] for IPv4.

@@ -288,8 +288,13 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     }
 
     #[inline(always)]
-    fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: bool) -> u32 {
-        F::attempt(key, scratch, takes_closed.into())
+    fn insert_pair(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, keep_port: bool, avoid: Port) -> u32 {
+        F::insert_pair(self.ctx.cast(), key, scratch, keep_port.into(), avoid.0.into())
+    }
+
+    #[inline(always)]
+    fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, keeps: bool, takes_closed: bool) -> u32 {
+        F::attempt(self.ctx.cast(), key, scratch, keeps.into(), takes_closed.into())
     }
 
     #[inline(always)]

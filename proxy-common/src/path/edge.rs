@@ -278,7 +278,9 @@ fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     hook: Hook,
 ) -> Option<Verdict> {
-    Returned::from_code(tables.quoted(packet, headers, hook as u32)).verdict().map(|verdict| counted(tables, verdict))
+    Returned::from_code(tables.quoted(packet, headers, hook as u32))
+        .verdict()
+        .map(|verdict| counted(tables, verdict))
 }
 
 /// A packet that has entered, and would go on by the stack, asks for a lease or is an ICMP error: whether it passes the stack by.

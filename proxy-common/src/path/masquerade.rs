@@ -4,7 +4,7 @@ use super::pair::End;
 use super::traits::{Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{frontend, pair, rewrite};
-use crate::abi::{Addr, Flow, FrontendKey, Kind, Reason};
+use crate::abi::{Flow, Kind, Port, Reason};
 use crate::wire::{Headers, Transport};
 
 /// Masquerades a packet that carries the mark, from the tuple and the device that are really seen here: the stack may
@@ -20,11 +20,6 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     own: bool,
     before: End,
 ) -> Verdict {
-    let free = |flow: &Flow<N>, port| {
-        let frontend =
-            FrontendKey { address: Addr::UNSPECIFIED, port, protocol: headers.key.protocol, pad: 0 };
-        tables.frontend(&frontend).is_none() && !tables.local_socket(&headers.key, &flow.src, port)
-    };
     let opened = tables.scratch(|scratch| {
         scratch.before = before;
         let (key, ifindex) = (&headers.key, packet.ifindex());
@@ -35,7 +30,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         scratch.flow.dst = key.dst;
         scratch.flow.dport = key.dport;
         let keep_port = scratch.flow.src.same(&key.src);
-        pair::open(tables, key, scratch, keep_port, free)?;
+        pair::open(tables, key, scratch, keep_port, Port(0))?;
         packet.set_mark(packet.mark() & !tables.masquerade_mark());
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
@@ -52,8 +47,7 @@ pub(super) fn shadowed<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     let shadow = tables.scratch(|scratch| {
         scratch.reply_key = headers.key.reply();
         let entry = tables.flow(&scratch.reply_key)?;
-        (entry.get(Flow::kind) == Some(Kind::Unmasquerade))
-            .then(|| pair::remove_if_closed(tables, scratch))
+        (entry.get(Flow::kind) == Some(Kind::Unmasquerade)).then(|| pair::remove_if_closed(tables, scratch))
     });
     shadow.flatten() == Some(false)
 }

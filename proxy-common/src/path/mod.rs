@@ -48,7 +48,7 @@ pub use affinity::sticky;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
 pub use icmp::quoted;
 pub use lease::LEASE;
-pub use pair::{Beyond, End, attempt, other_ports, remove_beyond};
+pub use pair::{Beyond, End, attempt, insert_pair, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use reject::refuse;
 pub use shortcut::{Out, note};

@@ -3,7 +3,7 @@
 use super::traits::{Entry, Insert, Scratch, Tables};
 use super::verdict::Verdict;
 use super::{reclaim, time};
-use crate::abi::{Addr, Flow, FlowKey, Hook, Kind, Port, Reason, protocol, state};
+use crate::abi::{Addr, Flow, FlowKey, FrontendKey, Hook, Kind, Port, Reason, protocol, state};
 use crate::wire::{Diff, Headers};
 
 /// Source ports tried before a flow is refused (P-62).
@@ -215,27 +215,16 @@ pub fn other_ports<const N: usize>(
     (0..PORT_TRIES).map(move |attempt| candidate(secret, attempt, kind as u8))
 }
 
-/// Opens a flow: `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a
-/// live flow owns it, this one takes another source port; without `keep_port` it does so in any case. `free` says whether
-/// another port may be used at all. What has been [`before`](Scratch::before) may leave it its turn.
+/// Opens a flow, as [`insert_pair`] says: a drop's reason if that fails.
 #[inline(always)]
 pub(super) fn open<const N: usize, T: Tables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
     keep_port: bool,
-    free: impl Fn(&Flow<N>, Port) -> bool,
+    avoid: Port,
 ) -> Result<(), Reason> {
-    let (flow, now) = (&mut scratch.flow, tables.time());
-    flow.created = now as u32;
-    flow.seen = time::tick(now);
-    flow.serial = scratch.before.left().unwrap_or_else(|| tables.random());
-    flow.tag = key.tag();
-    flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
-    if scratch.before.left().is_none() && !reclaim::is_at_ease(tables) && !tables.make_room() {
-        return Err(Reason::FlowTableFull);
-    }
-    match Verdict::from_code(insert(tables, key, scratch, keep_port, free)) {
+    match Verdict::from_code(tables.insert_pair(key, scratch, keep_port, avoid)) {
         Verdict::Drop(reason) => Err(reason),
         _ => Ok(()),
     }
@@ -243,18 +232,30 @@ pub(super) fn open<const N: usize, T: Tables<N>>(
 
 /// [`Verdict::code`] where a source port is taken.
 const TAKEN: u32 = Verdict::Drop(Reason::PortsExhausted).code();
+/// Where there is no room.
+const FULL: u32 = Verdict::Drop(Reason::FlowTableFull).code();
 
-/// Inserts the pair with the first source port that it can have: [`Verdict::code`] of a pass, or of a drop that says why there is none.
-///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-fn insert<const N: usize, T: Tables<N>>(
+/// Inserts the pair of a new flow with the first source port that it can have: [`Verdict::code`] of a pass, or of a drop that says why
+/// there is none. `scratch.flow` is the forward half without source port, times and tag. The reply's key is exclusive: when a live flow
+/// owns it, this one takes another source port; without `keep_port` it does so in any case, but not `avoid`. What has been
+/// [`before`](Scratch::before) may leave it its turn.
+#[inline(always)]
+pub fn insert_pair<const N: usize, T: Tables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
     keep_port: bool,
-    free: impl Fn(&Flow<N>, Port) -> bool,
+    avoid: Port,
 ) -> u32 {
+    let (flow, now) = (&mut scratch.flow, tables.time());
+    flow.created = now as u32;
+    flow.seen = time::tick(now);
+    flow.serial = scratch.before.left().unwrap_or_else(|| tables.random());
+    flow.tag = key.tag();
+    flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
+    if scratch.before.left().is_none() && !reclaim::is_at_ease(tables) && !tables.make_room() {
+        return FULL;
+    }
     let secret = tables.seed() ^ scratch.flow.tag;
     // Between the edges an endpoint that dials itself by its own port would be its own answer.
     let own = if scratch.flow.src.same(&scratch.flow.dst) { scratch.flow.dport } else { Port(0) };
@@ -266,14 +267,14 @@ fn insert<const N: usize, T: Tables<N>>(
     for attempt in 0..PORT_TRIES {
         let keeps = keep_port && attempt == 0;
         let port = if keeps { key.sport } else { candidate(secret, first + attempt, scratch.flow.kind) };
-        if port == own || !keeps && !free(&scratch.flow, port) {
+        if port == own || port == avoid {
             continue;
         }
         scratch.flow.sport = port;
         // A connection that has just closed lives on at the endpoint, in TIME_WAIT: to another client's SYN from its port it answers
         // with an ACK, which costs that client a second. Its own client's next one is taken for what it is.
         let takes_closed = attempt >= PORT_TRIES - 2 || keeps;
-        let code = tables.attempt(key, scratch, takes_closed);
+        let code = tables.attempt(key, scratch, keeps, takes_closed);
         if code != TAKEN {
             return code;
         }
@@ -281,15 +282,32 @@ fn insert<const N: usize, T: Tables<N>>(
     TAKEN
 }
 
+/// Whether nobody else has the source port of a forward half whose packets have this key. What leaves with an address of the node must not
+/// take a NodePort, nor a port that a socket of its own has towards the backend (P-64).
+#[inline(always)]
+fn is_free<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, flow: &Flow<N>) -> bool {
+    if flow.kind != Kind::Masquerade as u8 {
+        return true;
+    }
+    let frontend =
+        FrontendKey { address: Addr::UNSPECIFIED, port: flow.sport, protocol: key.protocol, pad: 0 };
+    tables.frontend(&frontend).is_none() && !tables.local_socket(key, &flow.src, flow.sport)
+}
+
 /// Inserts the pair with the source port that `scratch.flow` has, and gives it its turn: [`Verdict::code`] of a pass, or of a drop:
-/// there is no room, or the port is taken ([`Reason::PortsExhausted`]). `takes_closed`: a pair whose connection is over makes way.
+/// there is no room, or the port is taken ([`Reason::PortsExhausted`]). `keeps`: it is the packet's own. `takes_closed`: a pair whose
+/// connection is over makes way.
 #[inline(always)]
 pub fn attempt<const N: usize, T: Tables<N>>(
     tables: &T,
     key: &FlowKey<N>,
     scratch: &mut Scratch<N>,
+    keeps: bool,
     takes_closed: bool,
 ) -> u32 {
+    if !keeps && !is_free(tables, key, &scratch.flow) {
+        return TAKEN;
+    }
     match insert_halves(tables, key, scratch, takes_closed) {
         Insert::Done if scratch.before.left().is_some() || reclaim::queue(tables, key, scratch) => {
             tables.count(Reason::FlowCreated);
@@ -303,7 +321,7 @@ pub fn attempt<const N: usize, T: Tables<N>>(
         Insert::Exists => return TAKEN,
         Insert::Full => {}
     }
-    Verdict::Drop(Reason::FlowTableFull).code()
+    FULL
 }
 
 /// Whether another CPU has opened the same flow meanwhile, for a packet that came at the same time: its pair is this one's as well, whatever

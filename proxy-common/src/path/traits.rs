@@ -408,12 +408,19 @@ pub trait Tables<const N: usize> {
     {
         super::passes_by(packet, self, headers)
     }
-    /// [`super::attempt`], likewise.
-    fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, takes_closed: bool) -> u32
+    /// [`super::insert_pair`], likewise.
+    fn insert_pair(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, keep_port: bool, avoid: Port) -> u32
     where
         Self: Sized,
     {
-        super::attempt(self, key, scratch, takes_closed)
+        super::insert_pair(self, key, scratch, keep_port, avoid)
+    }
+    /// [`super::attempt`], likewise.
+    fn attempt(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, keeps: bool, takes_closed: bool) -> u32
+    where
+        Self: Sized,
+    {
+        super::attempt(self, key, scratch, keeps, takes_closed)
     }
     /// [`super::refuse`], likewise.
     fn refuse<P: Packet>(&self, packet: &mut P, headers: &Headers<N>) -> u32 {

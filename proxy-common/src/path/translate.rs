@@ -5,7 +5,7 @@ use super::pair::End;
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{catch_all, pair, reject, rewrite, shortcut};
-use crate::abi::{Addr, AddressClass, Frontend, Kind, Reason, Run, protocol, state};
+use crate::abi::{Addr, AddressClass, Frontend, Kind, Port, Reason, Run, protocol, state};
 use crate::wire::Headers;
 
 /// A packet to a frontend, without a flow.
@@ -44,7 +44,7 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
         let marked = room.flow.state & state::MARK != 0;
         // Nothing but the catch-all device has its source: no direct connection can be in the way.
         let keep_port = caught || !(marked && has_edge(tables, &room.flow.dst));
-        pair::open(tables, &headers.key, room, keep_port, |_, _| true)?;
+        pair::open(tables, &headers.key, room, keep_port, Port(0))?;
         // As the pair says, which may be another CPU's.
         if room.flow.state & state::MARK != 0 {
             packet.set_mark(packet.mark() | tables.masquerade_mark());
@@ -78,7 +78,7 @@ pub(super) fn open_direct<const N: usize, P: Packet, T: Tables<N>>(
         pair::start(&mut scratch.flow, &key.src, Kind::Translate, ifindex);
         scratch.flow.dst = key.dst;
         scratch.flow.dport = key.dport;
-        pair::open(tables, &headers.key, scratch, written_down, |_, _| true)?;
+        pair::open(tables, &headers.key, scratch, written_down, Port(0))?;
         Ok(rewrite::packet(packet, headers, &scratch.flow))
     });
     pair::verdict(opened)
@@ -104,7 +104,7 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
         scratch.before = End::NO_TURN;
         pair::remove(tables, own, &key, entry.kind(), state, false);
         // Of a masqueraded flow the port that has failed was the first candidate, and would be again.
-        pair::open(tables, &key, scratch, false, |_, port| port.0 != own.dport.0)
+        pair::open(tables, &key, scratch, false, own.dport)
     });
 }
 
