@@ -1,10 +1,10 @@
 //! What differs from one family to the other: maps, global functions, fields of settings.
 
-use crate::global::*;
+use crate::global::Steps;
 use crate::maps::*;
 use aya_ebpf::{
     bindings::{
-        __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     maps::{HashMap, LruHashMap, Queue, lpm_trie::LpmTrie},
@@ -14,12 +14,12 @@ use proxy_common::{
         Addr, AddressClass, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey, Fragment, Frontend,
         FrontendKey, Port, SourceRange, Turn, config_flags,
     },
-    path::{Asked, Looked, Scratch},
+    path::{Beyond, Looked, Scratch},
     wire::Headers,
 };
 
 /// The maps of one family.
-pub trait Family<const N: usize> {
+pub trait Family<const N: usize>: Steps<N> {
     /// Index into RING_USED.
     const RING: u32;
     fn frontends() -> &'static HashMap<FrontendKey<N>, Frontend>;
@@ -28,30 +28,8 @@ pub trait Family<const N: usize> {
     fn ring() -> &'static Queue<Turn<N>>;
     fn slot(slot: u32) -> Option<Backend<N>>;
     fn scratch() -> Option<*mut Scratch<N>>;
-    fn make_room() -> u32;
-    fn remove_beyond(egress: &FlowKey<N>, kind: u32);
-    fn look(room: &mut Looked<N>, time: u64, forgets: u32) -> u32;
-    fn insert_pair(
-        skb: *mut __sk_buff,
-        key: &FlowKey<N>,
-        scratch: &mut Scratch<N>,
-        keep_port: u32,
-        avoid: u32,
-    ) -> u32;
-    fn attempt(
-        skb: *mut __sk_buff,
-        key: &FlowKey<N>,
-        scratch: &mut Scratch<N>,
-        keeps: u32,
-        takes_closed: u32,
-    ) -> u32;
-    fn forget(room: &mut Looked<N>);
-    fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
-    fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
-    fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
-    fn refuse(skb: *mut __sk_buff) -> u32;
-    fn quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32;
-    fn sticky(asked: &mut Asked<N>, now: u32) -> u32;
+    fn looked() -> Option<*mut Looked<N>>;
+    fn beyond() -> Option<*mut Beyond<N>>;
     fn headers() -> Option<*mut Headers<N>>;
     fn masquerade(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
@@ -66,7 +44,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $headers:ident, $make_room:ident, $remove_beyond:ident, $look:ident, $insert_pair:ident, $attempt:ident, $forget:ident, $enters:ident, $leaves:ident, $passes_by:ident, $refuse:ident, $quoted:ident, $sticky:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $looked:ident, $beyond:ident, $headers:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -95,64 +73,12 @@ macro_rules! family {
                 $scratch.get_ptr_mut(0)
             }
             #[inline(always)]
-            fn make_room() -> u32 {
-                $make_room()
+            fn looked() -> Option<*mut Looked<$n>> {
+                $looked.get_ptr_mut(0)
             }
             #[inline(always)]
-            fn remove_beyond(egress: &FlowKey<$n>, kind: u32) {
-                $remove_beyond(egress, kind);
-            }
-            #[inline(always)]
-            fn look(room: &mut Looked<$n>, time: u64, forgets: u32) -> u32 {
-                $look(room, time, forgets)
-            }
-            #[inline(always)]
-            fn insert_pair(
-                skb: *mut __sk_buff,
-                key: &FlowKey<$n>,
-                scratch: &mut Scratch<$n>,
-                keep_port: u32,
-                avoid: u32,
-            ) -> u32 {
-                $insert_pair(skb, key, scratch, keep_port, avoid)
-            }
-            #[inline(always)]
-            fn attempt(
-                skb: *mut __sk_buff,
-                key: &FlowKey<$n>,
-                scratch: &mut Scratch<$n>,
-                keeps: u32,
-                takes_closed: u32,
-            ) -> u32 {
-                $attempt(skb, key, scratch, keeps, takes_closed)
-            }
-            #[inline(always)]
-            fn forget(room: &mut Looked<$n>) {
-                $forget(room);
-            }
-            #[inline(always)]
-            fn enters(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
-                $enters(skb, caught, before)
-            }
-            #[inline(always)]
-            fn leaves(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
-                $leaves(skb, caught, before)
-            }
-            #[inline(always)]
-            fn passes_by(skb: *mut __sk_buff, caught: u32) -> u32 {
-                $passes_by(skb, caught)
-            }
-            #[inline(always)]
-            fn refuse(skb: *mut __sk_buff) -> u32 {
-                $refuse(skb)
-            }
-            #[inline(always)]
-            fn quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32 {
-                $quoted(skb, caught, hook)
-            }
-            #[inline(always)]
-            fn sticky(asked: &mut Asked<$n>, now: u32) -> u32 {
-                $sticky(asked, now)
+            fn beyond() -> Option<*mut Beyond<$n>> {
+                $beyond.get_ptr_mut(0)
             }
             #[inline(always)]
             fn headers() -> Option<*mut Headers<$n>> {
@@ -203,19 +129,9 @@ family!(
     RING_V4,
     SLOTS_V4,
     SCRATCH_V4,
+    LOOKED_V4,
+    BEYOND_V4,
     HEADERS_V4,
-    make_room_v4,
-    remove_beyond_v4,
-    look_v4,
-    insert_pair_v4,
-    attempt_v4,
-    forget_v4,
-    enters_v4,
-    leaves_v4,
-    passes_by_v4,
-    refuse_v4,
-    quoted_v4,
-    sticky_v4,
     RANGES_V4,
     AFFINITY_V4,
     FRAGMENTS_V4,
@@ -243,19 +159,9 @@ family!(
     RING_V6,
     SLOTS_V6,
     SCRATCH_V6,
+    LOOKED_V6,
+    BEYOND_V6,
     HEADERS_V6,
-    make_room_v6,
-    remove_beyond_v6,
-    look_v6,
-    insert_pair_v6,
-    attempt_v6,
-    forget_v6,
-    enters_v6,
-    leaves_v6,
-    passes_by_v6,
-    refuse_v6,
-    quoted_v6,
-    sticky_v6,
     RANGES_V6,
     AFFINITY_V6,
     FRAGMENTS_V6,

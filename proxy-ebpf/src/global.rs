@@ -1,65 +1,125 @@
 //! Global functions: the verifier looks at them once, not once for each way that leads to them.
+//!
+//! Numbers and pointers to whole values are all that it lets through; what was made of a packet is found again. An argument that
+//! is not used must not be there: LLVM hands over whatever is in its register then, which the verifier refuses.
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
     abi::{FlowKey, Port, Reason},
     path::{self, Asked, End, Looked, Scratch, Verdict},
-    wire,
+    wire::{self, Headers},
 };
 
-use crate::family::{V4, V6};
-use crate::maps::{BEYOND_V4, BEYOND_V6, HEADERS_V4, HEADERS_V6, LOOKED_V4, LOOKED_V6};
+use crate::family::{Family, V4, V6};
 use crate::packet::Skb;
 use crate::tables::Maps;
+
+/// For each line a global function of either family, and the way to it from what is written for both: a method of [`Steps`].
+macro_rules! steps {
+    ($($v4:ident, $v6:ident: $step:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        /// The steps of the path that are global functions, by the names that they have in [`path`].
+        pub trait Steps<const N: usize> {
+            $(fn $step($($argument: $type),*) -> $result;)*
+        }
+
+        steps! { @family V4, 1: v4; $($v4: $step($($argument: $type),*) -> $result;)* }
+        steps! { @family V6, 4: v6; $($v6: $step($($argument: $type),*) -> $result;)* }
+    };
+    (@family $family:ident, $n:literal: $module:ident;
+     $($function:ident: $step:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        mod $module {
+            use super::*;
+
+            const N: usize = $n;
+
+            impl Steps<N> for $family {
+                $(#[inline(always)]
+                fn $step($($argument: $type),*) -> $result {
+                    $function($($argument),*)
+                })*
+            }
+
+            $(#[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $function($($argument: $type),*) -> $result {
+                super::$step::<N, $family>($($argument),*)
+            })*
+        }
+    };
+}
+
+steps! {
+    make_room_v4, make_room_v6: make_room() -> u32;
+    look_v4, look_v6: look(room: *mut Looked<N>, time: u64, forgets: u32) -> u32;
+    forget_v4, forget_v6: forget(room: *mut Looked<N>) -> u32;
+    remove_beyond_v4, remove_beyond_v6: remove_beyond(egress: *const FlowKey<N>, kind: u32) -> u32;
+    insert_pair_v4, insert_pair_v6: insert_pair(skb: *mut __sk_buff, key: *const FlowKey<N>, scratch: *mut Scratch<N>, keep_port: u32, avoid: u32) -> u32;
+    attempt_v4, attempt_v6: attempt(skb: *mut __sk_buff, key: *const FlowKey<N>, scratch: *mut Scratch<N>, keeps: u32, takes_closed: u32) -> u32;
+    sticky_v4, sticky_v6: sticky(asked: *mut Asked<N>, now: u32) -> u32;
+    enters_v4, enters_v6: enters_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
+    leaves_v4, leaves_v6: leaves_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
+    passes_by_v4, passes_by_v6: passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
+    answer_v4, answer_v6: answer(skb: *mut __sk_buff, key: *const FlowKey<N>) -> u32;
+    ended_v4, ended_v6: ended(caught: u32) -> u64;
+    quoted_v4, quoted_v6: quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32;
+    refuse_v4, refuse_v6: refuse(skb: *mut __sk_buff) -> u32;
+}
 
 /// A drop, where the verifier asks for what never happens.
 const NEVER: u32 = Verdict::Drop(Reason::Rewrite).code();
 
-/// [`path::make_room`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn make_room_v4() -> u32 {
-    let Some(room) = LOOKED_V4.get_ptr_mut(0) else { return 0 };
+/// The headers of the packet at hand.
+#[inline(always)]
+fn headers<const N: usize, F: Family<N>>() -> Option<&'static Headers<N>> {
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    F::headers().and_then(|room| unsafe { room.as_ref() })
+}
+
+/// Tables for a function that looks for no socket.
+#[inline(always)]
+const fn maps<F>() -> Maps<F> {
+    Maps::new(core::ptr::null_mut())
+}
+
+#[inline(always)]
+fn make_room<const N: usize, F: Family<N>>() -> u32 {
+    let Some(room) = F::looked() else { return 0 };
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let room = unsafe { &mut *room };
-    path::make_room(&Maps::<V4>::new(core::ptr::null_mut()), room).into()
+    path::make_room(&maps::<F>(), room).into()
 }
 
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn make_room_v6() -> u32 {
-    let Some(room) = LOOKED_V6.get_ptr_mut(0) else { return 0 };
-    // SAFETY: as above.
-    let room = unsafe { &mut *room };
-    path::make_room(&Maps::<V6>::new(core::ptr::null_mut()), room).into()
-}
-
-/// [`path::look`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn look_v4(room: *mut Looked<1>, time: u64, forgets: u32) -> u32 {
+#[inline(always)]
+fn look<const N: usize, F: Family<N>>(room: *mut Looked<N>, time: u64, forgets: u32) -> u32 {
     // SAFETY: the caller has a reference; the verifier asks for the comparison with null.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::look(&Maps::<V4>::new(core::ptr::null_mut()), room, time, forgets)
+    path::look(&maps::<F>(), room, time, forgets)
 }
 
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn look_v6(room: *mut Looked<4>, time: u64, forgets: u32) -> u32 {
+#[inline(always)]
+fn forget<const N: usize, F: Family<N>>(room: *mut Looked<N>) -> u32 {
     // SAFETY: as above.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::look(&Maps::<V6>::new(core::ptr::null_mut()), room, time, forgets)
+    path::forget(&maps::<F>(), room);
+    0
 }
 
-/// [`path::insert_pair`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn insert_pair_v4(
+#[inline(always)]
+fn remove_beyond<const N: usize, F: Family<N>>(egress: *const FlowKey<N>, kind: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(egress) = (unsafe { egress.as_ref() }) else { return 0 };
+    let Some(room) = F::beyond() else { return 0 };
+    // SAFETY: this CPU's element; tc programs do not interrupt each other.
+    let room = unsafe { &mut *room };
+    path::remove_beyond(&maps::<F>(), egress, kind, room);
+    0
+}
+
+#[inline(always)]
+fn insert_pair<const N: usize, F: Family<N>>(
     skb: *mut __sk_buff,
-    key: *const FlowKey<1>,
-    scratch: *mut Scratch<1>,
+    key: *const FlowKey<N>,
+    scratch: *mut Scratch<N>,
     keep_port: u32,
     avoid: u32,
 ) -> u32 {
@@ -67,33 +127,14 @@ pub extern "C" fn insert_pair_v4(
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::insert_pair(&Maps::<V4>::new(skb.cast()), key, scratch, keep_port != 0, Port(avoid as u16))
+    path::insert_pair(&Maps::<F>::new(skb.cast()), key, scratch, keep_port != 0, Port(avoid as u16))
 }
 
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn insert_pair_v6(
+#[inline(always)]
+fn attempt<const N: usize, F: Family<N>>(
     skb: *mut __sk_buff,
-    key: *const FlowKey<4>,
-    scratch: *mut Scratch<4>,
-    keep_port: u32,
-    avoid: u32,
-) -> u32 {
-    // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
-    // SAFETY: as above; it is not where the key is.
-    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::insert_pair(&Maps::<V6>::new(skb.cast()), key, scratch, keep_port != 0, Port(avoid as u16))
-}
-
-/// [`path::attempt`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn attempt_v4(
-    skb: *mut __sk_buff,
-    key: *const FlowKey<1>,
-    scratch: *mut Scratch<1>,
+    key: *const FlowKey<N>,
+    scratch: *mut Scratch<N>,
     keeps: u32,
     takes_closed: u32,
 ) -> u32 {
@@ -101,132 +142,61 @@ pub extern "C" fn attempt_v4(
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::attempt(&Maps::<V4>::new(skb.cast()), key, scratch, keeps != 0, takes_closed != 0)
+    path::attempt(&Maps::<F>::new(skb.cast()), key, scratch, keeps != 0, takes_closed != 0)
 }
 
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn attempt_v6(
-    skb: *mut __sk_buff,
-    key: *const FlowKey<4>,
-    scratch: *mut Scratch<4>,
-    keeps: u32,
-    takes_closed: u32,
-) -> u32 {
+#[inline(always)]
+fn sticky<const N: usize, F: Family<N>>(asked: *mut Asked<N>, now: u32) -> u32 {
+    // SAFETY: as above.
+    let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
+    path::sticky(&maps::<F>(), asked, now)
+}
+
+#[inline(always)]
+fn enters_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    let maps = Maps::<F>::new(skb.cast());
+    path::enters_without_flow(&mut Skb::again(skb, caught != 0), &maps, headers, End(before))
+}
+
+#[inline(always)]
+fn leaves_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    let maps = Maps::<F>::new(skb.cast());
+    path::leaves_without_flow(&mut Skb::again(skb, caught != 0), &maps, headers, End(before))
+}
+
+#[inline(always)]
+fn passes_by<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    path::passes_by(&mut Skb::again(skb, caught != 0), &Maps::<F>::new(skb.cast()), headers)
+}
+
+#[inline(always)]
+fn answer<const N: usize, F: Family<N>>(skb: *mut __sk_buff, key: *const FlowKey<N>) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
-    // SAFETY: as above; it is not where the key is.
-    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::attempt(&Maps::<V6>::new(skb.cast()), key, scratch, keeps != 0, takes_closed != 0)
+    // Many a packet is an answer: the time without a call.
+    path::answer(&mut Skb::again(skb, false), &Maps::<F>::new(skb.cast()), headers, key)
 }
 
-/// [`path::forget`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn forget_v4(room: *mut Looked<1>) -> u32 {
-    // SAFETY: as above.
-    let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::forget(&Maps::<V4>::new(core::ptr::null_mut()), room);
-    0
+#[inline(always)]
+fn ended<const N: usize, F: Family<N>>(caught: u32) -> u64 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    path::ended(&maps::<F>(), headers, caught != 0).0
 }
 
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn forget_v6(room: *mut Looked<4>) -> u32 {
-    // SAFETY: as above.
-    let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::forget(&Maps::<V6>::new(core::ptr::null_mut()), room);
-    0
+#[inline(always)]
+fn quoted<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    path::quoted(&mut Skb::again(skb, caught != 0), &Maps::<F>::new(skb.cast()), headers, hook)
 }
 
-/// [`path::remove_beyond`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn remove_beyond_v4(egress: *const FlowKey<1>, kind: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(egress) = (unsafe { egress.as_ref() }) else { return 0 };
-    let Some(room) = BEYOND_V4.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let room = unsafe { &mut *room };
-    path::remove_beyond(&Maps::<V4>::new(core::ptr::null_mut()), egress, kind, room);
-    0
-}
-
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn remove_beyond_v6(egress: *const FlowKey<4>, kind: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(egress) = (unsafe { egress.as_ref() }) else { return 0 };
-    let Some(room) = BEYOND_V6.get_ptr_mut(0) else { return 0 };
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let room = unsafe { &mut *room };
-    path::remove_beyond(&Maps::<V6>::new(core::ptr::null_mut()), egress, kind, room);
-    0
-}
-
-/// [`path::sticky`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sticky_v4(asked: *mut Asked<1>, now: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
-    path::sticky(&Maps::<V4>::new(core::ptr::null_mut()), asked, now)
-}
-
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn sticky_v6(asked: *mut Asked<4>, now: u32) -> u32 {
-    // SAFETY: as above.
-    let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
-    path::sticky(&Maps::<V6>::new(core::ptr::null_mut()), asked, now)
-}
-
-/// [`path::refuse`] for IPv4.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn refuse_v4(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: this CPU's element; tc programs do not interrupt each other.
-    let Some(headers) = HEADERS_V4.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
-    // To whom it is refused does not matter.
+#[inline(always)]
+fn refuse<const N: usize, F: Family<N>>(skb: *mut __sk_buff) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
     path::refuse(&mut Skb::again(skb, false), headers)
-}
-
-/// The same for IPv6.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn refuse_v6(skb: *mut __sk_buff) -> u32 {
-    // SAFETY: as above.
-    let Some(headers) = HEADERS_V6.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
-    path::refuse(&mut Skb::again(skb, false), headers)
-}
-
-/// Steps of the path for the packet at hand: a pointer to it can be handed over, what was made of it is found again.
-macro_rules! steps {
-    ($($function:ident($($argument:ident: $type:ty)?): $step:ident($($value:expr)?), $family:ident, $headers:ident;)*) => {$(
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        pub extern "C" fn $function(skb: *mut __sk_buff, caught: u32 $(, $argument: $type)?) -> u32 {
-            // SAFETY: this CPU's element; tc programs do not interrupt each other.
-            let Some(headers) = $headers.get_ptr(0).and_then(|room| unsafe { room.as_ref() }) else { return 0 };
-            let maps = Maps::<$family>::new(skb.cast());
-            path::$step(&mut Skb::again(skb, caught != 0), &maps, headers $(, $value)?)
-        }
-    )*};
-}
-
-steps! {
-    enters_v4(before: u64): enters_without_flow(End(before)), V4, HEADERS_V4;
-    enters_v6(before: u64): enters_without_flow(End(before)), V6, HEADERS_V6;
-    leaves_v4(before: u64): leaves_without_flow(End(before)), V4, HEADERS_V4;
-    leaves_v6(before: u64): leaves_without_flow(End(before)), V6, HEADERS_V6;
-    passes_by_v4(): passes_by(), V4, HEADERS_V4;
-    passes_by_v6(): passes_by(), V6, HEADERS_V6;
-    quoted_v4(hook: u32): quoted(hook), V4, HEADERS_V4;
-    quoted_v6(hook: u32): quoted(hook), V6, HEADERS_V6;
 }
 
 /// [`wire::crc_difference`].

@@ -264,12 +264,12 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     // Packet and headers are found again there: they cannot be handed over.
     #[inline(always)]
     fn enters_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>, before: End) -> u32 {
-        F::enters(self.ctx.cast(), packet.is_caught().into(), before.0)
+        F::enters_without_flow(self.ctx.cast(), packet.is_caught().into(), before.0)
     }
 
     #[inline(always)]
     fn leaves_without_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>, before: End) -> u32 {
-        F::leaves(self.ctx.cast(), packet.is_caught().into(), before.0)
+        F::leaves_without_flow(self.ctx.cast(), packet.is_caught().into(), before.0)
     }
 
     #[inline(always)]
@@ -285,6 +285,16 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     #[inline(always)]
     fn quoted<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>, hook: u32) -> u32 {
         F::quoted(self.ctx.cast(), packet.is_caught().into(), hook)
+    }
+
+    #[inline(always)]
+    fn ended(&self, _headers: &Headers<N>, caught: bool) -> End {
+        End(F::ended(caught.into()))
+    }
+
+    #[inline(always)]
+    fn answer<P: Packet>(&self, _packet: &mut P, _headers: &Headers<N>, key: &FlowKey<N>) -> u32 {
+        F::answer(self.ctx.cast(), key)
     }
 
     #[inline(always)]

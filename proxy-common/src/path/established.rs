@@ -50,11 +50,11 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
         }
     }
     let reply = matches!(kind, Kind::Restore | Kind::Unmasquerade);
-    let caught = packet.is_caught();
     let doubtful = headers.is_bare_syn()
-        || headers.opens() && (has_left(tables, headers, entry, caught) || is_silent(tables, headers, entry));
+        || headers.opens()
+            && (has_left(tables, headers, entry, packet.is_caught()) || is_silent(tables, headers, entry));
     if !reply && doubtful {
-        let end = ended(tables, headers, caught);
+        let end = tables.ended(headers, packet.is_caught());
         if end != End::NONE {
             return Known::Ended(end);
         }
@@ -145,10 +145,8 @@ fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, ent
 /// Whether a packet that may open a flow finds a flow that is over: a TCP connection that has closed (P-42), or whose backend
 /// has left and either end has reset it or the backend does not answer (P-40), or a UDP flow whose backend has left (P-52) or whose time
 /// is over. What is over is removed here. `headers.key` is that of a pair's forward entry.
-///
-/// A subprogram of its own: few packets of a flow ask, and the keys take much of the stack.
-#[inline(never)]
-fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught: bool) -> End {
+#[inline(always)]
+pub fn ended<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, caught: bool) -> End {
     let Some(entry) = tables.flow(&headers.key) else { return End::NO_TURN };
     let serial = entry.serial();
     // At the endpoint's edge the pair at the client's has just translated this packet, and is asked for the answer: where that one has

@@ -46,12 +46,13 @@ mod verdict;
 
 pub use affinity::sticky;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
+pub use established::ended;
 pub use icmp::quoted;
 pub use lease::LEASE;
 pub use pair::{Beyond, End, attempt, insert_pair, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use reject::refuse;
-pub use shortcut::{Out, note};
+pub use shortcut::{Out, answer, note};
 pub use time::{beginning, since, tick};
 pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables};
 pub use verdict::Verdict;

@@ -248,7 +248,7 @@ pub(super) fn answered<const N: usize, P: Packet, T: Tables<N>>(
         let key = &mut room.reply_key;
         *key = headers.key;
         key.hook = Hook::Egress as u8;
-        answer(packet, tables, headers, key)
+        Returned::from_code(tables.answer(packet, headers, key))
     });
     answered.and_then(Returned::verdict)
 }
@@ -268,7 +268,7 @@ pub(super) fn unmasqueraded<const N: usize, P: Packet, T: Tables<N>>(
         let key = &mut room.reply_key;
         made_of(headers, entry, key);
         key.hook = Hook::Egress as u8;
-        answer(packet, tables, headers, key)
+        Returned::from_code(tables.answer(packet, headers, key))
     });
     answered.and_then(Returned::verdict).unwrap_or(Verdict::Pass)
 }
@@ -292,11 +292,19 @@ pub(super) fn made_of<const N: usize>(headers: &Headers<N>, flow: &impl Fields<N
 }
 
 /// A packet that has the ends of `key`: what would be done at the client's edge is done here, if the answers of the flow have a
-/// lease.
-///
-/// A subprogram of its own: few packets are answers.
-#[inline(never)]
-fn answer<const N: usize, P: Packet, T: Tables<N>>(
+/// lease. [`Verdict::code`], or `u32::MAX`: it goes on as it is.
+#[inline(always)]
+pub fn answer<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    key: &FlowKey<N>,
+) -> u32 {
+    restored(packet, tables, headers, key).code()
+}
+
+#[inline(always)]
+fn restored<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,

@@ -408,6 +408,20 @@ pub trait Tables<const N: usize> {
     {
         super::passes_by(packet, self, headers)
     }
+    /// [`super::ended`], likewise.
+    fn ended(&self, headers: &Headers<N>, caught: bool) -> End
+    where
+        Self: Sized,
+    {
+        super::ended(self, headers, caught)
+    }
+    /// [`super::answer`], likewise.
+    fn answer<P: Packet>(&self, packet: &mut P, headers: &Headers<N>, key: &FlowKey<N>) -> u32
+    where
+        Self: Sized,
+    {
+        super::answer(packet, self, headers, key)
+    }
     /// [`super::insert_pair`], likewise.
     fn insert_pair(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, keep_port: bool, avoid: Port) -> u32
     where
