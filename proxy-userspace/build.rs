@@ -18,7 +18,9 @@ fn main() {
     }
     println!("cargo::rerun-if-changed=build.rs");
     if let Err(message) = build(&root, &out) {
-        println!("cargo::error={message}");
+        for line in message.lines() {
+            println!("cargo::error={line}");
+        }
     }
 }
 
@@ -53,16 +55,16 @@ fn build(root: &Path, out: &Path) -> Result<(), String> {
     if env::var_os("CARGO_FEATURE_NEXT_LAYOUT").is_some() {
         cargo.args(["--features", "next-layout"]);
     }
-    let status = cargo
+    let output = cargo
         .current_dir(root)
         .args(["--package", "proxy-ebpf", "--release", "--target", TARGET, "--target-dir"])
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker()?)
-        .status()
+        .output()
         .map_err(|error| format!("cannot start the BPF compiler: {error}; run `cargo xtask setup`"))?;
-    if !status.success() {
-        return Err("the BPF programs do not compile: see the errors above".into());
+    if !output.status.success() {
+        return Err(format!("the BPF programs do not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
     let object = target_dir.join(TARGET).join("release").join("proxy-ebpf");
     let failed = |error| format!("cannot copy {}: {error}", object.display());

@@ -19,6 +19,11 @@ impl<const N: usize> Fields<N> for Element<N> {
 
 impl<const N: usize> Entry<N> for Element<N> {
     #[inline(always)]
+    fn read_to(&self, to: &mut Flow<N>) {
+        self.get(|flow| copy_words(flow, to));
+    }
+
+    #[inline(always)]
     fn set_seen(&self, tick: u32) {
         // SAFETY: as above; a torn or lost write of a time stamp does no harm.
         unsafe { (*self.0).seen = tick };

@@ -5,8 +5,8 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
-    abi::{FlowKey, Port, Reason},
-    path::{self, Asked, End, Looked, Scratch, Verdict},
+    abi::{FlowKey, Port, Reason, SocketPair, SocketPairs},
+    path::{self, Asked, End, Looked, Scratch, Verdict, socket},
     wire::{self, Headers},
 };
 
@@ -197,6 +197,21 @@ fn quoted<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, hook: 
 fn refuse<const N: usize, F: Family<N>>(skb: *mut __sk_buff) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
     path::refuse(&mut Skb::again(skb, false), headers)
+}
+
+/// The pair is remembered.
+pub const REMEMBERED: u32 = 1;
+
+/// [`socket::remember`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remember_pair(pairs: *mut SocketPairs, pair: *const SocketPair) -> u32 {
+    // SAFETY: as above.
+    let Some(pairs) = (unsafe { pairs.as_mut() }) else { return 0 };
+    // SAFETY: as above.
+    let Some(pair) = (unsafe { pair.as_ref() }) else { return 0 };
+    socket::remember(pairs, pair);
+    REMEMBERED
 }
 
 /// [`wire::crc_difference`].

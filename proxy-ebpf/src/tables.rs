@@ -235,7 +235,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
     fn fragment(&self, key: &FlowKey<N>, into: &mut Fragment<N>) -> bool {
         // SAFETY: an element that is another key's meanwhile is known by its tag.
         let Some(fragment) = (unsafe { F::fragments().get(key) }) else { return false };
-        *into = *fragment;
+        copy_words(fragment, into);
         true
     }
 

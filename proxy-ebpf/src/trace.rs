@@ -11,7 +11,7 @@ use aya_log_ebpf::info;
 use core::slice::from_raw_parts;
 use proxy_common::{
     abi::{Flow, Port, TraceRecord},
-    path::{Entry, Packet, Tables},
+    path::{Entry, Fields, Packet, Tables},
     wire::Headers,
 };
 
@@ -72,9 +72,8 @@ pub fn tell<const N: usize, F: Family<N>>(skb: &Skb, verdict: u32) {
     record.service = Flow::<N>::NO_SERVICE;
     record.pad = 0;
     if let Some(entry) = Maps::<F>::new(skb.as_ptr()).flow(key) {
-        let flow = entry.read();
-        record.kind = flow.kind;
-        record.service = flow.service;
+        record.kind = entry.kind();
+        record.service = entry.get(|flow| flow.service);
     }
     // SAFETY: the record is plain and without padding, and outlives the call.
     let bytes = unsafe { from_raw_parts((&raw const *record).cast::<u8>(), TraceRecord::SIZE) };

@@ -43,7 +43,7 @@ fn about<const N: usize, P: Packet, T: Tables<N>>(
         *key = quoted.key.mirrored();
         key.hook = hook;
         let entry = tables.flow(key)?;
-        *flow = entry.read();
+        entry.read_to(flow);
         if flow.tag != key.tag() {
             return None;
         }

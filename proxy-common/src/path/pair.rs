@@ -152,7 +152,8 @@ pub(super) const fn is_reply(kind: u8) -> bool {
     kind == Kind::Restore as u8 || kind == Kind::Unmasquerade as u8
 }
 
-/// Starts the forward half in the scratch room: the packet will come from `src`. Where it goes is the caller's to say.
+/// Starts the forward half in the scratch room: the packet will come from `src`. Where it goes is the caller's to say, the rest is written by
+/// [`insert_pair`].
 #[inline(always)]
 pub(super) fn start<const N: usize>(flow: &mut Flow<N>, src: &Addr<N>, kind: Kind, ifindex: u32) {
     flow.src = *src;
@@ -165,7 +166,6 @@ pub(super) fn start<const N: usize>(flow: &mut Flow<N>, src: &Addr<N>, kind: Kin
     flow.proof = 0;
     flow.lease = 0;
     flow.far = 0;
-    flow.size = 0;
 }
 
 /// The verdict of a hook that has tried to open a flow.
@@ -253,6 +253,8 @@ pub fn insert_pair<const N: usize, T: Tables<N>>(
     flow.serial = scratch.before.left().unwrap_or_else(|| tables.random());
     flow.tag = key.tag();
     flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
+    // Here and not in `start`: four words of zeros in a row would be written by memset, byte by byte.
+    flow.size = 0;
     if scratch.before.left().is_none() && !reclaim::is_at_ease(tables) && !tables.make_room() {
         return FULL;
     }
@@ -334,7 +336,7 @@ fn adopt<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, scratch: &m
     if !is_of(&entry, key, scratch.flow.kind.into()) {
         return false;
     }
-    scratch.flow = entry.read();
+    entry.read_to(&mut scratch.flow);
     true
 }
 
@@ -377,7 +379,8 @@ fn insert_halves<const N: usize, T: Tables<N>>(
     reply.tag = scratch.reply_key.tag();
     reply.lease = 0;
     reply.far = 0;
-    reply.size = 0;
+    // Zero; see `insert_pair`.
+    reply.size = flow.size;
     let mut inserted = tables.insert_flow(&scratch.reply_key, &scratch.reply);
     if inserted == Insert::Exists
         && takes_closed

@@ -71,7 +71,8 @@ pub fn dial<const N: usize, T: Tables<N>>(
         client = Client::Node;
     }
     let (run, _) = frontend::list(&service, external, client);
-    let mut asked = Asked::new(Addr::UNSPECIFIED);
+    // The unspecified address, in a way that the compiler does not see: it would have memset write it, byte by byte.
+    let mut asked = Asked::new(Addr([tables.unknown(0); N]));
     asked.set(frontend.service, &service, run);
     match affinity::choose(tables, &mut asked) {
         Some(backend) => Dial::To(backend),
@@ -83,19 +84,13 @@ pub fn dial<const N: usize, T: Tables<N>>(
 #[inline(always)]
 #[must_use]
 pub fn recall<'a>(pairs: &'a mut SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
-    let mut i = 0;
-    while i < SOCKET_PAIRS {
-        if is_frontend(&pairs.pairs[i], address, port) {
-            let stamp = next_stamp(pairs, i);
-            // A socket that keeps asking one frontend writes nothing.
-            if pairs.pairs[i].used != stamp {
-                pairs.pairs[i].used = stamp;
-            }
-            return Some(&pairs.pairs[i]);
-        }
-        i += 1;
+    let last = last_stamp(pairs);
+    let pair = pairs.pairs.iter_mut().find(|pair| is_frontend(pair, address, port))?;
+    // A socket that keeps asking one frontend writes nothing.
+    if pair.used != last {
+        pair.used = last + 1;
     }
-    None
+    Some(pair)
 }
 
 /// The pair whose backend this is: what recvmsg and getpeername show instead (J14, S-07). Where several frontends led to one
@@ -123,27 +118,20 @@ pub fn dialled<'a>(pairs: &'a SocketPairs, address: &[u32; 4], port: Port) -> Op
 /// answers show the backend then.
 #[inline(always)]
 pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair) {
-    let mut place = 0;
-    let mut oldest = u32::MAX;
-    let mut i = 0;
-    while i < SOCKET_PAIRS {
-        let old = &pairs.pairs[i];
-        // Before all stamps: the same frontend's.
-        let rank = if is_frontend(old, &pair.frontend, pair.frontend_port) { 0 } else { old.used as u32 + 1 };
-        if rank < oldest {
-            (place, oldest) = (i, rank);
+    // Before all stamps: the same frontend's.
+    let rank = |old: &SocketPair| {
+        if is_frontend(old, &pair.frontend, pair.frontend_port) { 0 } else { u32::from(old.used) + 1 }
+    };
+    let used = last_stamp(pairs) + 1;
+    let [first, others @ ..] = &mut pairs.pairs;
+    let (mut lowest, mut place) = (rank(first), first);
+    for other in others {
+        let rank = rank(other);
+        if rank < lowest {
+            (lowest, place) = (rank, other);
         }
-        i += 1;
     }
-    let mut i = 0;
-    while i < SOCKET_PAIRS {
-        // Compared and not indexed: the verifier knows no bounds of a place that was searched for.
-        if i == place {
-            let used = next_stamp(pairs, i);
-            pairs.pairs[i] = SocketPair { used, ..*pair };
-        }
-        i += 1;
-    }
+    *place = SocketPair { used, ..*pair };
 }
 
 #[inline(always)]
@@ -151,32 +139,19 @@ fn is_frontend(pair: &SocketPair, address: &[u32; 4], port: Port) -> bool {
     pair.used != 0 && pair.frontend_port == port && Addr(pair.frontend).same(&Addr(*address))
 }
 
-/// The stamp that makes the pair at `place` the one used last. Where stamps end, all begin anew as equals.
+/// The stamp of the pair that was used last, below the greatest one; 0: there is none. Where stamps end, all others begin anew as equals.
 #[inline(always)]
-fn next_stamp(pairs: &mut SocketPairs, place: usize) -> u16 {
-    let mut last = 0;
-    let mut i = 0;
-    while i < SOCKET_PAIRS {
-        let used = pairs.pairs[i].used;
-        if i != place && used > last {
-            last = used;
+fn last_stamp(pairs: &mut SocketPairs) -> u16 {
+    let last = pairs.pairs.iter().fold(0, |last, pair| if pair.used > last { pair.used } else { last });
+    if last < u16::MAX {
+        return last;
+    }
+    for pair in &mut pairs.pairs {
+        if pair.used != 0 {
+            pair.used = if pair.used == last { 2 } else { 1 };
         }
-        i += 1;
     }
-    if pairs.pairs[place].used > last {
-        return pairs.pairs[place].used;
-    }
-    if last == u16::MAX {
-        let mut i = 0;
-        while i < SOCKET_PAIRS {
-            if pairs.pairs[i].used != 0 {
-                pairs.pairs[i].used = 1;
-            }
-            i += 1;
-        }
-        last = 1;
-    }
-    last + 1
+    2
 }
 
 #[cfg(test)]

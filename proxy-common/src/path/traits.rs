@@ -141,6 +141,11 @@ pub trait Entry<const N: usize>: Fields<N> {
     fn read(&self) -> Flow<N> {
         self.get(|flow| *flow)
     }
+    /// [`Entry::read`], in place.
+    #[inline(always)]
+    fn read_to(&self, to: &mut Flow<N>) {
+        *to = self.read();
+    }
     /// [`Flow::tag`].
     #[inline(always)]
     fn tag(&self) -> u32 {

@@ -1,6 +1,7 @@
 //! cgroup programs: sockets of the node's own processes.
 
 use crate::family::{V4, V6};
+use crate::global::{REMEMBERED, remember_pair};
 use crate::maps::{CONFIG, SOCKETS};
 use crate::tables::Maps;
 use aya_ebpf::{
@@ -153,9 +154,10 @@ fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     }
     let mut pair = SocketPair {
         frontend: name.address,
-        backend: [0, 0, MAPPED, 0],
+        // Of a mapped one three words are right already. Zeros would be written by memset, byte by byte.
+        backend: name.address,
         frontend_port: name.port,
-        backend_port: Port(0),
+        backend_port: name.port,
         endpoint: 0,
         generation: 0,
         used: 1,
@@ -252,8 +254,7 @@ fn pairs(ctx: &SockAddrContext) -> Option<&'static mut SocketPairs> {
 fn remember(ctx: &SockAddrContext, pair: &SocketPair) -> bool {
     // SAFETY: as in `pairs`.
     let storage = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
-    // SAFETY: null or what the look-up found.
-    unsafe { storage.as_mut() }.map(|pairs| socket::remember(pairs, pair)).is_some()
+    !storage.is_null() && remember_pair(storage, pair) == REMEMBERED
 }
 
 /// Whether this socket is the node's own; `None` for one that is not translated. `--sockets all` translates TCP of pods as
