@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
@@ -398,20 +399,28 @@ fn socket_programs() -> impl Iterator<Item = &'static str> {
     hooks::SOCKETS.iter().map(|(_, name)| *name)
 }
 
-/// Hands programs to the kernel, those that have not been, each in a thread: verifying them is most of what a start takes.
+/// Hands programs to the kernel, those that have not been, on all CPUs: verifying them is most of what a start takes. What takes longest
+/// should be named first: begun first, it is ready with the others.
 pub fn load_programs(ebpf: &mut Ebpf, names: &[&'static str]) -> Result<(), DatapathError> {
     for name in names {
         ebpf.program(name).ok_or(DatapathError::NoProgram { program: name })?;
     }
     let mut programs: Vec<_> = ebpf
         .programs_mut()
-        .filter_map(|(found, program)| Some((*names.iter().find(|name| **name == found)?, program)))
+        .filter_map(|(found, program)| Some((names.iter().position(|name| *name == found)?, program)))
         .collect();
+    programs.sort_unstable_by_key(|(place, _)| *place);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(programs.len());
+    let queue = Mutex::new(programs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((place, program)) = next() {
+            load_program(names[place], program)?;
+        }
+        Ok(())
+    };
     std::thread::scope(|scope| {
-        let loading: Vec<_> = programs
-            .iter_mut()
-            .map(|(name, program)| scope.spawn(move || load_program(name, program)))
-            .collect();
+        let loading: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         let joined = loading
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
