@@ -1,8 +1,50 @@
 //! The clock.
 
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use crate::global::clock_time;
+use crate::maps::{CONFIG, TEST_MODE};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use core::cell::UnsafeCell;
-use proxy_common::abi::MOMENTS;
+use proxy_common::{abi::MOMENTS, path::beginning};
+
+/// How a program asks what time it is: [`proxy_common::path::Tables::time`].
+pub trait Clock {
+    fn time() -> u64;
+}
+
+/// Of packets of known flows: without a call.
+pub struct Here;
+/// Of all others, behind a call: so they are shorter, and the verifier has less to follow.
+pub struct Elsewhere;
+/// Of sockets, whose programs may not ask the coarse clock.
+pub struct Exact;
+
+impl Clock for Here {
+    #[inline(always)]
+    fn time() -> u64 {
+        set().unwrap_or_else(cached)
+    }
+}
+
+impl Clock for Elsewhere {
+    #[inline(always)]
+    fn time() -> u64 {
+        clock_time()
+    }
+}
+
+impl Clock for Exact {
+    #[inline(always)]
+    fn time() -> u64 {
+        // SAFETY: takes nothing, cannot fail.
+        set().unwrap_or_else(|| of(unsafe { bpf_ktime_get_ns() }))
+    }
+}
+
+/// The time of a run that must be repeatable.
+#[inline(always)]
+fn set() -> Option<u64> {
+    (TEST_MODE.load() != 0).then(|| beginning(CONFIG.get(0).map_or(0, |config| config.test_clock)))
+}
 
 /// The clock as last read: the lowest bits of jiffies, and below them moments. All CPUs share it, in one word that is written once a jiffy: a
 /// program finds it without a look-up.
@@ -23,7 +65,7 @@ const MASK: u64 = (1 << BITS) - 1;
 /// Monotonic time in moments of 2^26 ns. The clock itself is asked once a jiffy: the verifier turns
 /// `bpf_jiffies64` into a load, while the clock costs as much as a look-up where returns are protected.
 #[inline(always)]
-pub fn time() -> u64 {
+fn cached() -> u64 {
     // SAFETY: takes nothing, cannot fail.
     let jiffies = unsafe { bpf_jiffies64() } << BITS;
     // SAFETY: a static's word. Volatile, since others write it.
@@ -42,6 +84,6 @@ pub fn time() -> u64 {
 
 /// A clock's nanoseconds in moments.
 #[inline(always)]
-pub const fn of(nanoseconds: u64) -> u64 {
+const fn of(nanoseconds: u64) -> u64 {
     nanoseconds >> 26 & MASK
 }

@@ -10,6 +10,7 @@ use proxy_common::{
     wire::{self, Headers},
 };
 
+use crate::clock::{Clock, Elsewhere, Here};
 use crate::family::{Family, V4, V6};
 use crate::packet::Skb;
 use crate::tables::Maps;
@@ -75,32 +76,35 @@ fn headers<const N: usize, F: Family<N>>() -> Option<&'static Headers<N>> {
     F::headers().and_then(|room| unsafe { room.as_ref() })
 }
 
-/// Tables for a function that looks for no socket.
+/// Tables for what few packets need; `skb`: the packet, to look for sockets.
 #[inline(always)]
-const fn maps<F>() -> Maps<F> {
-    Maps::new(core::ptr::null_mut())
+const fn maps<F>(skb: *mut __sk_buff) -> Maps<F, Elsewhere> {
+    Maps::new(skb.cast())
 }
+
+/// No packet.
+const NO_SKB: *mut __sk_buff = core::ptr::null_mut();
 
 #[inline(always)]
 fn make_room<const N: usize, F: Family<N>>() -> u32 {
     let Some(room) = F::looked() else { return 0 };
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let room = unsafe { &mut *room };
-    path::make_room(&maps::<F>(), room).into()
+    path::make_room(&maps::<F>(NO_SKB), room).into()
 }
 
 #[inline(always)]
 fn look<const N: usize, F: Family<N>>(room: *mut Looked<N>, time: u64, forgets: u32) -> u32 {
     // SAFETY: the caller has a reference; the verifier asks for the comparison with null.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::look(&maps::<F>(), room, time, forgets)
+    path::look(&maps::<F>(NO_SKB), room, time, forgets)
 }
 
 #[inline(always)]
 fn forget<const N: usize, F: Family<N>>(room: *mut Looked<N>) -> u32 {
     // SAFETY: as above.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::forget(&maps::<F>(), room);
+    path::forget(&maps::<F>(NO_SKB), room);
     0
 }
 
@@ -111,7 +115,7 @@ fn remove_beyond<const N: usize, F: Family<N>>(egress: *const FlowKey<N>, kind: 
     let Some(room) = F::beyond() else { return 0 };
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let room = unsafe { &mut *room };
-    path::remove_beyond(&maps::<F>(), egress, kind, room);
+    path::remove_beyond(&maps::<F>(NO_SKB), egress, kind, room);
     0
 }
 
@@ -127,7 +131,7 @@ fn insert_pair<const N: usize, F: Family<N>>(
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::insert_pair(&Maps::<F>::new(skb.cast()), key, scratch, keep_port != 0, Port(avoid as u16))
+    path::insert_pair(&maps::<F>(skb), key, scratch, keep_port != 0, Port(avoid as u16))
 }
 
 #[inline(always)]
@@ -142,34 +146,32 @@ fn attempt<const N: usize, F: Family<N>>(
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::attempt(&Maps::<F>::new(skb.cast()), key, scratch, keeps != 0, takes_closed != 0)
+    path::attempt(&maps::<F>(skb), key, scratch, keeps != 0, takes_closed != 0)
 }
 
 #[inline(always)]
 fn sticky<const N: usize, F: Family<N>>(asked: *mut Asked<N>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
-    path::sticky(&maps::<F>(), asked, now)
+    path::sticky(&maps::<F>(NO_SKB), asked, now)
 }
 
 #[inline(always)]
 fn enters_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    let maps = Maps::<F>::new(skb.cast());
-    path::enters_without_flow(&mut Skb::again(skb, caught != 0), &maps, headers, End(before))
+    path::enters_without_flow(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, End(before))
 }
 
 #[inline(always)]
 fn leaves_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    let maps = Maps::<F>::new(skb.cast());
-    path::leaves_without_flow(&mut Skb::again(skb, caught != 0), &maps, headers, End(before))
+    path::leaves_without_flow(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, End(before))
 }
 
 #[inline(always)]
 fn passes_by<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::passes_by(&mut Skb::again(skb, caught != 0), &Maps::<F>::new(skb.cast()), headers)
+    path::passes_by(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers)
 }
 
 #[inline(always)]
@@ -184,19 +186,26 @@ fn answer<const N: usize, F: Family<N>>(skb: *mut __sk_buff, key: *const FlowKey
 #[inline(always)]
 fn ended<const N: usize, F: Family<N>>(caught: u32) -> u64 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::ended(&maps::<F>(), headers, caught != 0).0
+    path::ended(&maps::<F>(NO_SKB), headers, caught != 0).0
 }
 
 #[inline(always)]
 fn quoted<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::quoted(&mut Skb::again(skb, caught != 0), &Maps::<F>::new(skb.cast()), headers, hook)
+    path::quoted(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, hook)
 }
 
 #[inline(always)]
 fn refuse<const N: usize, F: Family<N>>(skb: *mut __sk_buff) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
     path::refuse(&mut Skb::again(skb, false), headers)
+}
+
+/// The time, [`Here::time`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn clock_time() -> u64 {
+    Here::time()
 }
 
 /// The pair is remembered.

@@ -1,17 +1,16 @@
 //! `proxy_common::path::Tables` over the maps, one family at a time.
 
+use crate::clock::{Clock, Here};
+use crate::dice;
 use crate::element::{Element, copy_words};
 use crate::family::Family;
 use crate::maps::*;
-use crate::{clock, dice};
 use aya_ebpf::{
     bindings::{
         BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_spin_lock,
     },
-    helpers::generated::{
-        self, bpf_ktime_get_ns, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-    },
+    helpers::generated::{self, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     maps::{Queue, lpm_trie::Key},
 };
 use core::borrow::Borrow;
@@ -24,23 +23,23 @@ use proxy_common::{
         Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
         TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
-    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, beginning, tick},
+    path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, tick},
     wire::Headers,
 };
 
 /// `-E2BIG` and `-ENOMEM`; anything else that an insert can fail with means that the key is there.
 const FULL: [i32; 2] = [-7, -12];
 
-/// The maps of family `F`, for a program whose context is `ctx`.
-pub struct Maps<F, const SOCKET: bool = false> {
+/// The maps of family `F` and the clock `C`, for a program whose context is `ctx`.
+pub struct Maps<F, C = Here> {
     ctx: *mut c_void,
-    family: PhantomData<F>,
+    of: PhantomData<(F, C)>,
 }
 
-impl<F, const SOCKET: bool> Maps<F, SOCKET> {
+impl<F, C> Maps<F, C> {
     #[inline(always)]
     pub const fn new(ctx: *mut c_void) -> Self {
-        Self { ctx, family: PhantomData }
+        Self { ctx, of: PhantomData }
     }
 
     #[inline(always)]
@@ -78,7 +77,7 @@ fn another_listens(ctx: *mut c_void, port: Port) -> bool {
     !own
 }
 
-impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOCKET> {
+impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     type Entry = Element<N>;
 
     #[inline(always)]
@@ -427,14 +426,7 @@ impl<const N: usize, F: Family<N>, const SOCKET: bool> Tables<N> for Maps<F, SOC
 
     #[inline(always)]
     fn time(&self) -> u64 {
-        if TEST_MODE.load() != 0 {
-            return beginning(Self::config().map_or(0, |config| config.test_clock));
-        }
-        if SOCKET {
-            // SAFETY: takes nothing, cannot fail. Programs of sockets may not ask the coarse clock.
-            return clock::of(unsafe { bpf_ktime_get_ns() });
-        }
-        clock::time()
+        C::time()
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::established::{Known, pass_known};
 use super::pair::End;
 use super::traits::{Packet, Tables};
-use super::verdict::{Returned, Verdict, counted};
+use super::verdict::{Returned, Verdict};
 use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate, unserved};
 use crate::abi::{AddressClass, Hook, Reason, device_flags};
 use crate::wire::{Headers, Transport, parse};
@@ -29,7 +29,7 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
         && (packet.note() == shortcut::note::ASKS && lease::are_routes_enough(tables)
             || room.is_parsed() && room.transport == Transport::IcmpError)
     {
-        verdict = Verdict::from_code(tables.passes_by(packet, room));
+        verdict = counted(tables, Verdict::from_code(tables.passes_by(packet, room)));
     }
     let verdict = fragment::remember(packet, tables, room, verdict);
     if packet.is_caught() { catch_all::guard(packet, tables, room, verdict) } else { verdict }
@@ -60,7 +60,8 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         return counted(tables, Verdict::Drop(Reason::Loopback));
     }
     if tables.is_stranger(&headers.key.dst) {
-        return shortcut::answered(packet, tables, headers).unwrap_or(Verdict::Pass);
+        return shortcut::answered(packet, tables, headers)
+            .map_or(Verdict::Pass, |verdict| counted(tables, verdict));
     }
     let mut before = End::NO_TURN;
     // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
@@ -71,9 +72,9 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
         }
     }
     if let Some(verdict) = shortcut::answered(packet, tables, headers) {
-        return verdict;
+        return counted(tables, verdict);
     }
-    Verdict::from_code(tables.enters_without_flow(packet, headers, before))
+    counted(tables, Verdict::from_code(tables.enters_without_flow(packet, headers, before)))
 }
 
 /// A packet that enters, to an address that may be somebody, and of no known flow: [`Verdict::code`]. `before`: how a flow of its
@@ -100,7 +101,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
     if headers.is_later_fragment()
         && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
     {
-        return counted(tables, verdict);
+        return verdict;
     }
     let key = &headers.key;
     // A SYN asks for the exact frontend first: where it finds one, the address is a Service's, and need not be asked about.
@@ -115,20 +116,19 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
         Transport::IcmpError | Transport::IcmpRedirect => {
             return match quoted(packet, tables, headers, Hook::Ingress) {
                 Some(verdict) => verdict,
-                None => counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Protocol)),
+                None => unserved::verdict(packet, tables, headers, class, Reason::Protocol),
             };
         }
         Transport::Fragment => {
-            let verdict =
-                counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Fragment));
+            let verdict = unserved::verdict(packet, tables, headers, class, Reason::Fragment);
             fragment::count_early(tables, headers, verdict != Verdict::Pass);
             return verdict;
         }
         Transport::Malformed => {
-            return counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Malformed));
+            return unserved::verdict(packet, tables, headers, class, Reason::Malformed);
         }
         Transport::Other => {
-            return counted(tables, unserved::verdict(packet, tables, headers, class, Reason::Protocol));
+            return unserved::verdict(packet, tables, headers, class, Reason::Protocol);
         }
     }
     // L-07: what is begun from now on is another proxy's.
@@ -136,7 +136,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
         return Verdict::Pass;
     }
     let dialled = exact.or_else(|| frontend::find(tables, class, &key.dst, key.dport, key.protocol));
-    let verdict = match dialled {
+    match dialled {
         Some(frontend) => translate::open(packet, tables, headers, frontend, before),
         None if unserved::ends_here(packet, tables, headers, class) => {
             reject::answer(packet, tables, headers, Reason::Unlisted)
@@ -144,8 +144,7 @@ fn ask_on_entry<const N: usize, P: Packet, T: Tables<N>>(
         // Whatever it is now, it may have been an endpoint, with flows whose answers a new connection would get.
         None if headers.opens() => translate::open_direct(packet, tables, headers, before),
         None => Verdict::Pass,
-    };
-    counted(tables, verdict)
+    }
 }
 
 /// A packet leaves the node's stack by an edge; arguments as for [`ingress`].
@@ -164,6 +163,15 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
     }
     let verdict = leaves(packet, tables, room, l3);
     fragment::remember(packet, tables, room, verdict)
+}
+
+/// A verdict, once what it ends has been counted.
+#[inline(always)]
+fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdict {
+    if let Verdict::Drop(reason) | Verdict::Reject(reason) = verdict {
+        tables.count(reason);
+    }
+    verdict
 }
 
 #[inline(always)]
@@ -200,7 +208,7 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
             Err(end) => before = end,
         },
     }
-    Verdict::from_code(tables.leaves_without_flow(packet, headers, before))
+    counted(tables, Verdict::from_code(tables.leaves_without_flow(packet, headers, before)))
 }
 
 /// A packet that leaves, marked or with an address that may be somebody, and of no known flow; as [`enters_without_flow`].
@@ -227,7 +235,7 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
             if headers.is_later_fragment()
                 && let Some(verdict) = fragment::later(packet, tables, headers).verdict()
             {
-                return counted(tables, verdict);
+                return verdict;
             }
             fragment::count_early(tables, headers, false);
             return Verdict::Pass;
@@ -247,7 +255,7 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     match masquerade::open(packet, tables, headers, own, before) {
         // What is another's goes on where there is no room to write it down: who it goes to may be no endpoint at all.
         Verdict::Drop(Reason::FlowTableFull) if own && !packet.is_own() => Verdict::Pass,
-        verdict => counted(tables, verdict),
+        verdict => verdict,
     }
 }
 
@@ -278,9 +286,7 @@ fn quoted<const N: usize, P: Packet, T: Tables<N>>(
     headers: &Headers<N>,
     hook: Hook,
 ) -> Option<Verdict> {
-    Returned::from_code(tables.quoted(packet, headers, hook as u32))
-        .verdict()
-        .map(|verdict| counted(tables, verdict))
+    Returned::from_code(tables.quoted(packet, headers, hook as u32)).verdict()
 }
 
 /// A packet that has entered, and would go on by the stack, asks for a lease or is an ICMP error: whether it passes the stack by.

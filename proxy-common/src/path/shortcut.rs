@@ -13,7 +13,7 @@ use core::borrow::Borrow;
 use super::established::{self, is_challenge};
 use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
 use super::traits::{Entry, Fields, Packet, Tables};
-use super::verdict::{Returned, Verdict, counted};
+use super::verdict::{Returned, Verdict};
 use super::{pair, rewrite};
 use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
 use crate::wire::{Headers, Transport, tcp_flags};
@@ -332,12 +332,11 @@ fn restored<const N: usize, P: Packet, T: Tables<N>>(
     // By routes alone the first answer comes by here, and the last.
     established::note(packet, tables, headers, key, &entry, true);
     let verdict = rewrite::packet_of(packet, headers, key, &entry);
-    let verdict = if verdict == Verdict::Pass && entry.tag() == key.tag() {
-        send(packet, tables, headers.l3, device, ways)
+    if verdict == Verdict::Pass && entry.tag() == key.tag() {
+        send(packet, tables, headers.l3, device, ways).into()
     } else {
-        Verdict::Drop(Reason::Rewrite)
-    };
-    counted(tables, verdict).into()
+        Verdict::Drop(Reason::Rewrite).into()
+    }
 }
 
 /// The ways out of a device with these [`device_flags`].

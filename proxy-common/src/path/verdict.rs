@@ -1,6 +1,5 @@
 //! What becomes of a packet, also as a number.
 
-use super::traits::Tables;
 use crate::abi::Reason;
 
 /// What becomes of a packet. Numbers of a hook appear only in its shim.
@@ -8,9 +7,9 @@ use crate::abi::Reason;
 pub enum Verdict {
     /// The stack goes on with it, rewritten or not.
     Pass,
-    /// Dropped; already counted.
+    /// Dropped; counted by when a hook returns it.
     Drop(Reason),
-    /// It has been turned into an answer: send it out of the device it came in by. Already counted.
+    /// It has been turned into an answer: send it out of the device it came in by. Likewise.
     Reject(Reason),
     /// It leaves by the device that [`super::Packet::send`] was told, past the stack. Already counted.
     Shortcut,
@@ -42,15 +41,6 @@ impl Verdict {
         let reason = Reason::ALL.get((code & 0xff) as usize).copied().unwrap_or(Reason::Rewrite);
         if code & REJECT == 0 { Self::Drop(reason) } else { Self::Reject(reason) }
     }
-}
-
-/// A verdict, once what it ends has been counted.
-#[inline(always)]
-pub(super) fn counted<const N: usize, T: Tables<N>>(tables: &T, verdict: Verdict) -> Verdict {
-    if let Verdict::Drop(reason) | Verdict::Reject(reason) = verdict {
-        tables.count(reason);
-    }
-    verdict
 }
 
 /// A [`Verdict`] that crosses a call between subprograms. As an enum it would be returned through memory, and LLVM stores
