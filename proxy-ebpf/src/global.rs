@@ -208,6 +208,14 @@ pub extern "C" fn clock_time() -> u64 {
     Here::time()
 }
 
+/// [`socket::last_stamp`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn last_stamp(pairs: *mut SocketPairs) -> u32 {
+    // SAFETY: as above.
+    unsafe { pairs.as_mut() }.map_or(0, |pairs| socket::last_stamp(pairs).into())
+}
+
 /// The pair is remembered.
 pub const REMEMBERED: u32 = 1;
 
@@ -219,7 +227,8 @@ pub extern "C" fn remember_pair(pairs: *mut SocketPairs, pair: *const SocketPair
     let Some(pairs) = (unsafe { pairs.as_mut() }) else { return 0 };
     // SAFETY: as above.
     let Some(pair) = (unsafe { pair.as_ref() }) else { return 0 };
-    socket::remember(pairs, pair);
+    let last = last_stamp(pairs) as u16;
+    socket::remember(pairs, pair, last);
     REMEMBERED
 }
 

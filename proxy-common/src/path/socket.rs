@@ -80,11 +80,15 @@ pub fn dial<const N: usize, T: Tables<N>>(
     }
 }
 
-/// The pair under which a socket has dialled this frontend before; from now on the one used last.
+/// The pair under which a socket has dialled this frontend before; from now on the one used last. `last`: [`last_stamp`].
 #[inline(always)]
 #[must_use]
-pub fn recall<'a>(pairs: &'a mut SocketPairs, address: &[u32; 4], port: Port) -> Option<&'a SocketPair> {
-    let last = last_stamp(pairs);
+pub fn recall<'a>(
+    pairs: &'a mut SocketPairs,
+    address: &[u32; 4],
+    port: Port,
+    last: u16,
+) -> Option<&'a SocketPair> {
     let pair = pairs.pairs.iter_mut().find(|pair| is_frontend(pair, address, port))?;
     // A socket that keeps asking one frontend writes nothing.
     if pair.used != last {
@@ -115,14 +119,13 @@ pub fn dialled<'a>(pairs: &'a SocketPairs, address: &[u32; 4], port: Port) -> Op
 }
 
 /// Remembers a pair as the one used last: in the place of the same frontend's old one, else of the one used longest ago. Its late
-/// answers show the backend then.
+/// answers show the backend then. `last`: [`last_stamp`].
 #[inline(always)]
-pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair) {
+pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair, last: u16) {
     // Before all stamps: the same frontend's.
     let rank = |old: &SocketPair| {
         if is_frontend(old, &pair.frontend, pair.frontend_port) { 0 } else { u32::from(old.used) + 1 }
     };
-    let used = last_stamp(pairs) + 1;
     let [first, others @ ..] = &mut pairs.pairs;
     let (mut lowest, mut place) = (rank(first), first);
     for other in others {
@@ -131,7 +134,7 @@ pub fn remember(pairs: &mut SocketPairs, pair: &SocketPair) {
             (lowest, place) = (rank, other);
         }
     }
-    *place = SocketPair { used, ..*pair };
+    *place = SocketPair { used: last + 1, ..*pair };
 }
 
 #[inline(always)]
@@ -141,7 +144,8 @@ fn is_frontend(pair: &SocketPair, address: &[u32; 4], port: Port) -> bool {
 
 /// The stamp of the pair that was used last, below the greatest one; 0: there is none. Where stamps end, all others begin anew as equals.
 #[inline(always)]
-fn last_stamp(pairs: &mut SocketPairs) -> u16 {
+#[must_use]
+pub fn last_stamp(pairs: &mut SocketPairs) -> u16 {
     let last = pairs.pairs.iter().fold(0, |last, pair| if pair.used > last { pair.used } else { last });
     if last < u16::MAX {
         return last;
@@ -182,20 +186,26 @@ mod tests {
     }
 
     fn recalled(pairs: &mut SocketPairs, frontend: u32) -> Option<u32> {
-        recall(pairs, &[0, 0, 0, frontend], PORT).map(|pair| pair.backend[3])
+        let last = last_stamp(pairs);
+        recall(pairs, &[0, 0, 0, frontend], PORT, last).map(|pair| pair.backend[3])
+    }
+
+    fn keep(pairs: &mut SocketPairs, pair: SocketPair) {
+        let last = last_stamp(pairs);
+        remember(pairs, &pair, last);
     }
 
     #[test]
     fn s11_one_frontend_more_takes_the_place_of_the_one_used_longest_ago() {
         let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
         for n in 1..=4 {
-            remember(&mut pairs, &pair(n, 10 + n));
+            keep(&mut pairs, pair(n, 10 + n));
         }
         assert_eq!(recalled(&mut pairs, 1), Some(11), "used again: no more the oldest");
-        remember(&mut pairs, &pair(5, 15));
+        keep(&mut pairs, pair(5, 15));
         let left = [1, 2, 3, 4, 5].map(|n| recalled(&mut pairs, n));
         assert_eq!(left, [Some(11), None, Some(13), Some(14), Some(15)]);
-        remember(&mut pairs, &pair(3, 23));
+        keep(&mut pairs, pair(3, 23));
         assert_eq!(recalled(&mut pairs, 3), Some(23), "a frontend has one backend");
         assert_eq!(pairs.pairs.iter().filter(|pair| pair.frontend[3] == 3).count(), 1);
     }
@@ -203,8 +213,8 @@ mod tests {
     #[test]
     fn s07_of_two_frontends_of_one_backend_the_one_asked_last_is_shown() {
         let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
-        remember(&mut pairs, &pair(1, 10));
-        remember(&mut pairs, &pair(2, 10));
+        keep(&mut pairs, pair(1, 10));
+        keep(&mut pairs, pair(2, 10));
         assert_eq!(shown(&pairs, 10), Some(2));
         assert_eq!(recalled(&mut pairs, 1), Some(10));
         assert_eq!(shown(&pairs, 10), Some(1));
@@ -215,8 +225,8 @@ mod tests {
     #[test]
     fn stamps_that_end_begin_anew() {
         let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
-        remember(&mut pairs, &pair(1, 10));
-        remember(&mut pairs, &pair(2, 10));
+        keep(&mut pairs, pair(1, 10));
+        keep(&mut pairs, pair(2, 10));
         for n in 0..140_000_u32 {
             assert_eq!(recalled(&mut pairs, 1 + n % 2), Some(10));
             assert_eq!(shown(&pairs, 10), Some(1 + n % 2), "after {n}");

@@ -2,7 +2,7 @@
 
 use crate::clock::Exact;
 use crate::family::{V4, V6};
-use crate::global::{REMEMBERED, remember_pair};
+use crate::global::{REMEMBERED, last_stamp, remember_pair};
 use crate::maps::{CONFIG, SOCKETS};
 use crate::tables::Maps;
 use aya_ebpf::{
@@ -227,7 +227,8 @@ fn kept<const N: usize, T: Tables<N>>(
         return false;
     }
     let Some(pairs) = pairs(ctx) else { return false };
-    let Some(pair) = socket::recall(pairs, &name.address, name.port) else { return false };
+    let last = last_stamp(pairs) as u16;
+    let Some(pair) = socket::recall(pairs, &name.address, name.port, last) else { return false };
     if tables.endpoint_generation(pair.endpoint) != u32::from(pair.generation) {
         return false;
     }
