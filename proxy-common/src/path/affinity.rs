@@ -2,7 +2,8 @@
 
 use core::cmp::Ordering;
 
-use super::traits::{Asked, Tables};
+use super::scratch::Asked;
+use super::traits::Tables;
 use super::translate::draw;
 use crate::abi::{Affinity, Backend, Run};
 

@@ -1,7 +1,8 @@
 //! What a frontend has for a packet without a flow: admission, endpoint list, backend, masquerade.
 
 use super::frontend::{self, Client};
-use super::traits::{Scratch, Tables};
+use super::scratch::Scratch;
+use super::traits::Tables;
 use super::{affinity, pair};
 use crate::abi::{Addr, Frontend, Kind, Service, service_flags, state};
 use crate::wire::Headers;

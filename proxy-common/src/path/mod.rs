@@ -17,6 +17,7 @@
 //! icmp.rs        errors and redirects about known flows
 //! reject.rs      answering with RST or port unreachable
 //! rewrite.rs     the bytes of a rewrite
+//! scratch.rs     rooms for what the stack has no room for
 //! shortcut.rs    packets of known flows that pass the stack by
 //! lease.rs       which flows may have theirs do so
 //! socket.rs      connect, sendmsg, recvmsg, getpeername
@@ -36,6 +37,7 @@ mod pair;
 mod reclaim;
 mod reject;
 mod rewrite;
+mod scratch;
 mod shortcut;
 pub mod socket;
 mod time;
@@ -52,9 +54,10 @@ pub use lease::LEASE;
 pub use pair::{Beyond, End, attempt, insert_pair, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use reject::refuse;
+pub use scratch::{Asked, Scratch};
 pub use shortcut::{Out, answer, note};
 pub use time::{beginning, since, tick};
-pub use traits::{Asked, Entry, Fields, Insert, Packet, Scratch, Tables};
+pub use traits::{Entry, Fields, Insert, Packet, Tables};
 pub use verdict::Verdict;
 
 /// The MTU of every way in runs that must be repeatable, in the kernel and on the host alike.

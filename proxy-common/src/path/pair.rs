@@ -1,6 +1,7 @@
 //! The two halves of a flow, made together, removed together; and the two pairs of a masqueraded flow, removed together.
 
-use super::traits::{Entry, Insert, Scratch, Tables};
+use super::scratch::Scratch;
+use super::traits::{Entry, Insert, Tables};
 use super::verdict::Verdict;
 use super::{reclaim, time};
 use crate::abi::{Addr, Flow, FlowKey, FrontendKey, Hook, Kind, Port, Reason, protocol, state};

@@ -6,8 +6,9 @@
 //! full before the ring is.
 
 use super::pair;
+use super::scratch::Scratch;
 use super::time::{age, since, tick};
-use super::traits::{Entry, Scratch, Tables};
+use super::traits::{Entry, Tables};
 use crate::abi::{FlowKey, Kind, Turn, protocol, state};
 use crate::wire::Headers;
 

@@ -2,7 +2,8 @@
 
 use super::affinity;
 use super::frontend::{self, Client};
-use super::traits::{Asked, Tables};
+use super::scratch::Asked;
+use super::traits::Tables;
 use crate::abi::{
     Addr, AddressClass, Backend, Port, Reason, SOCKET_PAIRS, SocketPair, SocketPairs, service_flags,
 };
