@@ -91,7 +91,8 @@ fn strip(object: &[u8]) -> Option<Vec<u8>> {
         let at = headers + number * HEADER;
         let mut header = object.get(at..at + HEADER)?.to_vec();
         let name = object.get(names + u32_at(at)?..)?;
-        if name.starts_with(b".debug_") || name.starts_with(b".rel.debug_") {
+        let is_debug = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+        if is_debug || name.starts_with(b".rel.BTF.ext\0") {
             // SHT_NULL, without content.
             header[4..8].fill(0);
             header[24..40].fill(0);
@@ -115,13 +116,17 @@ fn strip(object: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Cuts a `.BTF.ext` behind what it says about functions (`struct btf_ext_header` of libbpf). Where each instruction comes from would take the kernel
-/// 16 bytes for each, in every program, and a tenth of the time that loading takes; there is nothing to be relocated.
+/// 16 bytes for each, in every program, and a tenth of the time that loading takes. `None`: there is anything behind them, or nothing to be cut.
 fn leave_out_lines(section: &mut Vec<u8>) -> Option<()> {
     const LENGTH: usize = 4;
+    const FUNCTIONS: usize = 8;
     const LINES: usize = 16;
     let u32_at = |at: usize| Some(u32::from_le_bytes(section.get(at..at + 4)?.try_into().ok()?) as usize);
     let (length, lines) = (u32_at(LENGTH)?, u32_at(LINES)?);
-    // Their length, and place and length of relocations.
+    if u32_at(FUNCTIONS)? + u32_at(FUNCTIONS + 4)? > lines {
+        return None;
+    }
+    // Their length, and place and length of relocations against the kernel's types: there are none.
     section.get_mut(LINES + 4..length)?.fill(0);
     section.truncate(length + lines);
     Some(())

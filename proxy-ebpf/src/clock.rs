@@ -11,21 +11,21 @@ pub trait Clock {
     fn time() -> u64;
 }
 
-/// Of packets of known flows: without a call.
-pub struct Here;
+/// Of packets of known flows, and of answers: without a call.
+pub struct Inline;
 /// Of all others, behind a call: so they are shorter, and the verifier has less to follow.
-pub struct Elsewhere;
+pub struct Called;
 /// Of sockets, whose programs may not ask the coarse clock.
 pub struct Exact;
 
-impl Clock for Here {
+impl Clock for Inline {
     #[inline(always)]
     fn time() -> u64 {
         set().unwrap_or_else(cached)
     }
 }
 
-impl Clock for Elsewhere {
+impl Clock for Called {
     #[inline(always)]
     fn time() -> u64 {
         clock_time()

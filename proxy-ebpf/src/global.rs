@@ -10,7 +10,7 @@ use proxy_common::{
     wire::{self, Headers},
 };
 
-use crate::clock::{Clock, Elsewhere, Here};
+use crate::clock::{Called, Clock, Inline};
 use crate::family::{Family, V4, V6};
 use crate::packet::Skb;
 use crate::tables::Maps;
@@ -66,8 +66,10 @@ steps! {
     refuse_v4, refuse_v6: refuse(skb: *mut __sk_buff) -> u32;
 }
 
-/// A drop, where the verifier asks for what never happens.
+/// A drop, where the verifier asks for what never happens and no pair can be made.
 const NEVER: u32 = Verdict::Drop(Reason::Rewrite).code();
+/// No verdict, likewise: the packet goes on as it is.
+const NONE: u32 = u32::MAX;
 
 /// The headers of the packet at hand.
 #[inline(always)]
@@ -78,7 +80,7 @@ fn headers<const N: usize, F: Family<N>>() -> Option<&'static Headers<N>> {
 
 /// Tables for what few packets need; `skb`: the packet, to look for sockets.
 #[inline(always)]
-const fn maps<F>(skb: *mut __sk_buff) -> Maps<F, Elsewhere> {
+const fn maps<F>(skb: *mut __sk_buff) -> Maps<F, Called> {
     Maps::new(skb.cast())
 }
 
@@ -176,9 +178,9 @@ fn passes_by<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32) -> 
 
 #[inline(always)]
 fn answer<const N: usize, F: Family<N>>(skb: *mut __sk_buff, key: *const FlowKey<N>) -> u32 {
-    let Some(headers) = headers::<N, F>() else { return 0 };
+    let Some(headers) = headers::<N, F>() else { return NONE };
     // SAFETY: as above.
-    let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
+    let Some(key) = (unsafe { key.as_ref() }) else { return NONE };
     // Many a packet is an answer: the time without a call.
     path::answer(&mut Skb::again(skb, false), &Maps::<F>::new(skb.cast()), headers, key)
 }
@@ -191,7 +193,7 @@ fn ended<const N: usize, F: Family<N>>(caught: u32) -> u64 {
 
 #[inline(always)]
 fn quoted<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32 {
-    let Some(headers) = headers::<N, F>() else { return 0 };
+    let Some(headers) = headers::<N, F>() else { return NONE };
     path::quoted(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, hook)
 }
 
@@ -201,18 +203,18 @@ fn refuse<const N: usize, F: Family<N>>(skb: *mut __sk_buff) -> u32 {
     path::refuse(&mut Skb::again(skb, false), headers)
 }
 
-/// The time, [`Here::time`].
+/// The time, [`Inline::time`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn clock_time() -> u64 {
-    Here::time()
+    Inline::time()
 }
 
 /// [`socket::last_stamp`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn last_stamp(pairs: *mut SocketPairs) -> u32 {
-    // SAFETY: as above.
+    // SAFETY: null, or what a look-up has returned in this run of the program.
     unsafe { pairs.as_mut() }.map_or(0, |pairs| socket::last_stamp(pairs).into())
 }
 

@@ -1,6 +1,6 @@
 //! `proxy_common::path::Tables` over the maps, one family at a time.
 
-use crate::clock::{Clock, Here};
+use crate::clock::{Clock, Inline};
 use crate::dice;
 use crate::element::{Element, copy_words};
 use crate::family::Family;
@@ -31,7 +31,7 @@ use proxy_common::{
 const FULL: [i32; 2] = [-7, -12];
 
 /// The maps of family `F` and the clock `C`, for a program whose context is `ctx`.
-pub struct Maps<F, C = Here> {
+pub struct Maps<F, C = Inline> {
     ctx: *mut c_void,
     of: PhantomData<(F, C)>,
 }

@@ -190,15 +190,9 @@ impl<const N: usize> Flow<N> {
     #[must_use]
     #[inline(always)]
     pub const fn partner(&self, key: &FlowKey<N>) -> FlowKey<N> {
-        FlowKey {
-            src: self.dst,
-            dst: self.src,
-            sport: self.dport,
-            dport: self.sport,
-            protocol: key.protocol,
-            hook: key.hook ^ 1,
-            pad: 0,
-        }
+        let mut partner = *key;
+        self.write_partner(key, &mut partner);
+        partner
     }
 
     /// [`Flow::partner`], written in place: as a value it would be built on the stack first.

@@ -7,7 +7,7 @@ use super::{affinity, pair};
 use crate::abi::{Addr, Frontend, Kind, Service, service_flags, state};
 use crate::wire::Headers;
 
-/// Without payload, for the verifier's sake: see `About`.
+/// Without payload, for the verifier's sake: see [`super::verdict::Returned`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Choice {

@@ -17,7 +17,7 @@
 //! icmp.rs        errors and redirects about known flows
 //! reject.rs      answering with RST or port unreachable
 //! rewrite.rs     the bytes of a rewrite
-//! scratch.rs     rooms for what the stack has no room for
+//! scratch.rs     room for a flow in the making
 //! shortcut.rs    packets of known flows that pass the stack by
 //! lease.rs       which flows may have theirs do so
 //! socket.rs      connect, sendmsg, recvmsg, getpeername

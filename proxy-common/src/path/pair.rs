@@ -106,6 +106,7 @@ pub(super) fn is_of<const N: usize, E: Entry<N>>(entry: &E, key: &FlowKey<N>, ki
 }
 
 /// Removes the pair of the reply's key when its TCP connection is over, as [`is_over`] says. Whether there is none now.
+/// Overwrites `scratch.turn`.
 #[inline(never)]
 pub(super) fn remove_if_closed<const N: usize, T: Tables<N>>(tables: &T, scratch: &mut Scratch<N>) -> bool {
     // The stack has no room for another key.
@@ -299,7 +300,7 @@ fn is_free<const N: usize, T: Tables<N>>(tables: &T, key: &FlowKey<N>, flow: &Fl
 
 /// Inserts the pair with the source port that `scratch.flow` has, and gives it its turn: [`Verdict::code`] of a pass, or of a drop:
 /// there is no room, or the port is taken ([`Reason::PortsExhausted`]). `keeps`: it is the packet's own. `takes_closed`: a pair whose
-/// connection is over makes way.
+/// connection is over makes way. All else is as [`insert_pair`] has left it.
 #[inline(always)]
 pub fn attempt<const N: usize, T: Tables<N>>(
     tables: &T,

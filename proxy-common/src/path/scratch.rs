@@ -1,4 +1,4 @@
-//! Rooms in memory of each CPU's own, for what the stack has no room for.
+//! Room for a flow in the making.
 
 use super::pair::End;
 use crate::abi::{Addr, Affinity, AffinityKey, Flow, FlowKey, Fragment, MORE, Port, Run, Service, Turn};

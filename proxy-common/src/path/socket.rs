@@ -143,11 +143,16 @@ fn is_frontend(pair: &SocketPair, address: &[u32; 4], port: Port) -> bool {
     pair.used != 0 && pair.frontend_port == port && Addr(pair.frontend).same(&Addr(*address))
 }
 
-/// The stamp of the pair that was used last, below the greatest one; 0: there is none. Where stamps end, all others begin anew as equals.
+/// The stamp of the pair that was used last, less than `u16::MAX`; 0: there is none. Where stamps end, all others begin anew as equals.
 #[inline(always)]
 #[must_use]
 pub fn last_stamp(pairs: &mut SocketPairs) -> u16 {
-    let last = pairs.pairs.iter().fold(0, |last, pair| if pair.used > last { pair.used } else { last });
+    let last = pairs.pairs.iter().fold(0, |last, pair| match pair.used {
+        used if used > last => used,
+        // Two threads may have given the same one: then neither is the last.
+        used if used == last && used != 0 => used.saturating_add(1),
+        _ => last,
+    });
     if last < u16::MAX {
         return last;
     }
@@ -209,6 +214,22 @@ mod tests {
         keep(&mut pairs, pair(3, 23));
         assert_eq!(recalled(&mut pairs, 3), Some(23), "a frontend has one backend");
         assert_eq!(pairs.pairs.iter().filter(|pair| pair.frontend[3] == 3).count(), 1);
+    }
+
+    /// Two threads that send by one socket may find the same last stamp.
+    #[test]
+    fn equal_stamps_part_when_either_is_used() {
+        for stamp in [1, 5, u16::MAX - 1, u16::MAX] {
+            let mut pairs = SocketPairs { pairs: [EMPTY; SOCKET_PAIRS] };
+            for (place, frontend) in [(1, 1), (2, 2)] {
+                pairs.pairs[place] = SocketPair { used: stamp, ..pair(frontend, 10) };
+            }
+            // The second look is for the greatest stamps: they begin anew as equals first.
+            for _ in 0..2 {
+                assert_eq!(recalled(&mut pairs, 2), Some(10));
+            }
+            assert_eq!(shown(&pairs, 10), Some(2), "after two stamps of {stamp}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::abi::Reason;
 pub enum Verdict {
     /// The stack goes on with it, rewritten or not.
     Pass,
-    /// Dropped; counted by when a hook returns it.
+    /// Dropped. A hook has counted it when it returns it.
     Drop(Reason),
     /// It has been turned into an answer: send it out of the device it came in by. Likewise.
     Reject(Reason),

@@ -361,7 +361,7 @@ fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     }
 }
 
-/// What came of a chain of extension headers. Without payload: see `About`.
+/// What came of a chain of extension headers. Without payload, as `path::verdict::Returned`: LLVM would store undefined parts, too.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 enum Chain {

@@ -119,6 +119,7 @@ pub struct Node<const N: usize> {
     pub backend: End,
     pub own: IpAddr,
     flows: RefCell<Vec<(FlowKey<N>, Rc<Cell<Flow<N>>>)>>,
+    scratch: RefCell<Scratch<N>>,
 }
 
 pub fn addr<const N: usize>(ip: IpAddr) -> Addr<N> {
@@ -135,7 +136,7 @@ pub fn addr<const N: usize>(ip: IpAddr) -> Addr<N> {
 
 impl<const N: usize> Node<N> {
     pub fn new(front: End, backend: End, own: IpAddr) -> Self {
-        Self { front, backend, own, flows: RefCell::default() }
+        Self { front, backend, own, flows: RefCell::default(), scratch: RefCell::new(Scratch::EMPTY) }
     }
 
     pub fn ingress(&self, bytes: &[u8]) -> (Verdict, Frame) {
@@ -195,7 +196,7 @@ impl<const N: usize> Tables<N> for Node<N> {
         false
     }
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
-        Some(work(&mut Scratch::EMPTY.clone()))
+        Some(work(&mut self.scratch.borrow_mut()))
     }
     fn flow(&self, key: &FlowKey<N>) -> Option<Element<N>> {
         let flows = self.flows.borrow();

@@ -64,10 +64,10 @@ pub struct Retired {
     pub entries: usize,
 }
 
-/// The programs that these edges need.
+/// The programs that these edges need, those of ingress first: they are the longest.
 pub fn edge_programs(edges: &[Edge]) -> Vec<&'static str> {
     let mut needed: Vec<_> = edges.iter().flat_map(names).collect();
-    needed.sort_unstable();
+    needed.sort_unstable_by_key(|name| std::cmp::Reverse(*name));
     needed.dedup();
     needed
 }

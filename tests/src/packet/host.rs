@@ -183,6 +183,23 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Whether what has ended is counted, once and under its reason, and nothing else is.
+    fn counted_once(&mut self, before: &[u64], verdict: Verdict) {
+        let ended = match verdict {
+            Verdict::Drop(reason) | Verdict::Reject(reason) => Some(reason),
+            Verdict::Pass | Verdict::Shortcut => None,
+        };
+        for (reason, (before, after)) in Reason::ALL.into_iter().zip(before.iter().zip(self.counts())) {
+            let want = u64::from(ended == Some(reason));
+            assert!(
+                !reason.is_end() || after - before == want,
+                "{verdict:?}: {reason:?} {before} -> {after}"
+            );
+        }
+    }
+}
+
 impl Node for Host {
     fn run(&mut self, hook: &At, bytes: &[u8], mark: u32) -> Outcome {
         let segment = if hook.segments > 0 { SEGMENT } else { 0 };
@@ -195,6 +212,7 @@ impl Node for Host {
             ..Frame::new(bytes.to_vec(), mark, hook.ifindex)
         };
         let l3 = if hook.ethernet { 14 } else { 0 };
+        let before = self.counts();
         let verdict = match (hook.ingress, &bytes[12..14]) {
             (true, [0x08, 0x00]) => path::ingress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), l3),
             (false, [0x08, 0x00]) => path::egress(&mut frame, &self.v4, &mut Headers::EMPTY.clone(), l3),
@@ -202,6 +220,7 @@ impl Node for Host {
             (false, [0x86, 0xdd]) => path::egress(&mut frame, &self.v6, &mut Headers::EMPTY.clone(), l3),
             _ => Verdict::Pass,
         };
+        self.counted_once(&before, verdict);
         let action = action(verdict, frame.sent);
         Outcome { action, bytes: frame.bytes, mark: frame.mark, note: frame.note }
     }

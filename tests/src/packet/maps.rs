@@ -74,6 +74,8 @@ pub struct Maps<const N: usize> {
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
     pub(crate) storm: Cell<u32>,
+    /// Lent with whatever it was left with, as the kernel's is.
+    scratch: RefCell<Scratch<N>>,
     /// How many moments have gone by since the clock's last tick.
     pub(crate) moments: Cell<u64>,
     pub(crate) config: Cell<Config>,
@@ -114,6 +116,7 @@ impl<const N: usize> Maps<N> {
             flows: RefCell::default(),
             ring: RefCell::default(),
             storm: Cell::default(),
+            scratch: RefCell::new(Scratch::EMPTY),
             moments: Cell::default(),
             config: Cell::new(config),
             guard: Cell::new(world::alive()),
@@ -249,7 +252,11 @@ impl<const N: usize> Tables<N> for Maps<N> {
         self.sockets.borrow().contains(&(key.protocol, *address, port))
     }
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
-        Some(work(&mut Scratch::EMPTY.clone()))
+        Some(match self.scratch.try_borrow_mut() {
+            Ok(mut room) => work(&mut room),
+            // Another CPU's, that acts meanwhile.
+            Err(_) => work(&mut Scratch::EMPTY.clone()),
+        })
     }
     fn flow(&self, key: &FlowKey<N>) -> Option<Held<N>> {
         self.flows.borrow().get(key).cloned().map(Held)
