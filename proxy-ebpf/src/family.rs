@@ -1,4 +1,4 @@
-//! What differs from one family to the other: maps, global functions, fields of settings.
+//! What differs from one family to the other: maps, fields of settings. Its global functions are `global.rs`'s.
 
 use crate::global::Steps;
 use crate::maps::*;

@@ -72,7 +72,8 @@ pub fn dial<const N: usize, T: Tables<N>>(
         client = Client::Node;
     }
     let (run, _) = frontend::list(&service, external, client);
-    // The unspecified address, in a way that the compiler does not see: it would have memset write it, byte by byte.
+    // The unspecified address, in a way that the compiler does not see: it would have memset write it, byte by byte. It still does so with
+    // the record: as two words at once its zeros would be stored at places that the verifier calls misaligned.
     let mut asked = Asked::new(Addr([tables.unknown(0); N]));
     asked.set(frontend.service, &service, run);
     match affinity::choose(tables, &mut asked) {

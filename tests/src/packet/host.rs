@@ -181,9 +181,7 @@ impl Host {
         check_table(&self.v4)?;
         check_table(&self.v6)
     }
-}
 
-impl Host {
     /// Whether what has ended is counted, once and under its reason, and nothing else is.
     fn counted_once(&mut self, before: &[u64], verdict: Verdict) {
         let ended = match verdict {
