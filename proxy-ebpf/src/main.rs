@@ -3,6 +3,7 @@
 //! ```text
 //! programs/  one entry point per hook: context in, verdict out
 //! packet.rs  the one place that touches packet memory
+//! route.rs   the stack's routes, and what they told just now
 //! maps.rs    map statics
 //! tables.rs  proxy_common's Tables over them, one family at a time
 //! family.rs  what differs from one family to the other
@@ -33,6 +34,8 @@ mod maps;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod route;
 #[cfg(target_arch = "bpf")]
 mod tables;
 #[cfg(target_arch = "bpf")]

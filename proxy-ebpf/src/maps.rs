@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     Global,
-    bindings::{bpf_fib_lookup, bpf_redir_neigh, bpf_spin_lock},
+    bindings::bpf_spin_lock,
     btf_maps::{Array as BtfArray, ArrayOfMaps, LruHashMap as BtfLruHashMap, SkStorage},
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, lpm_trie::LpmTrie},
@@ -12,9 +12,11 @@ use proxy_common::abi::{
     Frontend, FrontendKey, Generations, Guard, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
-    path::{Beyond, Looked, Scratch},
+    path::{Beyond, Looked, Scratch, Told},
     wire::Headers,
 };
+
+use crate::route::Route;
 
 /// `BPF_F_MMAPABLE` (include/uapi/linux/bpf.h): the agent switches runs by a 64-bit store.
 const MMAPABLE: u32 = 1 << 10;
@@ -30,16 +32,6 @@ const CHUNKS: usize = 1024;
 pub struct RingUsed {
     pub lock: bpf_spin_lock,
     pub turns: u32,
-}
-
-/// What the routes are asked, and answer, and the neighbour that they name.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Route {
-    pub asked: bpf_fib_lookup,
-    pub next: bpf_redir_neigh,
-    /// Not zero: the answer has the hardware addresses for a frame to the neighbour.
-    pub framed: u32,
 }
 
 /// Affinity records.
@@ -121,9 +113,9 @@ pub static SCRATCH_V6: PerCpuArray<Scratch<4>> = PerCpuArray::with_max_entries(1
 pub static HEADERS_V4: PerCpuArray<Headers<1>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static HEADERS_V6: PerCpuArray<Headers<4>> = PerCpuArray::with_max_entries(1, 0);
-/// Room for a packet's route.
+/// Routes of just now, by [`Told::place`].
 #[map]
-pub static ROUTES: PerCpuArray<Route> = PerCpuArray::with_max_entries(1, 0);
+pub static ROUTES: PerCpuArray<Route> = PerCpuArray::with_max_entries(Told::PLACES, 0);
 /// Room for the turn that is being looked at, per family.
 #[map]
 pub static LOOKED_V4: PerCpuArray<Looked<1>> = PerCpuArray::with_max_entries(1, 0);

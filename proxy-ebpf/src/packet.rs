@@ -1,16 +1,16 @@
 //! Packet memory: every bounds check and every raw access of this crate.
 
-use crate::maps::{ROUTES, Route, SUMMED_AT, TEST_MODE};
+use crate::maps::{SUMMED_AT, TEST_MODE};
+use crate::route;
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup as Asked,
-        bpf_redir_neigh,
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::generated::{
-        bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
+        bpf_csum_update, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
     },
     programs::TcContext,
 };
@@ -35,10 +35,6 @@ const CHECKSUM_PARTIAL: u8 = 3;
 
 /// The number in a VLAN's tag (IEEE 802.1Q).
 const VLAN_ID: u32 = 0xfff;
-
-/// Families as routes are asked for (include/linux/socket.h).
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// `pkt_type` of a packet that is for this host (include/uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -154,51 +150,9 @@ impl Skb {
         (device != 0).then_some((device, TEST_MTU))
     }
 
-    /// Asks the stack's routes, and with no flags for the neighbour too: where that is not known yet, the route is an answer all the same.
-    #[inline(always)]
-    fn ask_routes<const N: usize>(
-        &mut self,
-        ends: &FlowKey<N>,
-        length: u32,
-        flags: u32,
-    ) -> Option<&'static mut Route> {
-        // SAFETY: this CPU's element; tc programs do not interrupt each other.
-        let route = unsafe { ROUTES.get_ptr_mut(0)?.as_mut() }?;
-        let Route { asked, next, framed } = route;
-        // What is not written here the kernel does not read, or not for this family.
-        asked.__bindgen_anon_2.flowinfo = 0;
-        asked.family = if N == 1 { AF_INET } else { AF_INET6 };
-        asked.l4_protocol = ends.protocol;
-        asked.sport = ends.sport.0;
-        asked.dport = ends.dport.0;
-        asked.__bindgen_anon_1.tot_len = length.min(u16::MAX.into()) as u16;
-        asked.ifindex = self.ifindex();
-        // IPv4's address is the first word of IPv6's. One by one: arrays would be made on the stack.
-        let src = (&raw mut asked.__bindgen_anon_3).cast::<u32>();
-        let dst = (&raw mut asked.__bindgen_anon_4).cast::<u32>();
-        for at in 0..N.min(4) {
-            // SAFETY: a word of the four.
-            unsafe { *src.wrapping_add(at) = ends.src.0[at] };
-            // SAFETY: as above.
-            unsafe { *dst.wrapping_add(at) = ends.dst.0[at] };
-        }
-        let size = size_of::<Asked>() as i32;
-        let skb = self.ctx.skb.skb;
-        // SAFETY: the kernel writes no more than `size` bytes.
-        let answer = unsafe { bpf_fib_lookup(skb.cast(), &raw mut *asked, size, flags) };
-        // A gateway may be of the other family.
-        next.nh_family = asked.family.into();
-        // SAFETY: in an answer this is the next hop, of whichever family: words, valid whatever they hold.
-        next.__bindgen_anon_1.ipv6_nh = unsafe { asked.__bindgen_anon_4.ipv6_dst };
-        let known = answer == 0 && flags & BPF_FIB_LOOKUP_SKIP_NEIGH == 0;
-        *framed = known.into();
-        let led = answer == 0 || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-        led.then_some(route)
-    }
-
     /// Gives the frame the hardware addresses that the routes have answered with.
     #[inline(always)]
-    fn address(&mut self, answer: &Asked) -> Option<()> {
+    fn address(&mut self, answer: &bpf_fib_lookup) -> Option<()> {
         let [a, b, c, d, e, f] = answer.dmac;
         let [g, h, i, j, k, l] = answer.smac;
         self.store(0, [a, b, c, d, e, f, g, h, i, j, k, l])
@@ -395,10 +349,7 @@ impl Packet for Skb {
             return self.tested_route();
         }
         // Whether the neighbour answers is for the stack to find out.
-        let Route { asked, .. } = self.ask_routes(ends, length, BPF_FIB_LOOKUP_SKIP_NEIGH)?;
-        // SAFETY: in an answer this is the MTU.
-        let mtu = unsafe { asked.__bindgen_anon_1.mtu_result };
-        Some((asked.ifindex, mtu.into()))
+        route::ask(self.ctx.skb.skb, ends, length, false).map(|route| (route.device(), route.mtu()))
     }
 
     #[inline(never)]
@@ -406,7 +357,7 @@ impl Packet for Skb {
         if TEST_MODE.load() != 0 {
             return self.tested_route().map(|(device, _)| device);
         }
-        self.ask_routes(ends, length, 0).map(|route| route.asked.ifindex)
+        route::ask(self.ctx.skb.skb, ends, length, true).map(|route| route.device())
     }
 
     #[inline(always)]
@@ -432,10 +383,9 @@ impl Packet for Skb {
         }
         let mut next: (*mut bpf_redir_neigh, usize) = (null_mut(), 0);
         if let Out::NextHop = out
-            // SAFETY: this CPU's element; tc programs do not interrupt each other.
-            && let Some(route) = ROUTES.get_ptr_mut(0).and_then(|route| unsafe { route.as_mut() })
+            && let Some(route) = route::last(skb)
         {
-            if route.framed != 0 && self.address(&route.asked).is_some() {
+            if route.is_framed() && self.address(&route.asked).is_some() {
                 // SAFETY: takes numbers only.
                 unsafe { bpf_redirect(device, 0) };
                 return;

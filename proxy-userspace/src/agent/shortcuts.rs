@@ -6,10 +6,13 @@ use tracing::info;
 use super::conntrack;
 use super::worker::Worker;
 use crate::config::Shortcuts;
-use crate::node::xfrm_policies;
+use crate::node::{are_routes_by_address, xfrm_policies};
 use crate::status::{Mode, Trouble};
 
-const ALL: u32 = config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP | config_flags::SHORTCUT_ALWAYS;
+const ALL: u32 = config_flags::SHORTCUT_TCP
+    | config_flags::SHORTCUT_UDP
+    | config_flags::SHORTCUT_ALWAYS
+    | config_flags::ROUTES_BY_ADDRESS;
 
 /// What is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,11 +73,14 @@ impl Worker {
             Shortcuts::Always => xfrm_policies().map_err(|error| error.to_string()),
         };
         let made = if liberal == Ok(true) { config_flags::MADE_LIBERAL } else { 0 };
+        // Where it cannot be told programs ask more often, and nothing else changes.
+        let by_address = self.asked_shortcuts != Shortcuts::Off && are_routes_by_address().unwrap_or(false);
+        let routes = if by_address { config_flags::ROUTES_BY_ADDRESS } else { 0 };
         let now = in_force(self.asked_shortcuts, liberal.map(drop), encrypted);
         let bits = now.flags;
         let changed = self.change_config(|config| {
             config.flags &= !ALL;
-            config.flags |= bits | made;
+            config.flags |= bits | made | routes;
         });
         if let Err(error) = changed {
             self.failed("the settings", &error);

@@ -6,17 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use netlink_packet_core::{DecodeError, NetlinkBuffer};
 use proxy_common::abi::protocol;
 
+use super::netlink::{ACK, DONE, DUMP, ERROR, REQUEST, message};
+
 /// `enum` of socket states: a connected UDP socket is "established".
 const ESTABLISHED: u32 = 1;
 
 const DIAG_BY_FAMILY: u16 = 20;
 const DESTROY: u16 = 21;
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-pub const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-/// NLM_F_ROOT and NLM_F_MATCH.
-const DUMP: u16 = 0x300;
 
 /// Length of `struct inet_diag_sockid`.
 const ID: usize = 48;
@@ -95,17 +91,6 @@ fn request(family: u8, id: &[u8; ID]) -> Vec<u8> {
     body.extend((1_u32 << ESTABLISHED).to_ne_bytes());
     body.extend(id);
     body
-}
-
-/// One message for the kernel; its answer needs no number.
-pub fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(16 + body.len());
-    bytes.extend((16 + body.len() as u32).to_ne_bytes());
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend([0; 8]);
-    bytes.extend(body);
-    bytes
 }
 
 /// Takes a datagram of the kernel's apart.

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 
 use super::leftovers::{self, Leftover};
+use super::netlink;
 use super::nftables::{self, Chain, INET, IPV4, IPV6, Jump, Operation, Reply};
 
 /// kube-proxy's table in nftables mode, one in each family.
@@ -32,7 +31,6 @@ const CHAINS: [&str; 9] = [
 const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"];
 
-const PATIENCE: TimeVal = TimeVal::new(5, 0);
 const ROOM: usize = 64 << 10;
 /// Operations in one transaction: the longest of them, a thousand times, are well below what a socket may send at once, 208 KiB.
 const AT_ONCE: usize = 1_000;
@@ -177,13 +175,10 @@ fn dump(request: &[u8]) -> io::Result<Vec<Reply>> {
 
 /// `None`: the kernel has no netfilter.
 fn open() -> io::Result<Option<Socket>> {
-    let socket = match Socket::new(NETLINK_NETFILTER) {
-        Ok(socket) => socket,
-        Err(error) if absent(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
-    Ok(Some(socket))
+    match netlink::open(NETLINK_NETFILTER) {
+        Err(error) if absent(&error) => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// What kernels say that lack netfilter's netlink, or nf_tables.

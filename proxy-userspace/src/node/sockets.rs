@@ -2,16 +2,13 @@
 
 use std::io;
 
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
 use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 use thiserror::Error;
 
 use super::diag::{self, Reply, SocketId};
+use super::netlink::open;
 
-/// Longest wait for the kernel, which answers at once.
-const PATIENCE: TimeVal = TimeVal::new(5, 0);
 /// Room for one answer: the kernel fills at most 32 KiB.
 const ROOM: usize = 64 << 10;
 
@@ -36,12 +33,7 @@ impl SocketDiag {
     /// # Errors
     /// If there is no netlink.
     pub fn open() -> Result<Self, SocketsError> {
-        let open = || {
-            let socket = Socket::new(NETLINK_SOCK_DIAG)?;
-            setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
-            Ok(Self(socket))
-        };
-        open().map_err(|source| SocketsError::Open { source })
+        open(NETLINK_SOCK_DIAG).map(Self).map_err(|source| SocketsError::Open { source })
     }
 
     /// Shows every connected UDP socket.

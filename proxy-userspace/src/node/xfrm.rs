@@ -3,15 +3,9 @@
 use std::io;
 
 use netlink_packet_core::NetlinkBuffer;
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::TimeVal;
-use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_XFRM;
 
-use super::diag::{REQUEST, message};
-
-/// Longest wait for the kernel, which answers at once.
-const PATIENCE: TimeVal = TimeVal::new(5, 0);
+use super::netlink::{REQUEST, message, open};
 
 /// Messages of include/uapi/linux/xfrm.h, which carry flags and then attributes.
 const NEW_SPD_INFO: u16 = 0x24;
@@ -24,12 +18,11 @@ const SPD_INFO: u16 = 1;
 /// # Errors
 /// The kernel does not tell.
 pub fn policies() -> io::Result<u32> {
-    let socket = match Socket::new(NETLINK_XFRM) {
+    let socket = match open(NETLINK_XFRM) {
         Ok(socket) => socket,
         Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(0),
         Err(error) => return Err(error),
     };
-    setsockopt(&socket, sockopt::ReceiveTimeout, &PATIENCE)?;
     socket.send(&message(GET_SPD_INFO, REQUEST, &[0; 4]), 0)?;
     let mut room = vec![0; 4096];
     let length = socket.recv(&mut &mut room[..], 0)?;
