@@ -31,7 +31,7 @@ pub trait Family<const N: usize>: Steps<N> {
     fn looked() -> Option<*mut Looked<N>>;
     fn beyond() -> Option<*mut Beyond<N>>;
     fn headers() -> Option<*mut Headers<N>>;
-    fn masquerade(device: &Device) -> Addr<N>;
+    fn masquerade_of(device: &Device) -> Addr<N>;
     fn detector(config: &Config, source: &Addr<N>) -> Option<bool>;
     fn is_service_range(config: &Config, address: &Addr<N>) -> bool;
     fn ranges() -> &'static LpmTrie<SourceRange<N>, u32>;
@@ -85,7 +85,7 @@ macro_rules! family {
                 $headers.get_ptr_mut(0)
             }
             #[inline(always)]
-            fn masquerade(device: &Device) -> Addr<$n> {
+            fn masquerade_of(device: &Device) -> Addr<$n> {
                 device.$masquerade
             }
             #[inline(always)]

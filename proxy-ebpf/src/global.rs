@@ -61,6 +61,7 @@ steps! {
     leaves_v4, leaves_v6: leaves_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     passes_by_v4, passes_by_v6: passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
     answer_v4, answer_v6: answer(skb: *mut __sk_buff, key: *const FlowKey<N>) -> u32;
+    masquerade_v4, masquerade_v6: masquerade(skb: *mut __sk_buff, key: *const FlowKey<N>, device: u32, ways: u32) -> u32;
     ended_v4, ended_v6: ended(caught: u32) -> u64;
     quoted_v4, quoted_v6: quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32;
     refuse_v4, refuse_v6: refuse(skb: *mut __sk_buff) -> u32;
@@ -183,6 +184,20 @@ fn answer<const N: usize, F: Family<N>>(skb: *mut __sk_buff, key: *const FlowKey
     let Some(key) = (unsafe { key.as_ref() }) else { return NONE };
     // Many a packet is an answer: the time without a call.
     path::answer(&mut Skb::again(skb, false), &Maps::<F>::new(skb.cast()), headers, key)
+}
+
+#[inline(always)]
+fn masquerade<const N: usize, F: Family<N>>(
+    skb: *mut __sk_buff,
+    key: *const FlowKey<N>,
+    device: u32,
+    ways: u32,
+) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return ways };
+    // SAFETY: as above.
+    let Some(key) = (unsafe { key.as_ref() }) else { return ways };
+    // As of an answer.
+    path::masquerade(&mut Skb::again(skb, false), &Maps::<F>::new(skb.cast()), headers, key, device, ways)
 }
 
 #[inline(always)]

@@ -156,7 +156,7 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     #[inline(always)]
     fn masquerade_address(&self, ifindex: u32) -> Option<Addr<N>> {
         // SAFETY: a device's element is removed only after the device.
-        let address = F::masquerade(unsafe { DEVICES.get(ifindex) }?);
+        let address = F::masquerade_of(unsafe { DEVICES.get(ifindex) }?);
         (!address.same(&Addr::UNSPECIFIED)).then_some(address)
     }
 
@@ -294,6 +294,18 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     #[inline(always)]
     fn answer<P: Packet>(&self, _packet: &mut P, _headers: &Headers<N>, key: &FlowKey<N>) -> u32 {
         F::answer(self.ctx.cast(), key)
+    }
+
+    #[inline(always)]
+    fn masquerade<P: Packet>(
+        &self,
+        _packet: &mut P,
+        _headers: &Headers<N>,
+        key: &FlowKey<N>,
+        device: u32,
+        ways: u32,
+    ) -> u32 {
+        F::masquerade(self.ctx.cast(), key, device, ways)
     }
 
     #[inline(always)]

@@ -155,9 +155,7 @@ pub fn egress<const N: usize, P: Packet, T: Tables<N>>(
     room: &mut Headers<N>,
     l3: u32,
 ) -> Verdict {
-    if shortcut::is_done(packet) {
-        // The neighbours have been asked about it: the next one may go straight into the pod.
-        lease::learn(packet, tables, packet.ifindex());
+    if shortcut::is_done(packet, tables) {
         room.clear();
         return Verdict::Pass;
     }

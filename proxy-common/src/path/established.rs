@@ -84,7 +84,7 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     }
     Known::Verdict(match (verdict, kind) {
         (Verdict::Pass, Kind::Translate) if ways != 0 => {
-            shortcut::send(packet, tables, headers.l3, far, ways)
+            shortcut::send_request(packet, tables, headers, entry, far, ways)
         }
         (Verdict::Pass, Kind::Unmasquerade) if enters => {
             shortcut::unmasqueraded(packet, tables, headers, entry)
@@ -137,7 +137,11 @@ const SILENCE: u32 = 3;
 
 /// Whether datagrams have been absent for so long that their flow may be over, as conntrack has it.
 #[inline(always)]
-fn is_silent<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>, entry: &T::Entry) -> bool {
+pub(super) fn is_silent<const N: usize, T: Tables<N>>(
+    tables: &T,
+    headers: &Headers<N>,
+    entry: &T::Entry,
+) -> bool {
     matches!(headers.transport, Transport::Udp)
         && time::since(entry.seen(), tables.now()) >= reclaim::SHORTEST
 }

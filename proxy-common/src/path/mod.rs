@@ -57,7 +57,7 @@ pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use reject::refuse;
 pub use route::Told;
 pub use scratch::{Asked, Scratch};
-pub use shortcut::{Out, answer, note};
+pub use shortcut::{Out, answer, masquerade, note};
 pub use time::{beginning, since, tick};
 pub use traits::{Entry, Fields, Insert, Packet, Tables};
 pub use verdict::Verdict;

@@ -11,7 +11,7 @@
 use core::borrow::Borrow;
 
 use super::established::{self, is_challenge};
-use super::lease::{are_routes_enough, is_learnt, is_live, ways_back};
+use super::lease::{are_routes_enough, is_learnt, is_live, learn, ways_back};
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::{Returned, Verdict};
 use super::{pair, rewrite};
@@ -23,6 +23,12 @@ const WAYS: u32 = device_flags::PEER | device_flags::NEIGHBOUR;
 
 /// Beside the ways: the routes have just been asked, and lead this way.
 const TOLD: u32 = 1 << 31;
+/// It would go straight into the pod, were it masqueraded by now.
+const MARKED: u32 = 1 << 30;
+/// It would, were the pod's hardware address known.
+const UNLEARNT: u32 = 1 << 29;
+/// What [`masquerade`] tells of a packet that has not become what it should.
+const FAILED: u32 = 1 << 28;
 
 /// How a packet leaves by a device past the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,22 +52,29 @@ pub mod note {
     pub const ANSWER_ASKS: u16 = 0x510d;
     /// It has passed the stack by, and nothing is left to be done.
     pub const DONE: u16 = 0x510e;
+    /// The same, and has been addressed to the pod behind the device that it leaves by.
+    pub const SHOWS_POD: u16 = 0x510f;
 }
 
 /// A packet enters: whatever note of ours it carries, its sender has written it, as a pod may.
 #[inline(always)]
 pub(super) fn forget_note<P: Packet>(packet: &mut P) {
-    if matches!(packet.note(), note::ASKS | note::ANSWER_ASKS | note::DONE) {
+    if matches!(packet.note(), note::ASKS | note::ANSWER_ASKS | note::DONE | note::SHOWS_POD) {
         packet.set_note(note::NONE);
     }
 }
 
-/// Whether a packet that leaves has passed the stack by, with nothing left to be done. It is not known as such any more.
+/// Whether a packet that leaves has passed the stack by, with nothing left to be done but to learn from it. It is not known as such any more.
 #[inline(always)]
-pub(super) fn is_done<P: Packet>(packet: &mut P) -> bool {
-    let done = packet.note() == note::DONE;
+pub(super) fn is_done<const N: usize, P: Packet, T: Tables<N>>(packet: &mut P, tables: &T) -> bool {
+    let note = packet.note();
+    let done = matches!(note, note::DONE | note::SHOWS_POD);
     if done {
         packet.set_note(note::NONE);
+    }
+    // The neighbours have been asked about it: the next one may go straight into the pod.
+    if note == note::SHOWS_POD {
+        learn(packet, tables, packet.ifindex());
     }
     done
 }
@@ -130,7 +143,7 @@ pub(super) fn ways_out<const N: usize, P: Packet, T: Tables<N>>(
         return ask_anew(packet, asks);
     }
     let ways = ways_for(packet, tables, headers, device, size);
-    if ways != device_flags::NEIGHBOUR {
+    if ways == 0 || ways & device_flags::PEER != 0 {
         return ways;
     }
     if leads_to(packet, headers, flow, device, size) { ways | TOLD } else { ask_anew(packet, asks) }
@@ -164,13 +177,23 @@ pub(super) fn ways_for<const N: usize, P: Packet, T: Tables<N>>(
 ) -> u32 {
     let Some(device) = tables.device(device) else { return 0 };
     let Device { flags, mtu, frames, .. } = *device.borrow();
-    let marked = packet.mark() & tables.masquerade_mark() != 0;
-    // What is left to be done is done by the program at the device's egress.
-    let ways = ways(flags) & if marked { device_flags::NEIGHBOUR } else { WAYS };
+    let ways = ways(flags);
     if ways == 0 || size > mtu || !may_hop::<N, P>(packet, headers.l3) {
         return 0;
     }
-    if ways & device_flags::PEER == 0 || address(packet, frames) { ways } else { ways & !device_flags::PEER }
+    if ways & device_flags::PEER == 0 {
+        return ways;
+    }
+    let neighbour = ways & !device_flags::PEER;
+    // What is left to be done is done by the program at the device's egress.
+    if packet.mark() & tables.masquerade_mark() != 0 {
+        return if neighbour == 0 { 0 } else { neighbour | MARKED };
+    }
+    match (address(packet, frames), neighbour) {
+        (true, _) => ways,
+        (false, 0) => 0,
+        (false, _) => neighbour | UNLEARNT,
+    }
 }
 
 /// Gives the frame the hardware addresses of [`Device::frames`], if they are known.
@@ -219,7 +242,11 @@ pub(super) fn send<const N: usize, P: Packet, T: Tables<N>>(
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
     let peer = ways & device_flags::PEER != 0;
-    packet.set_note(if marked || peer { note::NONE } else { note::DONE });
+    packet.set_note(match (marked || peer, ways & UNLEARNT != 0) {
+        (true, _) => note::NONE,
+        (false, true) => note::SHOWS_POD,
+        (false, false) => note::DONE,
+    });
     tables.count(Reason::Shortcut);
     let out = match (peer, ways & TOLD != 0) {
         (true, _) => Out::Peer,
@@ -271,6 +298,68 @@ pub(super) fn unmasqueraded<const N: usize, P: Packet, T: Tables<N>>(
         Returned::from_code(tables.answer(packet, headers, key))
     });
     answered.and_then(Returned::verdict).unwrap_or(Verdict::Pass)
+}
+
+/// Sends a request past the stack that `entry` has rewritten. One that is to be masqueraded is so at once, where the pair at the endpoint's edge is
+/// known already; else it leaves by its device's egress, where the program does it.
+#[inline(always)]
+pub(super) fn send_request<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    entry: &T::Entry,
+    device: u32,
+    mut ways: u32,
+) -> Verdict {
+    if packet.mark() & tables.masquerade_mark() != 0 {
+        let told = tables.scratch(|room| {
+            let key = &mut room.reply_key;
+            made_of(headers, entry, key);
+            key.hook = Hook::Egress as u8;
+            tables.masquerade(packet, headers, key, device, ways)
+        });
+        ways = told.unwrap_or(ways);
+        if ways == FAILED {
+            return Verdict::Drop(Reason::Rewrite);
+        }
+    }
+    send(packet, tables, headers.l3, device, ways)
+}
+
+/// A marked packet that has the ends of `key`, those of a masquerade entry, and leaves by `device` past the stack, by one of `ways`: what the program
+/// there would do is done here. The ways that it has then.
+#[inline(always)]
+pub fn masquerade<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+    key: &FlowKey<N>,
+    device: u32,
+    ways: u32,
+) -> u32 {
+    let Some(entry) = tables.flow(key) else { return ways };
+    if !pair::is_of(&entry, key, Kind::Masquerade as u32)
+        || entry.get(|flow| flow.ifindex) != device
+        // What may end the pair meets it where it is.
+        || headers.is_bare_syn()
+        || established::is_silent(tables, headers, &entry)
+    {
+        return ways;
+    }
+    established::note(packet, tables, headers, key, &entry, false);
+    packet.set_mark(packet.mark() & !tables.masquerade_mark());
+    let verdict = rewrite::packet_of(packet, headers, key, &entry);
+    if verdict != Verdict::Pass || entry.tag() != key.tag() {
+        return FAILED;
+    }
+    if ways & MARKED == 0 {
+        return ways;
+    }
+    // The device may have closed meanwhile; by its egress it is left all the same.
+    match ways_for(packet, tables, headers, device, size(packet, headers)) {
+        0 => ways,
+        better => better | ways & TOLD,
+    }
 }
 
 /// Two words of it are read at once, which the verifier allows at such a place of the stack only.

@@ -328,6 +328,20 @@ pub trait Tables<const N: usize> {
     {
         super::answer(packet, self, headers, key)
     }
+    /// [`super::masquerade`], likewise.
+    fn masquerade<P: Packet>(
+        &self,
+        packet: &mut P,
+        headers: &Headers<N>,
+        key: &FlowKey<N>,
+        device: u32,
+        ways: u32,
+    ) -> u32
+    where
+        Self: Sized,
+    {
+        super::masquerade(packet, self, headers, key, device, ways)
+    }
     /// [`super::insert_pair`], likewise.
     fn insert_pair(&self, key: &FlowKey<N>, scratch: &mut Scratch<N>, keep_port: bool, avoid: Port) -> u32
     where

@@ -146,9 +146,11 @@ impl Worker {
         told.verdict = if translated { "translate" } else { "pass" }.to_owned();
         told.backend = Some(made.ends.1).filter(|_| translated);
         if made.verdict == Verdict::Shortcut && made.mark == 0 {
+            // Where it was to be masqueraded, that has been done as well.
+            told.masquerade = Some(made.ends.0).filter(|source| source.ip() != ends.0.ip());
             return Ok(());
         }
-        // What is to be masqueraded meets the program of the device that it leaves by either way.
+        // What is still to be masqueraded meets the program of the device that it leaves by either way.
         self.onwards(Some(edge.ifindex), &made, (protocol, &asked), told)
     }
 

@@ -13,7 +13,7 @@ use sluice_tests::packet::world::{
     BACKEND_PORT, IFINDEX, NODE_PORT, PODS_IFINDEX, PORT, PROTOCOLS, config, plan,
 };
 
-use crate::shortcut::always;
+use crate::always::always;
 
 /// Bytes of the offending transport header and payload that are quoted.
 const QUOTES: [(&str, usize); 3] =

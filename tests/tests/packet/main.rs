@@ -10,8 +10,10 @@
 //! guard.rs      packets that pretend              sctp.rs        associations, and their checksum
 //! hand_over.rs  another proxy has taken over
 //! shortcut.rs   packets that pass the stack by
+//! always.rs     the same, by routes alone
 //! ```
 
+mod always;
 mod asking;
 mod collide;
 mod errors;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         ("guard", guard::rows()),
         ("hand_over", hand_over::rows()),
         ("shortcut", shortcut::rows()),
+        ("always", always::rows()),
     ];
     let mut groups: Vec<_> = rows.into_iter().map(|(name, rows)| group(name, stories(rows, true))).collect();
     // P-06.

@@ -8,125 +8,21 @@ use sluice_tests::packet::tale::{
     BACKEND, CLIENT, MASQUERADE, NODEPORT, SEEN, STRANGER, Tale, VIP, Who, ack, fin, renumbered, rst, syn,
     syn_ack, tale,
 };
-use sluice_tests::packet::world::{IFINDEX, PODS_IFINDEX};
+use sluice_tests::packet::world::PODS_IFINDEX;
 
 pub fn rows() -> Vec<Tale> {
     let rows = [granted(), used(), ended(), devices(), masqueraded()].concat();
     let on = |tale: Tale| switched(tale.not_sctp());
     let mut rows: Vec<_> = rows.into_iter().map(on).collect();
-    rows.extend(routed());
     rows.extend(off());
     rows
 }
 
-/// Routes alone give leases.
-fn routed() -> Vec<Tale> {
-    const THERE_AND_BACK: [u32; 2] = [PODS_IFINDEX, IFINDEX];
-    let opened = |title: &str| {
-        tale(title)
-            .configured(always)
-            .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
-            .passes_into_the_pod(CLIENT, BACKEND)
-            .enters(syn_ack(BACKEND, CLIENT).routed(&[IFINDEX]))
-            .by_a_pods_device()
-            .passes_by(VIP, CLIENT)
-    };
-    let refused = |title: &str, routes: &[u32]| {
-        by_the_stack(
-            tale(title).configured(always).enters(syn(CLIENT, VIP).routed(routes)).becomes(CLIENT, BACKEND),
-        )
-    };
-    let rows = [
-        answer_past_it(past_it(opened(
-            "always: the first packets pass by already, and the routes are asked no more",
-        )))
-        .counted(Shortcut, 4),
-        opened("always: the last packets pass by too")
-            .tcp()
-            .enters(fin(CLIENT, VIP))
-            .passes_into_the_pod(CLIENT, BACKEND)
-            .enters(fin(BACKEND, CLIENT))
-            .by_a_pods_device()
-            .passes_by(VIP, CLIENT)
-            .enters(ack(CLIENT, VIP))
-            .passes_into_the_pod(CLIENT, BACKEND),
-        opened("always: with a new lease the routes are asked anew, which may lead elsewhere")
-            .after(LEASE)
-            .enters(ack(CLIENT, VIP).routed(&[0]))
-            .becomes(CLIENT, BACKEND)
-            .enters(ack(CLIENT, VIP).routed(&THERE_AND_BACK))
-            .passes_into_the_pod(CLIENT, BACKEND),
-        refused("always: a way that routes do not tell is the stack's", &[]),
-        refused(
-            "always: a packet that routes would not lead back to is the stack's",
-            &[PODS_IFINDEX, PODS_IFINDEX],
-        ),
-        refused("always: an edge of somebody else's is the stack's", &[5, IFINDEX]),
-        refused("always: what answers by routes answers what came by routes P-49", &[])
-            .goes_on()
-            .by_a_pods_device()
-            .untouched()
-            .enters(syn_ack(BACKEND, CLIENT).routed(&[IFINDEX]))
-            .by_a_pods_device()
-            .untouched(),
-        tale("always: into a pod frames are addressed as the stack addresses them P-75")
-            .configured(always)
-            .on_pods_device(|device| device.frames = OTHERS)
-            .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
-            .passes_into_the_pod(CLIENT, BACKEND),
-        tale("always: before the pod's hardware address is known the neighbours are asked P-75")
-            .configured(always)
-            .on_pods_device(|device| device.frames = [0; 3])
-            .enters(syn(CLIENT, VIP).routed(&THERE_AND_BACK))
-            .passes_by_the_pods_device(CLIENT, BACKEND)
-            .goes_on()
-            .by_a_pods_device()
-            .untouched()
-            .enters(ack(CLIENT, VIP))
-            .passes_into_the_pod(CLIENT, BACKEND),
-        tale("always: what is longer than the route's MTU is the stack's P-75")
-            .configured(always)
-            .enters(ack(CLIENT, VIP).carrying(&[7; 1480]).routed(&THERE_AND_BACK))
-            .becomes(CLIENT, BACKEND)
-            .udp(),
-        opened("always: what leaves where it has come in is asked about there")
-            .after(LEASE)
-            .enters(ack(BACKEND, CLIENT).routed(&[PODS_IFINDEX]))
-            .by_a_pods_device()
-            .untouched(),
-        opened("always: an answer that goes by the stack answers a flow that has been answered P-60")
-            .after(LEASE)
-            .enters(ack(BACKEND, CLIENT).routed(&[PODS_IFINDEX]))
-            .by_a_pods_device()
-            .untouched()
-            .goes_on()
-            .becomes(VIP, CLIENT),
-        tale("always: a masqueraded flow passes by to the endpoint's edge, where it is masqueraded")
-            .configured(always)
-            .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK))
-            .passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
-            .goes_on()
-            .by_a_pods_device()
-            .becomes_unmarked(MASQUERADE, BACKEND)
-            .enters(syn_ack(BACKEND, SEEN).routed(&[IFINDEX]))
-            .by_a_pods_device()
-            .passes_by(NODEPORT, STRANGER)
-            .entries(4),
-    ];
-    rows.map(Tale::not_sctp).into()
-}
-
 /// Hardware addresses that no frame has had yet.
-const OTHERS: [u32; 3] = [0x1111_1102, 0x2202_1111, 0x2222_2222];
+pub const OTHERS: [u32; 3] = [0x1111_1102, 0x2202_1111, 0x2222_2222];
 
-fn on(config: &mut Config) {
+pub fn on(config: &mut Config) {
     config.flags |= config_flags::SHORTCUT_TCP | config_flags::SHORTCUT_UDP;
-}
-
-/// Routes give leases.
-pub fn always(config: &mut Config) {
-    on(config);
-    config.flags |= config_flags::SHORTCUT_ALWAYS;
 }
 
 /// Shortcuts are on from the first packet.
@@ -152,11 +48,11 @@ fn leased(title: &str) -> Tale {
         .becomes(VIP, CLIENT)
 }
 
-fn by_the_stack(tale: Tale) -> Tale {
+pub fn by_the_stack(tale: Tale) -> Tale {
     tale.enters(ack(CLIENT, VIP)).becomes(CLIENT, BACKEND)
 }
 
-fn past_it(tale: Tale) -> Tale {
+pub fn past_it(tale: Tale) -> Tale {
     tale.enters(ack(CLIENT, VIP)).passes_into_the_pod(CLIENT, BACKEND)
 }
 
@@ -169,7 +65,7 @@ fn answer_by_the_stack(tale: Tale) -> Tale {
     tale.enters(ack(BACKEND, CLIENT)).by_a_pods_device().untouched()
 }
 
-fn answer_past_it(tale: Tale) -> Tale {
+pub fn answer_past_it(tale: Tale) -> Tale {
     tale.enters(ack(BACKEND, CLIENT)).by_a_pods_device().passes_by(VIP, CLIENT)
 }
 
@@ -444,19 +340,18 @@ fn masqueraded() -> Vec<Tale> {
             .becomes(NODEPORT, STRANGER)
     };
     vec![
-        opened("a masqueraded flow passes by to the endpoint's edge, where it is masqueraded")
-            .enters(ack(STRANGER, NODEPORT))
-            .passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
-            .goes_on()
-            .by_a_pods_device()
-            .becomes_unmarked(MASQUERADE, BACKEND)
-            .enters(ack(BACKEND, SEEN))
-            .by_a_pods_device()
-            .passes_by(NODEPORT, STRANGER)
-            .goes_on()
-            .untouched()
-            .counted(Shortcut, 2)
-            .entries(4),
+        opened(
+            "a masqueraded flow passes by into the pod: what is done at the endpoint's edge is done at once",
+        )
+        .enters(ack(STRANGER, NODEPORT))
+        .passes_into_the_pod(MASQUERADE, BACKEND)
+        .enters(ack(BACKEND, SEEN))
+        .by_a_pods_device()
+        .passes_by(NODEPORT, STRANGER)
+        .goes_on()
+        .untouched()
+        .counted(Shortcut, 2)
+        .entries(4),
         opened("where nothing of ours runs behind a port of a bridge, it does not")
             .on_pods_device(|device| device.flags &= !device_flags::NEIGHBOUR)
             .after(LEASE)
@@ -477,9 +372,9 @@ fn masqueraded() -> Vec<Tale> {
             .goes_on()
             .becomes(NODEPORT, STRANGER)
             .enters(ack(STRANGER, NODEPORT))
-            .passes_by_marked(renumbered(STRANGER), BACKEND, IFINDEX)
+            .passes_by(MASQUERADE, BACKEND)
             .goes_on()
-            .becomes_unmarked(MASQUERADE, BACKEND)
+            .untouched()
             .enters(ack(BACKEND, SEEN))
             .passes_by(NODEPORT, STRANGER),
     ]
