@@ -5,7 +5,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use proxy_common::{
-    abi::{FlowKey, Port, Reason, SocketPair, SocketPairs},
+    abi::{FlowKey, Frontend, Port, Reason, SocketPair, SocketPairs},
     path::{self, Asked, End, Looked, Scratch, Verdict, socket},
     wire::{self, Headers},
 };
@@ -13,6 +13,7 @@ use proxy_common::{
 use crate::clock::{Called, Clock, Inline};
 use crate::family::{Family, V4, V6};
 use crate::packet::Skb;
+use crate::route;
 use crate::tables::Maps;
 
 /// For each line a global function of either family, and the way to it from what is written for both: a method of [`Steps`].
@@ -56,6 +57,7 @@ steps! {
     remove_beyond_v4, remove_beyond_v6: remove_beyond(egress: *const FlowKey<N>, kind: u32) -> u32;
     insert_pair_v4, insert_pair_v6: insert_pair(skb: *mut __sk_buff, key: *const FlowKey<N>, scratch: *mut Scratch<N>, keep_port: u32, avoid: u32) -> u32;
     attempt_v4, attempt_v6: attempt(skb: *mut __sk_buff, key: *const FlowKey<N>, scratch: *mut Scratch<N>, keeps: u32, takes_closed: u32) -> u32;
+    prepare_v4, prepare_v6: prepare(service: u32, kind: u32, ifindex: u32, scratch: *mut Scratch<N>) -> u32;
     sticky_v4, sticky_v6: sticky(asked: *mut Asked<N>, now: u32) -> u32;
     enters_v4, enters_v6: enters_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     leaves_v4, leaves_v6: leaves_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
@@ -64,6 +66,7 @@ steps! {
     masquerade_v4, masquerade_v6: masquerade(skb: *mut __sk_buff, key: *const FlowKey<N>, device: u32, ways: u32) -> u32;
     ended_v4, ended_v6: ended(caught: u32) -> u64;
     quoted_v4, quoted_v6: quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32;
+    route_v4, route_v6: route(skb: *mut __sk_buff, ends: *const FlowKey<N>, length: u32, neighbour: u32) -> u64;
     refuse_v4, refuse_v6: refuse(skb: *mut __sk_buff) -> u32;
 }
 
@@ -153,6 +156,19 @@ fn attempt<const N: usize, F: Family<N>>(
 }
 
 #[inline(always)]
+fn prepare<const N: usize, F: Family<N>>(
+    service: u32,
+    kind: u32,
+    ifindex: u32,
+    scratch: *mut Scratch<N>,
+) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return NONE };
+    // SAFETY: as above.
+    let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NONE };
+    path::prepare(&maps::<F>(NO_SKB), headers, Frontend { service, kind }, ifindex, scratch)
+}
+
+#[inline(always)]
 fn sticky<const N: usize, F: Family<N>>(asked: *mut Asked<N>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
@@ -216,6 +232,31 @@ fn quoted<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, hook: 
 fn refuse<const N: usize, F: Family<N>>(skb: *mut __sk_buff) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
     path::refuse(&mut Skb::again(skb, false), headers)
+}
+
+/// [`route::ask`]: the device, and above it the MTU; 0: it leads nowhere.
+#[inline(always)]
+fn route<const N: usize, F: Family<N>>(
+    skb: *mut __sk_buff,
+    ends: *const FlowKey<N>,
+    length: u32,
+    neighbour: u32,
+) -> u64 {
+    // SAFETY: as above.
+    let Some(ends) = (unsafe { ends.as_ref() }) else { return 0 };
+    match route::ask(skb, ends, length, neighbour != 0) {
+        Some(route) => u64::from(route.mtu()) << 32 | u64::from(route.device()),
+        None => 0,
+    }
+}
+
+/// [`wire::extensions`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn extensions(skb: *mut __sk_buff, headers: *mut Headers<4>) -> u32 {
+    // SAFETY: as above.
+    let Some(headers) = (unsafe { headers.as_mut() }) else { return 0 };
+    wire::extensions(&Skb::again(skb, false), headers)
 }
 
 /// The time, [`Inline::time`].

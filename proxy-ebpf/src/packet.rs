@@ -1,5 +1,7 @@
 //! Packet memory: every bounds check and every raw access of this crate.
 
+use crate::family::{V4, V6};
+use crate::global::Steps;
 use crate::maps::{SUMMED_AT, TEST_MODE};
 use crate::route;
 use aya_ebpf::{
@@ -20,7 +22,7 @@ use core::ptr::{null_mut, read_volatile, write_volatile};
 use proxy_common::{
     abi::{CAST_CALL, FlowKey, protocol},
     path::{Out, Packet, TEST_MTU},
-    wire::{Diff, MAX_OFFSET, apply, grow, same_sum},
+    wire::{Diff, Headers, MAX_OFFSET, apply, grow, same_sum},
 };
 
 /// `BPF_F_IPV6` (kernel 6.16): with it the helper keeps CHECKSUM_COMPLETE right for IPv6, whose address change the
@@ -150,6 +152,21 @@ impl Skb {
         (device != 0).then_some((device, TEST_MTU))
     }
 
+    /// The device and the MTU that the routes name; `neighbour`: and its hardware address.
+    #[inline(always)]
+    fn ask<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32, neighbour: bool) -> Option<(u32, u32)> {
+        if TEST_MODE.load() != 0 {
+            return self.tested_route();
+        }
+        let (skb, ends, neighbour) = (self.ctx.skb.skb, &raw const *ends, neighbour.into());
+        let told = if N == 1 {
+            V4::route(skb, ends.cast(), length, neighbour)
+        } else {
+            V6::route(skb, ends.cast(), length, neighbour)
+        };
+        (told != 0).then_some((told as u32, (told >> 32) as u32))
+    }
+
     /// Gives the frame the hardware addresses that the routes have answered with.
     #[inline(always)]
     fn address(&mut self, answer: &bpf_fib_lookup) -> Option<()> {
@@ -254,6 +271,12 @@ impl Packet for Skb {
         crate::global::crc_difference(first, length)
     }
 
+    /// Of IPv6 only.
+    #[inline(always)]
+    fn extensions<const N: usize>(&self, headers: &mut Headers<N>) -> u32 {
+        crate::global::extensions(self.ctx.skb.skb, (&raw mut *headers).cast())
+    }
+
     #[inline(always)]
     fn shift_sum(&mut self, change: Diff) {
         if self.summed().is_some() {
@@ -343,21 +366,15 @@ impl Packet for Skb {
         unsafe { (*self.ctx.skb.skb).gso_size }
     }
 
-    #[inline(never)]
+    // Whether the neighbour answers is for the stack to find out.
+    #[inline(always)]
     fn route<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<(u32, u32)> {
-        if TEST_MODE.load() != 0 {
-            return self.tested_route();
-        }
-        // Whether the neighbour answers is for the stack to find out.
-        route::ask(self.ctx.skb.skb, ends, length, false).map(|route| (route.device(), route.mtu()))
+        self.ask(ends, length, false)
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn next_hop<const N: usize>(&mut self, ends: &FlowKey<N>, length: u32) -> Option<u32> {
-        if TEST_MODE.load() != 0 {
-            return self.tested_route().map(|(device, _)| device);
-        }
-        route::ask(self.ctx.skb.skb, ends, length, true).map(|route| route.device())
+        self.ask(ends, length, true).map(|(device, _)| device)
     }
 
     #[inline(always)]

@@ -149,6 +149,11 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     }
 
     #[inline(always)]
+    fn prepare(&self, _headers: &Headers<N>, dialled: Frontend, ifindex: u32, room: &mut Scratch<N>) -> u32 {
+        F::prepare(dialled.service, dialled.kind, ifindex, room)
+    }
+
+    #[inline(always)]
     fn endpoint_generation(&self, id: u32) -> u32 {
         ENDPOINTS.get(Generations::index(id)).map_or(0, |generations| generations.of(id).into())
     }

@@ -7,43 +7,40 @@ use super::{affinity, pair};
 use crate::abi::{Addr, Frontend, Kind, Service, service_flags, state};
 use crate::wire::Headers;
 
-/// Without payload, for the verifier's sake: see [`super::verdict::Returned`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(super) enum Choice {
-    /// The frontend is being removed.
-    Unlisted = 0,
-    /// The source is in none of the ranges (C16).
-    Closed = 1,
-    /// The packet opens nothing.
-    Stray = 2,
-    /// Of endpoints there may be some, of which the policy allows none (C3): without one there is no answer.
-    Silent = 3,
-    /// Without an endpoint there is an answer.
-    Loud = 4,
-}
+// What a frontend has for a packet: numbers, as in the kernel a function of its own tells.
+
+/// The frontend is being removed.
+pub(super) const UNLISTED: u32 = 0;
+/// The source is in none of the ranges (C16).
+pub(super) const CLOSED: u32 = 1;
+/// The packet opens nothing.
+pub(super) const STRAY: u32 = 2;
+/// Of endpoints there may be some, of which the policy allows none (C3): without one there is no answer.
+pub(super) const SILENT: u32 = 3;
+/// Without an endpoint there is an answer.
+pub(super) const LOUD: u32 = 4;
 
 /// Writes into `room.asked` what an endpoint is to be taken from, and begins `room.flow`: a mark among its state says that the
 /// flow is to be masqueraded, whichever endpoint it gets. `room.asked` names the client, of which the unspecified address
 /// stands for this node's own processes.
 ///
-/// A subprogram of its own: with its callers in one frame it would not fit the stack.
-#[inline(never)]
-pub(super) fn prepare<const N: usize, T: Tables<N>>(
+/// A step of its own: with its callers in one frame it would not fit the stack.
+#[inline(always)]
+pub fn prepare<const N: usize, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     dialled: Frontend,
     ifindex: u32,
     room: &mut Scratch<N>,
-) -> Choice {
-    let Some((service, kind)) = frontend::service(tables, dialled) else { return Choice::Unlisted };
+) -> u32 {
+    let Some((service, kind)) = frontend::service(tables, dialled) else { return UNLISTED };
     let source = &headers.key.src;
     let own = room.asked.key.client.same(&Addr::UNSPECIFIED);
     if frontend::has_ranges(&service, kind) && !is_admitted(tables, headers, dialled.service, &service, own) {
-        return Choice::Closed;
+        return CLOSED;
     }
     if !headers.opens() {
-        return Choice::Stray;
+        return STRAY;
     }
     let external = kind.is_external();
     let client = if external && service.flags & service_flags::LOCAL_EXTERNAL != 0 {
@@ -65,7 +62,7 @@ pub(super) fn prepare<const N: usize, T: Tables<N>>(
     if marked {
         room.flow.state |= state::MARK;
     }
-    if silent { Choice::Silent } else { Choice::Loud }
+    if silent { SILENT } else { LOUD }
 }
 
 /// Completes `room.flow` with an endpoint. False: there is none.

@@ -48,6 +48,7 @@ mod unserved;
 mod verdict;
 
 pub use affinity::sticky;
+pub use choice::prepare;
 pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
 pub use established::ended;
 pub use icmp::quoted;

@@ -11,7 +11,7 @@ use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, Frontend,
     FrontendKey, Port, Reason, Service, Turn,
 };
-use crate::wire::{Diff, Headers, crc_difference};
+use crate::wire::{Diff, Headers, crc_difference, extensions};
 
 /// A packet under a hook's hands. Offsets are bytes from the start of the frame.
 ///
@@ -52,6 +52,14 @@ pub trait Packet {
     /// [`crc_difference`]. In the kernel a function that the verifier looks at once.
     fn crc_difference(&self, first: u32, length: u32) -> u32 {
         crc_difference(first, length)
+    }
+
+    /// [`extensions`], likewise.
+    fn extensions<const N: usize>(&self, headers: &mut Headers<N>) -> u32
+    where
+        Self: Sized,
+    {
+        extensions(self, headers)
     }
 
     /// Tells the device's sum over the whole packet, if there is one, of a change that no checksum in the packet makes up
@@ -239,6 +247,13 @@ pub trait Tables<const N: usize> {
         Self: Sized,
     {
         super::sticky(self, asked, now)
+    }
+    /// [`super::prepare`], likewise.
+    fn prepare(&self, headers: &Headers<N>, dialled: Frontend, ifindex: u32, room: &mut Scratch<N>) -> u32
+    where
+        Self: Sized,
+    {
+        super::prepare(self, headers, dialled, ifindex, room)
     }
     /// Generation of a live endpoint id, 0 when it is gone.
     fn endpoint_generation(&self, id: u32) -> u32;

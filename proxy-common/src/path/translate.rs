@@ -1,6 +1,6 @@
 //! The first packet of a flow, at the client's edge.
 
-use super::choice::{self, Choice};
+use super::choice;
 use super::pair::End;
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
@@ -21,12 +21,12 @@ pub(super) fn open<const N: usize, P: Packet, T: Tables<N>>(
     let opened = tables.scratch(|room| {
         room.before = before;
         room.asked.key.client = if caught { Addr::UNSPECIFIED } else { headers.key.src };
-        let silent = match choice::prepare(tables, headers, dialled, ifindex, room) {
-            Choice::Unlisted => return Ok(reject::answer(packet, tables, headers, Reason::Unlisted)),
-            Choice::Stray => return Ok(stray(packet, tables, headers)),
-            Choice::Closed => return Err(Reason::SourceRange),
-            Choice::Silent => true,
-            Choice::Loud => false,
+        let silent = match tables.prepare(headers, dialled, ifindex, room) {
+            choice::STRAY => return Ok(stray(packet, tables, headers)),
+            choice::CLOSED => return Err(Reason::SourceRange),
+            choice::SILENT => true,
+            choice::LOUD => false,
+            _ => return Ok(reject::answer(packet, tables, headers, Reason::Unlisted)),
         };
         if !choice::take(tables, room) {
             return if silent {

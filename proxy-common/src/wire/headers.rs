@@ -1,5 +1,6 @@
 //! The parser: from a frame to addresses, transport and ports.
 
+use super::extensions::{self, is_extension};
 use crate::abi::{Addr, FlowKey, Hook, Port, protocol};
 use crate::path::Packet;
 
@@ -10,9 +11,6 @@ pub const MAX_OFFSET: u32 = 0x800;
 pub const IPV4: usize = 20;
 /// See [`IPV4`].
 pub const IPV6: usize = 40;
-
-/// Extension headers walked before a packet counts as unreadable (P-03).
-const MAX_EXTENSIONS: usize = 6;
 
 /// TCP flag bits (RFC 9293 section 3.1). What a packet of SCTP does to its association is said in them too.
 pub mod tcp_flags {
@@ -331,7 +329,7 @@ fn end<P: Packet>(packet: &P, start: u32, length: u32) -> u32 {
 
 /// Which part of a datagram begins at this offset, with or without more to follow.
 #[inline(always)]
-const fn part_of(offset: u16, more: u16) -> u32 {
+pub(super) const fn part_of(offset: u16, more: u16) -> u32 {
     match (offset, more) {
         (0, 0) => part::WHOLE,
         (0, _) => part::FIRST,
@@ -354,74 +352,10 @@ fn network_v6<const N: usize, P: Packet>(packet: &P, l3: u32, headers: &mut Head
     if !is_extension(header[6]) {
         return Some(true);
     }
-    match extensions(packet, headers) {
-        Chain::Left => None,
-        Chain::Unreadable => Some(false),
-        Chain::Walked => Some(true),
+    match packet.extensions(headers) {
+        extensions::LEFT => None,
+        chain => Some(chain == extensions::WALKED),
     }
-}
-
-/// What came of a chain of extension headers. Without payload, as `path::verdict::Returned`: LLVM would store undefined parts, too.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-enum Chain {
-    /// The packet is none of ours.
-    Left = 0,
-    /// It does not end where it can be read.
-    Unreadable = 1,
-    /// The transport header is found.
-    Walked = 2,
-}
-
-/// Walks the chain that begins where `headers` have the transport header.
-///
-/// A subprogram of its own: few packets have such headers, and the loop takes much of the stack.
-#[inline(never)]
-fn extensions<const N: usize, P: Packet>(packet: &P, headers: &mut Headers<N>) -> Chain {
-    walk(packet, headers)
-        .map_or(Chain::Left, |readable| if readable { Chain::Walked } else { Chain::Unreadable })
-}
-
-#[inline(always)]
-fn walk<const N: usize, P: Packet>(packet: &P, headers: &mut Headers<N>) -> Option<bool> {
-    let mut protocol = headers.key.protocol;
-    let mut at = headers.l4;
-    let mut fragment = 0;
-    for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(protocol) || at >= MAX_OFFSET - 64 {
-            break;
-        }
-        let extension: [u8; 4] = packet.load(at)?;
-        at += match protocol {
-            43 if extension[3] != 0 => return None,
-            protocol::FRAGMENT => {
-                let word = u16::from_be_bytes([extension[2], extension[3]]);
-                // An atomic fragment is a whole packet (RFC 6946, P-12).
-                headers.part = part_of(word & 0xfff8, word & 1);
-                fragment = at;
-                8
-            }
-            51 => (u32::from(extension[1]) + 2) * 4,
-            _ => (u32::from(extension[1]) + 1) * 8,
-        };
-        protocol = extension[0];
-        // What follows is the middle of something.
-        if headers.part == part::LATER {
-            break;
-        }
-    }
-    if headers.part != part::WHOLE {
-        headers.id = u32::from_ne_bytes(packet.load(fragment + 4)?);
-    }
-    headers.key.protocol = protocol;
-    headers.l4 = at;
-    Some(!is_extension(protocol) && at < MAX_OFFSET - 64)
-}
-
-/// Hop-by-hop, routing, fragment, authentication, destination options.
-#[inline(always)]
-const fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, 0 | 43 | protocol::FRAGMENT | 51 | 60)
 }
 
 #[inline(always)]

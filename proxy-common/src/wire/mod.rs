@@ -5,10 +5,12 @@
 
 mod checksum;
 mod crc32c;
+mod extensions;
 mod headers;
 
 pub use checksum::{Diff, apply, fold, grow, pseudo_header, same_sum};
 pub use crc32c::{crc_difference, port_difference};
+pub use extensions::extensions;
 pub use headers::{
     Headers, IPV4, IPV6, MAX_OFFSET, Transport, addresses_at, load_addresses, parse, parse_quoted, tcp_flags,
 };
