@@ -67,6 +67,7 @@ steps! {
     ended_v4, ended_v6: ended(caught: u32) -> u64;
     quoted_v4, quoted_v6: quoted(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32;
     route_v4, route_v6: route(skb: *mut __sk_buff, ends: *const FlowKey<N>, length: u32, neighbour: u32) -> u64;
+    sctp_v4, sctp_v6: sctp_checksum(skb: *mut __sk_buff, sport: u32, dport: u32) -> u32;
     refuse_v4, refuse_v6: refuse(skb: *mut __sk_buff) -> u32;
 }
 
@@ -84,7 +85,7 @@ fn headers<const N: usize, F: Family<N>>() -> Option<&'static Headers<N>> {
 
 /// Tables for what few packets need; `skb`: the packet, to look for sockets.
 #[inline(always)]
-const fn maps<F>(skb: *mut __sk_buff) -> Maps<F, Called> {
+fn maps<F>(skb: *mut __sk_buff) -> Option<Maps<F, Called>> {
     Maps::new(skb.cast())
 }
 
@@ -96,21 +97,24 @@ fn make_room<const N: usize, F: Family<N>>() -> u32 {
     let Some(room) = F::looked() else { return 0 };
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let room = unsafe { &mut *room };
-    path::make_room(&maps::<F>(NO_SKB), room).into()
+    let Some(maps) = maps::<F>(NO_SKB) else { return 0 };
+    path::make_room(&maps, room).into()
 }
 
 #[inline(always)]
 fn look<const N: usize, F: Family<N>>(room: *mut Looked<N>, time: u64, forgets: u32) -> u32 {
     // SAFETY: the caller has a reference; the verifier asks for the comparison with null.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::look(&maps::<F>(NO_SKB), room, time, forgets)
+    let Some(maps) = maps::<F>(NO_SKB) else { return 0 };
+    path::look(&maps, room, time, forgets)
 }
 
 #[inline(always)]
 fn forget<const N: usize, F: Family<N>>(room: *mut Looked<N>) -> u32 {
     // SAFETY: as above.
     let Some(room) = (unsafe { room.as_mut() }) else { return 0 };
-    path::forget(&maps::<F>(NO_SKB), room);
+    let Some(maps) = maps::<F>(NO_SKB) else { return 0 };
+    path::forget(&maps, room);
     0
 }
 
@@ -121,7 +125,8 @@ fn remove_beyond<const N: usize, F: Family<N>>(egress: *const FlowKey<N>, kind: 
     let Some(room) = F::beyond() else { return 0 };
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let room = unsafe { &mut *room };
-    path::remove_beyond(&maps::<F>(NO_SKB), egress, kind, room);
+    let Some(maps) = maps::<F>(NO_SKB) else { return 0 };
+    path::remove_beyond(&maps, egress, kind, room);
     0
 }
 
@@ -137,7 +142,8 @@ fn insert_pair<const N: usize, F: Family<N>>(
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::insert_pair(&maps::<F>(skb), key, scratch, keep_port != 0, Port(avoid as u16))
+    let Some(maps) = maps::<F>(skb) else { return NEVER };
+    path::insert_pair(&maps, key, scratch, keep_port != 0, Port(avoid as u16))
 }
 
 #[inline(always)]
@@ -152,7 +158,8 @@ fn attempt<const N: usize, F: Family<N>>(
     let Some(key) = (unsafe { key.as_ref() }) else { return NEVER };
     // SAFETY: as above; it is not where the key is.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NEVER };
-    path::attempt(&maps::<F>(skb), key, scratch, keeps != 0, takes_closed != 0)
+    let Some(maps) = maps::<F>(skb) else { return NEVER };
+    path::attempt(&maps, key, scratch, keeps != 0, takes_closed != 0)
 }
 
 #[inline(always)]
@@ -165,32 +172,37 @@ fn prepare<const N: usize, F: Family<N>>(
     let Some(headers) = headers::<N, F>() else { return NONE };
     // SAFETY: as above.
     let Some(scratch) = (unsafe { scratch.as_mut() }) else { return NONE };
-    path::prepare(&maps::<F>(NO_SKB), headers, Frontend { service, kind }, ifindex, scratch)
+    let Some(maps) = maps::<F>(NO_SKB) else { return NONE };
+    path::prepare(&maps, headers, Frontend { service, kind }, ifindex, scratch)
 }
 
 #[inline(always)]
 fn sticky<const N: usize, F: Family<N>>(asked: *mut Asked<N>, now: u32) -> u32 {
     // SAFETY: as above.
     let Some(asked) = (unsafe { asked.as_mut() }) else { return u32::MAX };
-    path::sticky(&maps::<F>(NO_SKB), asked, now)
+    let Some(maps) = maps::<F>(NO_SKB) else { return u32::MAX };
+    path::sticky(&maps, asked, now)
 }
 
 #[inline(always)]
 fn enters_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::enters_without_flow(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, End(before))
+    let Some(maps) = maps::<F>(skb) else { return 0 };
+    path::enters_without_flow(&mut Skb::again(skb, caught != 0), &maps, headers, End(before))
 }
 
 #[inline(always)]
 fn leaves_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::leaves_without_flow(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, End(before))
+    let Some(maps) = maps::<F>(skb) else { return 0 };
+    path::leaves_without_flow(&mut Skb::again(skb, caught != 0), &maps, headers, End(before))
 }
 
 #[inline(always)]
 fn passes_by<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::passes_by(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers)
+    let Some(maps) = maps::<F>(skb) else { return 0 };
+    path::passes_by(&mut Skb::again(skb, caught != 0), &maps, headers)
 }
 
 #[inline(always)]
@@ -199,7 +211,8 @@ fn answer<const N: usize, F: Family<N>>(skb: *mut __sk_buff, key: *const FlowKey
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return NONE };
     // Many a packet is an answer: the time without a call.
-    path::answer(&mut Skb::again(skb, false), &Maps::<F>::new(skb.cast()), headers, key)
+    let Some(maps) = Maps::<F>::new(skb.cast()) else { return NONE };
+    path::answer(&mut Skb::again(skb, false), &maps, headers, key)
 }
 
 #[inline(always)]
@@ -213,25 +226,34 @@ fn masquerade<const N: usize, F: Family<N>>(
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return ways };
     // As of an answer.
-    path::masquerade(&mut Skb::again(skb, false), &Maps::<F>::new(skb.cast()), headers, key, device, ways)
+    let Some(maps) = Maps::<F>::new(skb.cast()) else { return ways };
+    path::masquerade(&mut Skb::again(skb, false), &maps, headers, key, device, ways)
 }
 
 #[inline(always)]
 fn ended<const N: usize, F: Family<N>>(caught: u32) -> u64 {
     let Some(headers) = headers::<N, F>() else { return 0 };
-    path::ended(&maps::<F>(NO_SKB), headers, caught != 0).0
+    let Some(maps) = maps::<F>(NO_SKB) else { return 0 };
+    path::ended(&maps, headers, caught != 0).0
 }
 
 #[inline(always)]
 fn quoted<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, hook: u32) -> u32 {
     let Some(headers) = headers::<N, F>() else { return NONE };
-    path::quoted(&mut Skb::again(skb, caught != 0), &maps::<F>(skb), headers, hook)
+    let Some(maps) = maps::<F>(skb) else { return NONE };
+    path::quoted(&mut Skb::again(skb, caught != 0), &maps, headers, hook)
 }
 
 #[inline(always)]
 fn refuse<const N: usize, F: Family<N>>(skb: *mut __sk_buff) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
     path::refuse(&mut Skb::again(skb, false), headers)
+}
+
+#[inline(always)]
+fn sctp_checksum<const N: usize, F: Family<N>>(skb: *mut __sk_buff, sport: u32, dport: u32) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return NEVER };
+    path::sctp_checksum(&mut Skb::again(skb, false), headers, Port(sport as u16), Port(dport as u16))
 }
 
 /// [`route::ask`]: the device, and above it the MTU; 0: it leads nowhere.

@@ -20,7 +20,7 @@ use core::ffi::c_void;
 use core::mem::transmute;
 use core::ptr::{null_mut, read_volatile, write_volatile};
 use proxy_common::{
-    abi::{CAST_CALL, FlowKey, protocol},
+    abi::{CAST_CALL, FlowKey, Port, protocol},
     path::{Out, Packet, TEST_MTU},
     wire::{Diff, Headers, MAX_OFFSET, apply, grow, same_sum},
 };
@@ -275,6 +275,12 @@ impl Packet for Skb {
     #[inline(always)]
     fn extensions<const N: usize>(&self, headers: &mut Headers<N>) -> u32 {
         crate::global::extensions(self.ctx.skb.skb, (&raw mut *headers).cast())
+    }
+
+    #[inline(always)]
+    fn sctp_checksum<const N: usize>(&mut self, _headers: &Headers<N>, sport: Port, dport: Port) -> u32 {
+        let (skb, sport, dport) = (self.ctx.skb.skb, sport.0.into(), dport.0.into());
+        if N == 1 { V4::sctp_checksum(skb, sport, dport) } else { V6::sctp_checksum(skb, sport, dport) }
     }
 
     #[inline(always)]

@@ -33,18 +33,16 @@ const FULL: [i32; 2] = [-7, -12];
 /// The maps of family `F` and the clock `C`, for a program whose context is `ctx`.
 pub struct Maps<F, C = Inline> {
     ctx: *mut c_void,
+    /// Looked up once: it is asked for again and again.
+    config: &'static Config,
     of: PhantomData<(F, C)>,
 }
 
 impl<F, C> Maps<F, C> {
+    /// `None` never happens, but the verifier wants it looked at.
     #[inline(always)]
-    pub const fn new(ctx: *mut c_void) -> Self {
-        Self { ctx, of: PhantomData }
-    }
-
-    #[inline(always)]
-    fn config() -> Option<&'static Config> {
-        CONFIG.get(0)
+    pub fn new(ctx: *mut c_void) -> Option<Self> {
+        Some(Self { ctx, config: CONFIG.get(0)?, of: PhantomData })
     }
 }
 
@@ -94,7 +92,7 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
 
     #[inline(always)]
     fn is_service_range(&self, address: &Addr<N>) -> bool {
-        Self::config().is_some_and(|config| F::is_service_range(config, address))
+        F::is_service_range(self.config, address)
     }
 
     #[inline(always)]
@@ -380,7 +378,7 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
 
     #[inline(always)]
     fn is_pod(&self, ifindex: u32, source: &Addr<N>) -> Option<bool> {
-        let config = Self::config()?;
+        let config = self.config;
         if config.flags & config_flags::DETECT_DEVICE != 0 {
             let flags = Tables::<N>::device_flags(self, ifindex);
             return Some(flags.is_some_and(|flags| flags & device_flags::DETECTED != 0));
@@ -390,27 +388,27 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
 
     #[inline(always)]
     fn masquerade_all(&self) -> bool {
-        Self::config().is_some_and(|config| config.flags & config_flags::MASQUERADE_ALL != 0)
+        self.config.flags & config_flags::MASQUERADE_ALL != 0
     }
 
     #[inline(always)]
     fn config_flags(&self) -> u32 {
-        Self::config().map_or(0, |config| config.flags)
+        self.config.flags
     }
 
     #[inline(always)]
     fn masquerade_mark(&self) -> u32 {
-        Self::config().map_or(0, |config| config.masquerade_mark)
+        self.config.masquerade_mark
     }
 
     #[inline(always)]
     fn seed(&self) -> u32 {
-        Self::config().map_or(0, |config| config.seed)
+        self.config.seed
     }
 
     #[inline(always)]
     fn strays_pass(&self) -> bool {
-        Self::config().is_some_and(|config| config.flags & config_flags::STRAYS_PASS != 0)
+        self.config.flags & config_flags::STRAYS_PASS != 0
     }
 
     #[inline(always)]
@@ -448,8 +446,7 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
 
     #[inline(always)]
     fn unknown(&self, value: u32) -> u32 {
-        let Some(config) = Self::config() else { return value };
-        let seed = &raw const config.seed;
+        let seed = &raw const self.config.seed;
         // SAFETY: the field of an array's element. Volatile, so that LLVM does not see that both reads cancel out.
         let once = unsafe { read_volatile(seed) };
         // SAFETY: as above.

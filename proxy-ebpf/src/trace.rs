@@ -71,7 +71,7 @@ pub fn tell<const N: usize, F: Family<N>>(skb: &Skb, verdict: u32) {
     record.kind = 0;
     record.service = Flow::<N>::NO_SERVICE;
     record.pad = 0;
-    if let Some(entry) = Maps::<F>::new(skb.as_ptr()).flow(key) {
+    if let Some(entry) = Maps::<F>::new(skb.as_ptr()).and_then(|maps| maps.flow(key)) {
         record.kind = entry.kind();
         record.service = entry.get(|flow| flow.service);
     }

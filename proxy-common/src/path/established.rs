@@ -77,6 +77,8 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
     } else {
         0
     };
+    // Or the verifier would follow the rewrite once for each way to here.
+    let ways = if enters { tables.unknown(ways) } else { ways };
     let verdict = rewrite::packet(packet, headers, entry);
     // It has become another key's meanwhile.
     if entry.tag() != tag {

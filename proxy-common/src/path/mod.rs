@@ -56,6 +56,7 @@ pub use lease::LEASE;
 pub use pair::{Beyond, End, attempt, insert_pair, other_ports, remove_beyond};
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use reject::refuse;
+pub use rewrite::sctp_checksum;
 pub use route::Told;
 pub use scratch::{Asked, Scratch};
 pub use shortcut::{Out, answer, masquerade, note};

@@ -25,7 +25,7 @@ pub(super) fn packet_of<const N: usize, P: Packet>(
 ) -> Verdict {
     let (sport, dport) = (flow.get(|flow| flow.sport), flow.get(|flow| flow.dport));
     if headers.key.protocol == protocol::SCTP {
-        if let Some(verdict) = sctp_checksum(packet, headers, sport, dport).verdict() {
+        if let Some(verdict) = Returned::from_code(packet.sctp_checksum(headers, sport, dport)).verdict() {
             return verdict;
         }
     } else if checksum(packet, headers, key, flow, sport, dport).is_none() {
@@ -53,11 +53,21 @@ fn checksum<const N: usize, P: Packet>(
     packet.l4_checksum(headers.checksum_at(), addresses, ports, udp, N == 4)
 }
 
-/// SCTP's, which covers no address. A verdict only if it cannot be had.
+/// SCTP's, which covers no address. [`Verdict::code`] if it cannot be had, else `u32::MAX`.
 ///
-/// A subprogram of its own: few packets are of SCTP, and of these few change ports.
-#[inline(never)]
-fn sctp_checksum<const N: usize, P: Packet>(
+/// A step of its own: few packets are of SCTP, and of these few change ports.
+#[inline(always)]
+pub fn sctp_checksum<const N: usize, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<N>,
+    sport: Port,
+    dport: Port,
+) -> u32 {
+    sctp(packet, headers, sport, dport).code()
+}
+
+#[inline(always)]
+fn sctp<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     sport: Port,

@@ -62,6 +62,14 @@ pub trait Packet {
         extensions(self, headers)
     }
 
+    /// [`super::sctp_checksum`], likewise.
+    fn sctp_checksum<const N: usize>(&mut self, headers: &Headers<N>, sport: Port, dport: Port) -> u32
+    where
+        Self: Sized,
+    {
+        super::sctp_checksum(self, headers, sport, dport)
+    }
+
     /// Tells the device's sum over the whole packet, if there is one, of a change that no checksum in the packet makes up
     /// for.
     fn shift_sum(&mut self, _change: Diff) {}
@@ -435,8 +443,8 @@ pub trait Tables<const N: usize> {
     fn time(&self) -> u64 {
         beginning(self.now())
     }
-    /// `value`, of which the verifier knows nothing any more: what it has learnt about the variables of a loop makes each way
-    /// through the loop a case of its own.
+    /// `value`, of which the verifier knows nothing any more: what it has learnt about a variable makes each way through a loop, or to what
+    /// follows, a case of its own.
     fn unknown(&self, value: u32) -> u32 {
         value
     }

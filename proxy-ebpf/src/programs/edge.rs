@@ -109,7 +109,7 @@ fn leaves<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> i32 {
 fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
     // SAFETY: this CPU's element; tc programs do not interrupt each other.
     let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else { return PASS };
-    let maps = Maps::<F>::new(skb.as_ptr());
+    let Some(maps) = Maps::<F>::new(skb.as_ptr()) else { return PASS };
     path::ingress(skb, &maps, room, l3).code()
 }
 
@@ -117,7 +117,7 @@ fn ingress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
 fn egress_of<const N: usize, F: Family<N>>(skb: &mut Skb, l3: u32) -> u32 {
     // SAFETY: as in `ingress_of`.
     let Some(room) = F::headers().and_then(|room| unsafe { room.as_mut() }) else { return PASS };
-    let maps = Maps::<F>::new(skb.as_ptr());
+    let Some(maps) = Maps::<F>::new(skb.as_ptr()) else { return PASS };
     path::egress(skb, &maps, room, l3).code()
 }
 

@@ -165,14 +165,14 @@ fn dial(ctx: &SockAddrContext, name: &mut Name) -> Answer {
     };
     let as_ptr = ctx.sock_addr.cast();
     let answer = if name.is_mapped() {
-        let maps = Maps::<V4, Exact>::new(as_ptr);
+        let Some(maps) = Maps::<V4, Exact>::new(as_ptr) else { return Answer::Leave };
         if kept(ctx, &maps, name, transport) {
             return Answer::Rewrite;
         }
         let dialled = socket::dial::<1, _>(&maps, &Addr([name.address[3]]), name.port, transport, of_node);
         chosen(dialled, &mut pair, |to, address| to[3] = address.0[0])
     } else {
-        let maps = Maps::<V6, Exact>::new(as_ptr);
+        let Some(maps) = Maps::<V6, Exact>::new(as_ptr) else { return Answer::Leave };
         if kept(ctx, &maps, name, transport) {
             return Answer::Rewrite;
         }
