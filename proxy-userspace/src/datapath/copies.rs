@@ -20,7 +20,7 @@ use super::probe::Ends;
 use super::programs::Make;
 use super::specs::{self, RingUsed};
 use super::store::{Net, Wire, failed};
-use super::sys::{self, Table};
+use super::sys::Table;
 use super::tables::{FamilyTables, Tables};
 use crate::model::{Family, Protocol};
 use crate::node::EdgeKind;
@@ -234,7 +234,7 @@ where
         let key = |own| AffinityKey { client: if own { Addr::UNSPECIFIED } else { client }, service };
         let spec = specs::affinity::<N>();
         // Empty: the last question's record goes with its map.
-        let fresh = sys::create_inner(spec.kind, spec.key, spec.value, ASKED_RECORDS)?;
+        let fresh = spec.make(specs::INNER, ASKED_RECORDS)?;
         self.affinity.set(&0, &fresh.as_raw_fd().cast_unsigned())?;
         let fresh = Table::new(fresh)?;
         match records.get(&key(caught || question.asked.own))? {

@@ -77,6 +77,8 @@ pub struct Loaded {
 }
 
 pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
+    // It reads the kernel's types, which takes a tenth of a start, whether they are needed or not.
+    let loader = std::thread::spawn(EbpfLoader::new);
     let cgroup = options.cgroup.as_deref().map(open_cgroup).transpose()?;
     let cpus = possible_cpus()?;
     let mut wanted = specs::persistent(&options.sizes, cpus);
@@ -91,10 +93,15 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let (mut found, notices) = check_pins(&pins, &wanted)?;
     let fresh = inheritance.resize(&mut wanted, &mut found);
     let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows), cpus);
+    // Those that take their memory when they are made are so while the kernel's types are read; the rest comes with the object.
+    for spec in wanted.iter().filter(|spec| !found.contains_key(spec.name)) {
+        spec.entries.map_or(Ok(()), |entries| pins.make(spec, entries))?;
+    }
     let summed = Summed::of_this_kernel();
     let unsummed = summed.as_ref().err().map(ToString::to_string);
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
-    let ebpf = load_object(&pins, &recipe, None)?;
+    let loader = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let ebpf = load_object(loader, &pins, &recipe, None)?;
     inheritance.fill(&pins, &fresh)?;
     let (make, maps) = open_maps(&pins, &recipe)?;
     let mut earlier = inheritance.programs()?;
@@ -299,15 +306,21 @@ pub fn load_again(
     traced: Option<IpAddr>,
 ) -> Result<Ebpf, DatapathError> {
     check_same(pins, recipe, make)?;
-    load_object(pins, recipe, traced)
+    load_object(EbpfLoader::new(), pins, recipe, traced)
 }
 
 /// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.
-fn load_object(pins: &Pins, recipe: &Recipe, traced: Option<IpAddr>) -> Result<Ebpf, DatapathError> {
+fn load_object(
+    loader: EbpfLoader<'static>,
+    pins: &Pins,
+    recipe: &Recipe,
+    traced: Option<IpAddr>,
+) -> Result<Ebpf, DatapathError> {
     let test_mode = u32::from(recipe.test_mode);
     let (address, words) = traced.map_or(([0; 4], 0), traced_globals);
     let summed_at = recipe.summed_at();
-    let mut loader = EbpfLoader::new();
+    // It borrows from here on.
+    let mut loader: EbpfLoader<'_> = loader;
     // Nothing is relocated against the kernel's types, and keeping them costs 20 MB.
     loader
         .btf(None)

@@ -8,7 +8,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::abi::{INHERITS_FROM, LAYOUT};
 
 use super::error::DatapathError;
-use super::specs::CHUNKS;
+use super::specs::{CHUNKS, Spec};
 use super::sys;
 use crate::model::Family;
 
@@ -211,6 +211,15 @@ impl Pins {
                 source,
             })),
         }
+    }
+
+    /// Makes a map with so many entries, and pins it.
+    pub fn make(&self, spec: &Spec, entries: u32) -> Result<(), DatapathError> {
+        let fd = spec.make(spec.name, entries).map_err(|error| {
+            let failed = |source| DatapathError::Map { operation: "make", map: spec.name, source };
+            DatapathError::of("create maps", error, failed)
+        })?;
+        Self::put(fd.as_fd(), &self.map(spec.name))
     }
 
     /// Pins `fd`, in place of what was pinned there.

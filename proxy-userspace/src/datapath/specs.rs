@@ -1,11 +1,14 @@
 //! Which maps outlive the agent, and what each must look like to be taken over.
 
+use std::io;
+use std::os::fd::OwnedFd;
+
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
     Frontend, FrontendKey, Generations, Guard, RangeKey, Service, SocketPairs, TURNS_HELD_BACK, Turn,
 };
 
-use super::sys::MapInfo;
+use super::sys::{self, MapInfo, MapShape};
 
 /// `enum bpf_map_type`.
 pub mod kind {
@@ -21,6 +24,9 @@ pub mod kind {
 
 const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
+
+/// The name of a map that lies in another one.
+pub const INNER: &str = "SLUICE_INNER";
 
 /// Inner arrays of a slots map.
 pub const CHUNKS: u32 = 1024;
@@ -90,6 +96,13 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Makes a map of this kind with room for so many entries.
+    pub fn make(&self, name: &str, entries: u32) -> io::Result<OwnedFd> {
+        let Self { kind, key, value, flags, .. } = *self;
+        let shape = MapShape { kind, key_size: key, value_size: value, max_entries: entries, flags };
+        sys::create_map(name, shape)
+    }
+
     /// Why `found` cannot take this map's place: what it is and what is needed.
     pub fn conflict(&self, found: &MapInfo) -> Option<(String, String)> {
         let is = (found.kind, found.key_size, found.value_size, found.flags);

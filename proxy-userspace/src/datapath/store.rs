@@ -16,7 +16,7 @@ use super::error::DatapathError;
 use super::pins::Pins;
 use super::sieves::Sieves;
 use super::specs::{self, CHUNKS};
-use super::sys::{self, Table, Window};
+use super::sys::{Table, Window};
 use super::tables::{FamilyTables, Tables};
 use crate::model::{Family, Protocol};
 use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
@@ -83,8 +83,7 @@ where
         let spec = specs::chunk::<N>();
         let mut fds: Vec<OwnedFd> = Vec::with_capacity(numbers.len());
         for number in numbers {
-            let fd = sys::create_inner(spec.kind, spec.key, spec.value, CHUNK)
-                .map_err(failed("create", spec.name))?;
+            let fd = spec.make(specs::INNER, CHUNK).map_err(failed("create", spec.name))?;
             pins.keep(fd.as_fd(), &pins.chunk(family, *number))?;
             fds.push(fd);
         }
@@ -102,8 +101,7 @@ where
             return Ok(());
         }
         let spec = specs::affinity::<N>();
-        let fd = sys::create_inner(spec.kind, spec.key, spec.value, records)
-            .map_err(failed("create", spec.name))?;
+        let fd = spec.make(specs::INNER, records).map_err(failed("create", spec.name))?;
         pins.keep(fd.as_fd(), &pins.records(family))?;
         let value = fd.as_raw_fd().cast_unsigned();
         self.affinity.set(&0, &value).map_err(failed("add records to", "AFFINITY"))

@@ -22,8 +22,8 @@ use proxy_common::abi::Abi;
 pub use attachment::{Target, attach, attach_flags, detach, query};
 pub use iterator::iterate;
 pub use objects::{
-    MapInfo, ProgramInfo, create_inner, map_by_id, map_info, open_pin, pin, program_by_id, program_info,
-    try_classifier,
+    MapInfo, MapShape, ProgramInfo, create_map, map_by_id, map_info, open_pin, pin, program_by_id,
+    program_info, try_classifier,
 };
 pub use raw::{Overwrite, Writer, elements, first_value};
 

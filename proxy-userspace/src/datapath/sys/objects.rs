@@ -167,6 +167,17 @@ pub fn map_info(fd: BorrowedFd<'_>) -> Result<MapInfo> {
     Ok(MapInfo { kind, id, key_size, value_size, max_entries, flags, name: name_of(&name) })
 }
 
+/// What a map is to look like.
+#[derive(Clone, Copy, Debug)]
+pub struct MapShape {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    pub key_size: u32,
+    pub value_size: u32,
+    pub max_entries: u32,
+    pub flags: u32,
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct CreateAttr {
@@ -180,15 +191,12 @@ struct CreateAttr {
     name: [u8; 16],
 }
 
-/// Makes a map of a type in `enum bpf_map_type` that is to lie in another one.
-pub fn create_inner(kind: u32, key_size: u32, value_size: u32, entries: u32) -> Result<OwnedFd> {
-    let mut attr = CreateAttr {
-        kind,
-        key_size,
-        value_size,
-        max_entries: entries,
-        name: *b"SLUICE_INNER\0\0\0\0",
-        ..Default::default()
-    };
+/// Makes a map of a type in `enum bpf_map_type`.
+pub fn create_map(name: &str, shape: MapShape) -> Result<OwnedFd> {
+    let MapShape { kind, key_size, value_size, max_entries, flags } = shape;
+    let mut attr = CreateAttr { kind, key_size, value_size, max_entries, flags, ..Default::default() };
+    // Its last byte stays zero.
+    let length = attr.name.len() - 1;
+    attr.name[..length].iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
     bpf(cmd::MAP_CREATE, &mut attr).and_then(owned)
 }
