@@ -102,12 +102,12 @@ pub fn ask<const N: usize>(
     // SAFETY: in an answer this is the next hop, of whichever family: words, valid whatever they hold.
     next.__bindgen_anon_1.ipv6_nh = unsafe { asked.__bindgen_anon_4.ipv6_dst };
     *framed = (answer == 0 && neighbour).into();
-    let led = answer == 0 || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-    if !led {
+    // An answer without the neighbour has no MTU.
+    if answer != 0 {
         told.clear();
-        return None;
     }
-    Some(route)
+    let led = answer == 0 || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+    led.then_some(route)
 }
 
 /// What [`ask`] has answered for this packet.
