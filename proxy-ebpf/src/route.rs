@@ -61,7 +61,7 @@ pub fn ask<const N: usize>(
     let by_port = is_by_port();
     // SAFETY: the kernel hands every tc program a valid __sk_buff.
     let ifindex = unsafe { (*skb).ifindex };
-    let place = Told::place(ends, ifindex);
+    let place = Told::place(ends, ifindex, by_port);
     // SAFETY: as above. Programs may keep there what they want, and the stack does not look at it.
     unsafe { (*skb).cb[0] = place };
     let route = last(skb)?;
@@ -119,7 +119,7 @@ pub fn last(skb: *mut __sk_buff) -> Option<&'static mut Route> {
     unsafe { ROUTES.get_ptr_mut(place)?.as_mut() }
 }
 
-/// Whether routes may look at more than addresses.
+/// Whether routes may look at ports.
 #[inline(always)]
 fn is_by_port() -> bool {
     CONFIG.get(0).is_none_or(|config| config.flags & config_flags::ROUTES_BY_ADDRESS == 0)

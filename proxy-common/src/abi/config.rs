@@ -98,7 +98,7 @@ pub mod config_flags {
     pub const SHORTCUT_ALWAYS: u32 = 256;
     /// For the sake of shortcuts an agent has made connection tracking liberal, which it was not: for whoever cleans up.
     pub const MADE_LIBERAL: u32 = 512;
-    /// No rule and no choice between paths looks at ports or at the transport: what the routes tell for two addresses holds for every flow
-    /// between them.
+    /// No rule and no choice between paths looks at ports: what the routes tell for two addresses and a transport holds for every flow between
+    /// them.
     pub const ROUTES_BY_ADDRESS: u32 = 1024;
 }

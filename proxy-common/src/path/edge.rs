@@ -19,11 +19,11 @@ pub fn ingress<const N: usize, P: Packet, T: Tables<N>>(
     room: &mut Headers<N>,
     l3: u32,
 ) -> Verdict {
+    shortcut::forget_note(packet);
     if is_for_others(packet, tables) {
         room.clear();
         return Verdict::Pass;
     }
-    shortcut::forget_note(packet);
     let mut verdict = enters(packet, tables, room, l3);
     if verdict == Verdict::Pass
         && (packet.note() == shortcut::note::ASKS && lease::are_routes_enough(tables)

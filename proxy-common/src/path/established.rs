@@ -243,7 +243,7 @@ pub(super) fn note<const N: usize, P: Packet, T: Tables<N>>(
         // Data after a reset shows that the reset was not believed (P-43).
         if flags & (SYN | RST) == 0 {
             seen &= !state::RST;
-            if !reply && before & state::ESTABLISHED == 0 && has_heard(packet, tables, headers) {
+            if !reply && before & state::ESTABLISHED == 0 && has_heard(packet, tables, headers, key) {
                 seen |= state::ESTABLISHED;
             }
         }
@@ -266,8 +266,13 @@ pub(super) fn note<const N: usize, P: Packet, T: Tables<N>>(
 /// Whether a client shows by this segment that it has had the answer. Who has forged its SYN has not, and a pair of a forger's would
 /// count as live for a day (P-65).
 #[inline(never)]
-fn has_heard<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables: &T, headers: &Headers<N>) -> bool {
-    opposite(tables, &headers.key).is_some_and(|answer| {
+fn has_heard<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers<N>,
+    key: &FlowKey<N>,
+) -> bool {
+    opposite(tables, key).is_some_and(|answer| {
         answer.state() & state::SEEN != 0 && headers.shows(packet, answer.get(|flow| flow.proof))
     })
 }

@@ -12,38 +12,40 @@ pub struct Told {
     ifindex: u32,
     src: [u32; 4],
     dst: [u32; 4],
-    /// Zero where routes do not look at it.
-    ports: u32,
-    /// Likewise.
     protocol: u32,
+    /// Of the flow that has asked.
+    ports: u32,
 }
 
 impl Told {
     /// How many are kept, half of them for each family: an odd place is IPv6's.
     pub const PLACES: u32 = 32;
 
-    /// Where the answer for a packet with these ends is kept that comes in by this device.
+    /// Where the answer for a packet with these ends is kept that comes in by this device. `by_port`: routes may look at more than addresses.
     #[must_use]
     #[inline(always)]
-    pub fn place<const N: usize>(ends: &FlowKey<N>, ifindex: u32) -> u32 {
+    pub fn place<const N: usize>(ends: &FlowKey<N>, ifindex: u32, by_port: bool) -> u32 {
         const BITS: u32 = Told::PLACES.trailing_zeros() - 1;
         let mut sum = ifindex;
+        if by_port {
+            sum ^= ports(ends);
+        }
         for word in 0..N.min(4) {
             sum ^= ends.src.0[word].rotate_left(7) ^ ends.dst.0[word];
         }
         sum.wrapping_mul(0x9e37_79b1) >> (u32::BITS - BITS) << 1 | (N == 4) as u32
     }
 
-    /// Whether it is the answer for such a packet now. `by_port`: routes may look at more than addresses.
+    /// Whether it is the answer for such a packet now. The transport counts: IPv6 chooses between paths by it as well.
     #[must_use]
     #[inline(always)]
     pub fn is_for<const N: usize>(&self, ends: &FlowKey<N>, ifindex: u32, by_port: bool, now: u32) -> bool {
-        let mut other = self.when ^ now | self.ifindex ^ ifindex;
+        let mut other = self.when ^ now | self.ifindex ^ ifindex | self.protocol ^ u32::from(ends.protocol);
         for word in 0..N.min(4) {
             other |= self.src[word] ^ ends.src.0[word] | self.dst[word] ^ ends.dst.0[word];
         }
         if by_port {
-            other |= self.ports ^ ports(ends) | self.protocol ^ u32::from(ends.protocol);
+            other |= self.ports ^ ports(ends);
         }
         other == 0 && now != 0
     }
@@ -114,7 +116,7 @@ mod tests {
             ("from another address", source, DEVICE, NOW, false, false),
             ("to another address", destination, DEVICE, NOW, false, false),
             ("another flow between them", port, DEVICE, NOW, true, false),
-            ("another transport", transport, DEVICE, NOW, true, false),
+            ("another transport", transport, DEVICE, NOW, false, false),
         ];
         for (name, key, device, now, by_address, by_port) in cases {
             assert_eq!(told.is_for(&key, device, false, now), by_address, "{name}");
@@ -140,7 +142,9 @@ mod tests {
         for last in 0..1_000 {
             let mut v6 = ends();
             v6.dst.0[3] = last;
-            for (family, place) in [(0, Told::place(&v4(last), DEVICE)), (1, Told::place(&v6, DEVICE))] {
+            for (family, place) in
+                [(0, Told::place(&v4(last), DEVICE, false)), (1, Told::place(&v6, DEVICE, false))]
+            {
                 assert!(place < Told::PLACES && place % 2 == family);
                 used[family as usize] |= 1 << (place / 2);
             }

@@ -62,7 +62,7 @@ pub trait Packet {
         extensions(self, headers)
     }
 
-    /// [`super::sctp_checksum`], likewise.
+    /// [`super::sctp_checksum`], likewise. `headers` are those of this run's parse.
     fn sctp_checksum<const N: usize>(&mut self, headers: &Headers<N>, sport: Port, dport: Port) -> u32
     where
         Self: Sized,
@@ -256,7 +256,7 @@ pub trait Tables<const N: usize> {
     {
         super::sticky(self, asked, now)
     }
-    /// [`super::prepare`], likewise.
+    /// [`super::prepare`], likewise. `headers` are those of this run's parse.
     fn prepare(&self, headers: &Headers<N>, dialled: Frontend, ifindex: u32, room: &mut Scratch<N>) -> u32
     where
         Self: Sized,

@@ -146,8 +146,8 @@ impl Worker {
         told.verdict = if translated { "translate" } else { "pass" }.to_owned();
         told.backend = Some(made.ends.1).filter(|_| translated);
         if made.verdict == Verdict::Shortcut && made.mark == 0 {
-            // Where it was to be masqueraded, that has been done as well.
-            told.masquerade = Some(made.ends.0).filter(|source| source.ip() != ends.0.ip());
+            // A request that was to be masqueraded has been; of an answer the source is the frontend.
+            told.masquerade = Some(made.ends.0).filter(|source| translated && source.ip() != ends.0.ip());
             return Ok(());
         }
         // What is still to be masqueraded meets the program of the device that it leaves by either way.
@@ -192,7 +192,9 @@ impl Worker {
         };
         if left.verdict != Verdict::Pass {
             finish(told, left.verdict, "");
-        } else if left.ends.0 != made.ends.0 {
+        // Of an answer the source becomes the frontend, a Service's.
+        } else if left.ends.0 != made.ends.0 && left.service.and_then(|service| self.name(service)).is_none()
+        {
             told.masquerade = Some(left.ends.0);
         }
         Ok(())

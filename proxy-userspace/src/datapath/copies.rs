@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::{Ebpf, Pod};
-use proxy_common::abi::{Abi, Addr, Affinity, AffinityKey, Flow, FlowKey, Hook, Kind, Port, Reason, Turn};
+use proxy_common::abi::{
+    Abi, Addr, Affinity, AffinityKey, Flow, FlowKey, Hook, Kind, Port, Reason, Turn, state,
+};
 use proxy_common::path::other_ports;
 
 use super::error::DatapathError;
@@ -215,14 +217,26 @@ where
             self.flows.remove(&key)?;
         }
         for key in keys {
-            let Some(flow) = node.flows.get(&key)? else { continue };
-            self.flows.set(&key, &flow)?;
-            let partner = flow.partner(&key);
-            if let Some(flow) = node.flows.get(&partner)? {
-                self.flows.set(&partner, &flow)?;
+            let Some(flow) = self.copy_pair(node, &key)? else { continue };
+            // What passes the stack by is masqueraded at the client's edge.
+            if flow.kind() == Some(Kind::Translate) && flow.state & state::MARK != 0 {
+                let Flow { src, dst, sport, dport, .. } = flow;
+                let hook = Hook::Egress as u8;
+                self.copy_pair(node, &FlowKey { src, dst, sport, dport, hook, ..key })?;
             }
         }
         Ok(())
+    }
+
+    /// The flow of this key, copied with its other direction.
+    fn copy_pair(&self, node: &FamilyTables<N>, key: &FlowKey<N>) -> IoResult<Option<Flow<N>>> {
+        let Some(flow) = node.flows.get(key)? else { return Ok(None) };
+        self.flows.set(key, &flow)?;
+        let partner = flow.partner(key);
+        if let Some(flow) = node.flows.get(&partner)? {
+            self.flows.set(&partner, &flow)?;
+        }
+        Ok(Some(flow))
     }
 
     /// Copies where the client's last connection to the Service went.

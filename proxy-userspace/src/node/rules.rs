@@ -1,4 +1,4 @@
-//! Whether routes look at more of a packet than its addresses: by the rules of policy routing, and by how one of several paths is chosen.
+//! Whether routes look at the ports of a packet: by the rules of policy routing, and by how one of several paths is chosen.
 
 use std::io;
 
@@ -11,10 +11,12 @@ use super::netlink::{DUMP, REQUEST, message, open};
 
 /// RTM_GETRULE (include/uapi/linux/rtnetlink.h).
 const GET_RULES: u16 = 34;
+/// NLM_F_DUMP_INTR.
+const INTERRUPTED: u16 = 0x10;
 /// Length of `struct fib_rule_hdr`, whose first byte is the family: all of them.
 const HEADER: usize = 12;
 
-/// By what one of several paths is chosen: 0 stands for the addresses. There is none of IPv6 where there is no IPv6.
+/// By what one of several paths is chosen: 0 stands for the addresses, in IPv6 the transport as well. There is none of IPv6 where there is no IPv6.
 const POLICIES: [&str; 2] =
     ["/proc/sys/net/ipv4/fib_multipath_hash_policy", "/proc/sys/net/ipv6/fib_multipath_hash_policy"];
 
@@ -57,9 +59,15 @@ fn look(datagram: &[u8]) -> io::Result<Looked> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+        if message.header.flags & INTERRUPTED != 0 {
+            return Err(io::Error::other("rules have changed meanwhile"));
+        }
         let length = (message.header.length as usize).next_multiple_of(4);
         rest = rest.get(length..).unwrap_or_default();
         match message.payload {
+            NetlinkPayload::Done(done) if done.code != 0 => {
+                return Err(io::Error::from_raw_os_error(-done.code));
+            }
             NetlinkPayload::Done(_) => return Ok(Looked::End),
             NetlinkPayload::Error(error) => return Err(error.to_io()),
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRule(rule))
@@ -126,6 +134,9 @@ mod tests {
         for cut in 1..plain.len() {
             assert!(look(&plain[..cut]).is_err(), "cut at {cut}");
         }
+        let failed = message(DONE, 2, &(-libc::ENOBUFS).to_ne_bytes());
+        assert_eq!(look(&failed).unwrap_err().raw_os_error(), Some(libc::ENOBUFS));
+        assert!(look(&message(DONE, 2 | INTERRUPTED, &[0; 4])).is_err(), "interrupted");
         let refused = message(ERROR, 0, &[(-libc::EPERM).to_ne_bytes().to_vec(), vec![0; 16]].concat());
         assert_eq!(look(&refused).unwrap_err().raw_os_error(), Some(libc::EPERM));
     }

@@ -311,18 +311,31 @@ fn affine(bed: &mut Bed, family: Family) -> Result<()> {
 
 /// A datagram of a flow that has a lease. A SYN never has one, whose flow does.
 fn past_the_stack(bed: &mut Bed, family: Family, transport: Transport) -> Result<()> {
-    let to = near().address(Via::ClusterIp, family);
-    let mut connection = open(bed, Who::Pa, to, transport)?;
-    let client = connection.local()?;
-    let want = if transport == Transport::Udp { "shortcut" } else { "stack" };
-    until("the flow to have a lease, and the question to be told", PATIENCE, || {
-        connection.ask(b"which way").ok()?;
-        let flow = bed.agent()?.home.flow(client, to)?;
-        ensure!(flow["path"] == "shortcut", "{flow:#}");
-        let told = explain(bed, &client.to_string(), to, transport)?;
-        ensure!(told["verdict"] == "translate" && told["path"] == want, "{told:#}");
-        Ok(())
-    })
+    // Masqueraded flows keep to the stack where the endpoint is behind a port of a bridge.
+    let node_port = (bed.config.wiring == Wiring::Routed).then_some((Via::NodePort, true));
+    for (via, masqueraded) in [(Via::ClusterIp, false)].into_iter().chain(node_port) {
+        let to = near().address(via, family);
+        let mut connection = open(bed, Who::Pa, to, transport)?;
+        let client = connection.local()?;
+        let want = if transport == Transport::Udp { "shortcut" } else { "stack" };
+        until("the flow to have a lease, and the question to be told", PATIENCE, || {
+            connection.ask(b"which way").ok()?;
+            let flow = bed.agent()?.home.flow(client, to)?;
+            ensure!(flow["path"] == "shortcut", "{flow:#}");
+            let told = explain(bed, &client.to_string(), to, transport)?;
+            ensure!(told["verdict"] == "translate" && told["path"] == want, "{told:#}");
+            ensure!(told["masquerade"].is_string() == masqueraded, "{told:#}");
+            let steps = told["steps"].as_array().map_or(0, Vec::len);
+            ensure!(transport != Transport::Udp || steps == 1, "more than one program: {told:#}");
+            Ok(())
+        })?;
+        if !masqueraded {
+            let endpoint = SocketAddr::new(PB.who.address(family), PB.port);
+            let told = explain(bed, &endpoint.to_string(), client, transport)?;
+            ensure!(told["masquerade"].is_null(), "an answer is not masqueraded: {told:#}");
+        }
+    }
+    Ok(())
 }
 
 /// A pod's way to itself: the endpoint must see somebody else, and there is nobody.
