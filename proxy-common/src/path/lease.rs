@@ -10,7 +10,7 @@ use super::pair;
 use super::shortcut::{Aligned, made_of, note, send, size, ways, ways_for};
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Returned;
-use crate::abi::{Device, Flow, FlowKey, Kind, config_flags, device_flags, state};
+use crate::abi::{Device, Flow, FlowKey, Hook, Kind, config_flags, device_flags, state};
 use crate::wire::{Headers, tcp_flags};
 
 /// Ticks that a lease lasts: less than a third of the shortest time after which connection tracking forgets, half a minute.
@@ -53,7 +53,7 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
     let own = entry.get(|flow| flow.ifindex);
     let size = size(packet, headers);
     let led = tables.scratch(|room| {
-        made_of(headers, &entry, &mut room.reply_key);
+        made_of(headers, &entry, Hook::Ingress, &mut room.reply_key);
         let there = packet.route(&room.reply_key, size)?;
         room.reply_key = room.reply_key.reply();
         Some((there, packet.route(&room.reply_key, 0)?))
@@ -101,7 +101,7 @@ pub(super) fn ways_back<const N: usize, P: Packet, T: Tables<N>>(
         return 0;
     }
     // As it leaves: from the frontend.
-    made_of(headers, &entry, &mut ends.0);
+    made_of(headers, &entry, Hook::Ingress, &mut ends.0);
     let Some((device, mtu)) = packet.route(&ends.0, size) else { return 0 };
     if device != own {
         return 0;

@@ -21,7 +21,7 @@ impl Told {
     /// How many are kept, half of them for each family: an odd place is IPv6's.
     pub const PLACES: u32 = 32;
 
-    /// Where the answer for a packet with these ends is kept that comes in by this device. `by_port`: routes may look at more than addresses.
+    /// Where the answer for a packet with these ends is kept that comes in by this device. `by_port`: routes may look at ports.
     #[must_use]
     #[inline(always)]
     pub fn place<const N: usize>(ends: &FlowKey<N>, ifindex: u32, by_port: bool) -> u32 {

@@ -161,7 +161,7 @@ fn leads_to<const N: usize, P: Packet>(
     size: u32,
 ) -> bool {
     let mut ends = Aligned(headers.key);
-    made_of(headers, flow, &mut ends.0);
+    made_of(headers, flow, Hook::Ingress, &mut ends.0);
     packet.next_hop(&ends.0, size) == Some(device)
 }
 
@@ -293,8 +293,7 @@ pub(super) fn unmasqueraded<const N: usize, P: Packet, T: Tables<N>>(
     }
     let answered = tables.scratch(|room| {
         let key = &mut room.reply_key;
-        made_of(headers, entry, key);
-        key.hook = Hook::Egress as u8;
+        made_of(headers, entry, Hook::Egress, key);
         Returned::from_code(tables.answer(packet, headers, key))
     });
     answered.and_then(Returned::verdict).unwrap_or(Verdict::Pass)
@@ -314,8 +313,7 @@ pub(super) fn send_request<const N: usize, P: Packet, T: Tables<N>>(
     if packet.mark() & tables.masquerade_mark() != 0 {
         let told = tables.scratch(|room| {
             let key = &mut room.reply_key;
-            made_of(headers, entry, key);
-            key.hook = Hook::Egress as u8;
+            made_of(headers, entry, Hook::Egress, key);
             tables.masquerade(packet, headers, key, device, ways)
         });
         ways = told.unwrap_or(ways);
@@ -366,9 +364,14 @@ pub fn masquerade<const N: usize, P: Packet, T: Tables<N>>(
 #[repr(align(8))]
 pub(super) struct Aligned<const N: usize>(pub(super) FlowKey<N>);
 
-/// The ends that the flow gives a packet.
+/// The ends that the flow gives a packet, as `hook` sees it.
 #[inline(always)]
-pub(super) fn made_of<const N: usize>(headers: &Headers<N>, flow: &impl Fields<N>, key: &mut FlowKey<N>) {
+pub(super) fn made_of<const N: usize>(
+    headers: &Headers<N>,
+    flow: &impl Fields<N>,
+    hook: Hook,
+    key: &mut FlowKey<N>,
+) {
     flow.get(|flow| {
         key.src = flow.src;
         key.dst = flow.dst;
@@ -376,7 +379,7 @@ pub(super) fn made_of<const N: usize>(headers: &Headers<N>, flow: &impl Fields<N
         key.dport = flow.dport;
     });
     key.protocol = headers.key.protocol;
-    key.hook = Hook::Ingress as u8;
+    key.hook = hook as u8;
     key.pad = 0;
 }
 

@@ -93,7 +93,7 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let (mut found, notices) = check_pins(&pins, &wanted)?;
     let fresh = inheritance.resize(&mut wanted, &mut found);
     let ring_size = specs::pairs(*found.get("FLOWS_V4").unwrap_or(&options.sizes.flows), cpus);
-    // Those that take their memory when they are made are so while the kernel's types are read; the rest comes with the object.
+    // Those whose size is decided here, and so the large ones, are made while the kernel's types are read; the rest comes with the object.
     for spec in wanted.iter().filter(|spec| !found.contains_key(spec.name)) {
         spec.entries.map_or(Ok(()), |entries| pins.make(spec, entries))?;
     }

@@ -4,6 +4,8 @@ use std::io;
 
 use netlink_packet_core::{DecodeError, NetlinkBuffer};
 
+use super::netlink::{self, ACK, DONE, DUMP, ERROR, REQUEST};
+
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -16,11 +18,6 @@ const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
 const DELETE_RULE: u16 = SUBSYSTEM << 8 | 8;
 
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
-const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 const NESTED: u16 = 0x8000;
@@ -144,13 +141,8 @@ fn messages(operation: &Operation<'_>) -> Vec<(u16, u16, u8, Vec<u8>)> {
 }
 
 fn message(into: &mut Vec<u8>, kind: u16, flags: u16, family: u8, resource: u16, body: &[u8]) {
-    into.extend((20 + body.len() as u32).to_ne_bytes());
-    into.extend(kind.to_ne_bytes());
-    into.extend(flags.to_ne_bytes());
-    into.extend([0; 8]);
-    into.extend([family, 0]);
-    into.extend(resource.to_be_bytes());
-    into.extend(body);
+    let [high, low] = resource.to_be_bytes();
+    into.extend(netlink::message(kind, flags, &[&[family, 0, high, low], body].concat()));
 }
 
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {

@@ -89,34 +89,36 @@ pub fn rows() -> Vec<Tale> {
             .untouched()
             .goes_on()
             .becomes(VIP, CLIENT),
-        tale("a masqueraded flow passes by to the endpoint's edge, where it is masqueraded")
-            .configured(always)
-            .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK))
-            .passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
-            .goes_on()
-            .by_a_pods_device()
-            .becomes_unmarked(MASQUERADE, BACKEND)
-            .enters(syn_ack(BACKEND, SEEN).routed(&[IFINDEX]))
-            .by_a_pods_device()
-            .passes_by(NODEPORT, STRANGER)
-            .entries(4),
-        tale("a SYN that comes again meets the pair at the endpoint's edge where it is P-42")
-            .tcp()
-            .configured(always)
-            .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK))
-            .passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
-            .goes_on()
-            .by_a_pods_device()
-            .becomes_unmarked(MASQUERADE, BACKEND)
-            .enters(syn(STRANGER, NODEPORT))
-            .passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
-            .goes_on()
-            .by_a_pods_device()
-            .becomes_unmarked(MASQUERADE, BACKEND)
-            .enters(ack(STRANGER, NODEPORT))
-            .passes_into_the_pod(MASQUERADE, BACKEND),
+        masqueraded(
+            tale("a masqueraded flow passes by to the endpoint's edge, where it is masqueraded")
+                .configured(always)
+                .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK)),
+        )
+        .enters(syn_ack(BACKEND, SEEN).routed(&[IFINDEX]))
+        .by_a_pods_device()
+        .passes_by(NODEPORT, STRANGER)
+        .entries(4),
+        masqueraded(
+            masqueraded(
+                tale("a SYN that comes again meets the pair at the endpoint's edge where it is P-42")
+                    .tcp()
+                    .configured(always)
+                    .enters(syn(STRANGER, NODEPORT).routed(&THERE_AND_BACK)),
+            )
+            .enters(syn(STRANGER, NODEPORT)),
+        )
+        .enters(ack(STRANGER, NODEPORT))
+        .passes_into_the_pod(MASQUERADE, BACKEND),
     ];
     rows.map(Tale::not_sctp).into()
+}
+
+/// A request by the NodePort leaves past the stack, and is masqueraded where it comes out.
+fn masqueraded(tale: Tale) -> Tale {
+    tale.passes_by_marked(renumbered(STRANGER), BACKEND, PODS_IFINDEX)
+        .goes_on()
+        .by_a_pods_device()
+        .becomes_unmarked(MASQUERADE, BACKEND)
 }
 
 /// Routes give leases.
