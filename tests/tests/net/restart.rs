@@ -26,6 +26,12 @@ pub fn groups() -> Vec<Group> {
         config: BedConfig::new(Wiring::Routed),
         setup: Box::new(|bed| {
             bed.home().flags.extend(["--flows", "4096"].map(String::from));
+            // Each flood leaves thousands of half-open connections, whose SYN-ACKs go out again all at once a second
+            // later: more than the receive queue of a CPU holds, which every namespace shares, so that datagrams of
+            // this story and of those beside it are lost. Beyond this many the kernel answers by SYN cookies.
+            for space in ["pb", "pc"] {
+                bed.namespace(space).sysctls(&[("net/core/somaxconn", "256")])?;
+            }
             setup(bed)
         }),
         stories: vec![
