@@ -20,7 +20,7 @@ use super::owner::{self, Owners};
 use super::pins::Pins;
 use super::programs::{Make, Programs};
 use super::specs::{self, Sizes, Spec};
-use super::summed::Summed;
+use super::summed::{Summed, Unsummed};
 use super::sys::{self, Target};
 
 /// What to load and where to keep it.
@@ -77,8 +77,8 @@ pub struct Loaded {
 }
 
 pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
-    // It reads the kernel's types, which takes a tenth of a start, whether they are needed or not.
-    let loader = std::thread::spawn(EbpfLoader::new);
+    // The kernel's types are read beside all else: that takes a tenth of a start.
+    let types = std::thread::Builder::new().name("types".into()).spawn(read_types).ok();
     let cgroup = options.cgroup.as_deref().map(open_cgroup).transpose()?;
     let cpus = possible_cpus()?;
     let mut wanted = specs::persistent(&options.sizes, cpus);
@@ -97,10 +97,12 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     for spec in wanted.iter().filter(|spec| !found.contains_key(spec.name)) {
         spec.entries.map_or(Ok(()), |entries| pins.make(spec, entries))?;
     }
-    let summed = Summed::of_this_kernel();
+    // Where no thread can be had this one does it.
+    let (loader, summed) = types.map_or_else(read_types, |types| {
+        types.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
     let unsummed = summed.as_ref().err().map(ToString::to_string);
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
-    let loader = loader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     let ebpf = load_object(loader, &pins, &recipe, None)?;
     inheritance.fill(&pins, &fresh)?;
     let (make, maps) = open_maps(&pins, &recipe)?;
@@ -112,6 +114,18 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     pins.finish()?;
     let adopted = !found.is_empty();
     Ok(Loaded { programs, pins, recipe, maps, cgroup, inheritance, adopted, notices, unsummed })
+}
+
+/// What is made of the kernel's types.
+fn read_types() -> (EbpfLoader<'static>, Result<Summed, Unsummed>) {
+    (new_loader(), Summed::of_this_kernel())
+}
+
+/// A loader that has given back the kernel's types, which aya reads in any case: nothing is relocated against them, and keeping them costs 20 MB.
+fn new_loader() -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
 }
 
 /// The pins of this layout; where there are none yet, what another layout's agent has left; where nothing is pinned, what an
@@ -306,7 +320,7 @@ pub fn load_again(
     traced: Option<IpAddr>,
 ) -> Result<Ebpf, DatapathError> {
     check_same(pins, recipe, make)?;
-    load_object(EbpfLoader::new(), pins, recipe, traced)
+    load_object(new_loader(), pins, recipe, traced)
 }
 
 /// Prepares the object with the maps of `pins`, made where they are missing. `traced`: packets of this address are told.
@@ -321,9 +335,7 @@ fn load_object(
     let summed_at = recipe.summed_at();
     // It borrows from here on.
     let mut loader: EbpfLoader<'_> = loader;
-    // Nothing is relocated against the kernel's types, and keeping them costs 20 MB.
     loader
-        .btf(None)
         .override_global("RING_SIZE", &recipe.ring_size, true)
         .override_global("TEST_MODE", &test_mode, true)
         .override_global("SUMMED_AT", &summed_at, true)
@@ -360,8 +372,9 @@ pub fn load_copy(pins: &Pins, recipe: &Recipe, make: Make) -> Result<Ebpf, Datap
     const FLOWS: u32 = 65_536;
     check_same(pins, recipe, make)?;
     let summed_at = recipe.summed_at();
-    let mut loader = EbpfLoader::new();
-    loader.btf(None).override_global("RING_SIZE", &recipe.ring_size, true).override_global(
+    // It borrows from here on.
+    let mut loader: EbpfLoader<'_> = new_loader();
+    loader.override_global("RING_SIZE", &recipe.ring_size, true).override_global(
         "SUMMED_AT",
         &summed_at,
         true,
