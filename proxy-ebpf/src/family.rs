@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{
-        Addr, AddressClass, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey, Fragment, Frontend,
-        FrontendKey, Port, SourceRange, Turn, config_flags,
+        Addr, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey, Fragment, Port, SourceRange, Turn,
+        config_flags,
     },
     path::{Beyond, Looked, Scratch},
     wire::Headers,
@@ -22,8 +22,8 @@ use proxy_common::{
 pub trait Family<const N: usize>: Steps<N> {
     /// Index into RING_USED.
     const RING: u32;
-    fn frontends() -> &'static HashMap<FrontendKey<N>, Frontend>;
-    fn addresses() -> &'static HashMap<Addr<N>, AddressClass>;
+    fn frontends() -> Option<&'static Frontends<N>>;
+    fn addresses() -> Option<&'static Addresses<N>>;
     fn flows() -> &'static HashMap<FlowKey<N>, Flow<N>>;
     fn ring() -> &'static Queue<Turn<N>>;
     fn slot(slot: u32) -> Option<Backend<N>>;
@@ -49,12 +49,12 @@ macro_rules! family {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
             #[inline(always)]
-            fn frontends() -> &'static HashMap<FrontendKey<$n>, Frontend> {
-                &$frontends
+            fn frontends() -> Option<&'static Frontends<$n>> {
+                $frontends.get(0)
             }
             #[inline(always)]
-            fn addresses() -> &'static HashMap<Addr<$n>, AddressClass> {
-                &$addresses
+            fn addresses() -> Option<&'static Addresses<$n>> {
+                $addresses.get(0)
             }
             #[inline(always)]
             fn flows() -> &'static HashMap<FlowKey<$n>, Flow<$n>> {
@@ -123,8 +123,8 @@ family!(
     V4,
     1,
     0,
-    FRONTENDS_V4,
-    ADDRESSES_V4,
+    FRONTENDS_OF_V4,
+    ADDRESSES_OF_V4,
     FLOWS_V4,
     RING_V4,
     SLOTS_V4,
@@ -153,8 +153,8 @@ family!(
     V6,
     4,
     1,
-    FRONTENDS_V6,
-    ADDRESSES_V6,
+    FRONTENDS_OF_V6,
+    ADDRESSES_OF_V6,
     FLOWS_V6,
     RING_V6,
     SLOTS_V6,

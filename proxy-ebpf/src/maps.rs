@@ -3,7 +3,9 @@
 use aya_ebpf::{
     Global,
     bindings::bpf_spin_lock,
-    btf_maps::{Array as BtfArray, ArrayOfMaps, LruHashMap as BtfLruHashMap, SkStorage},
+    btf_maps::{
+        Array as BtfArray, ArrayOfMaps, HashMap as BtfHashMap, LruHashMap as BtfLruHashMap, SkStorage,
+    },
     macros::{btf_map, map},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, Queue, lpm_trie::LpmTrie},
 };
@@ -34,26 +36,34 @@ pub struct RingUsed {
     pub turns: u32,
 }
 
+/// Who is dialled, by address, port and protocol.
+pub type Frontends<const N: usize> = BtfHashMap<FrontendKey<N>, Frontend, 1024, { NO_PREALLOC as usize }>;
+
+/// What addresses are.
+pub type Addresses<const N: usize> = BtfHashMap<Addr<N>, AddressClass, 1024, { NO_PREALLOC as usize }>;
+
 /// Affinity records.
 pub type Records<const N: usize> = BtfLruHashMap<AffinityKey<N>, Affinity<N>, 1024>;
 
 /// One chunk of slots.
 pub type Slots<const N: usize> = BtfArray<Backend<N>, { CHUNK as usize }>;
 
-#[map]
-pub static FRONTENDS_V4: HashMap<FrontendKey<1>, Frontend> = HashMap::with_max_entries(1024, NO_PREALLOC);
-#[map]
-pub static FRONTENDS_V6: HashMap<FrontendKey<4>, Frontend> = HashMap::with_max_entries(1024, NO_PREALLOC);
+/// One place each: where the agent needs more room, a larger hash with the same elements takes the place.
+#[btf_map]
+pub static FRONTENDS_OF_V4: ArrayOfMaps<Frontends<1>, 1> = ArrayOfMaps::new();
+#[btf_map]
+pub static FRONTENDS_OF_V6: ArrayOfMaps<Frontends<4>, 1> = ArrayOfMaps::new();
 #[map]
 pub static SERVICES: Array<Service> = Array::with_max_entries(1024, MMAPABLE);
 #[btf_map]
 pub static SLOTS_V4: ArrayOfMaps<Slots<1>, CHUNKS> = ArrayOfMaps::new();
 #[btf_map]
 pub static SLOTS_V6: ArrayOfMaps<Slots<4>, CHUNKS> = ArrayOfMaps::new();
-#[map]
-pub static ADDRESSES_V4: HashMap<Addr<1>, AddressClass> = HashMap::with_max_entries(1024, NO_PREALLOC);
-#[map]
-pub static ADDRESSES_V6: HashMap<Addr<4>, AddressClass> = HashMap::with_max_entries(1024, NO_PREALLOC);
+/// As of frontends.
+#[btf_map]
+pub static ADDRESSES_OF_V4: ArrayOfMaps<Addresses<1>, 1> = ArrayOfMaps::new();
+#[btf_map]
+pub static ADDRESSES_OF_V6: ArrayOfMaps<Addresses<4>, 1> = ArrayOfMaps::new();
 #[map]
 pub static SIEVE: Array<u64> = Array::with_max_entries(SIEVE_WORDS, MMAPABLE);
 #[map]

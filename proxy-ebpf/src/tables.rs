@@ -98,13 +98,14 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     #[inline(always)]
     fn address_class(&self, address: &Addr<N>) -> AddressClass {
         // SAFETY: one word is read at once.
-        unsafe { F::addresses().get(address) }.copied().unwrap_or(AddressClass { bits: 0 })
+        let class = F::addresses().and_then(|addresses| unsafe { addresses.get(address) });
+        class.copied().unwrap_or(AddressClass { bits: 0 })
     }
 
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey<N>) -> Option<Frontend> {
         // SAFETY: written once per frontend; the id is reused after a grace period only.
-        unsafe { F::frontends().get(key) }.copied()
+        F::frontends().and_then(|frontends| unsafe { frontends.get(key) }).copied()
     }
 
     #[inline(always)]

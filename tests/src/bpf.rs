@@ -166,7 +166,7 @@ impl Words {
     /// # Errors
     /// As the kernel says.
     pub fn new(count: u32) -> io::Result<Self> {
-        sys::create_map(ARRAY, 4, 8, count).map(Self)
+        sys::create_map(ARRAY, 4, 8, count, 0).map(Self)
     }
 
     /// # Errors
@@ -190,7 +190,7 @@ impl Target {
     /// # Errors
     /// As the kernel says.
     pub fn new(program: BorrowedFd<'_>) -> io::Result<Self> {
-        let map = sys::create_map(PROG_ARRAY, 4, 4, 1)?;
+        let map = sys::create_map(PROG_ARRAY, 4, 4, 1, 0)?;
         sys::update_map(map.as_fd(), &0_u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes())?;
         Ok(Self(map))
     }

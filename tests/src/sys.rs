@@ -66,8 +66,14 @@ struct MapCreate {
 }
 
 /// Makes a map.
-pub fn create_map(kind: u32, key_size: u32, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
-    let mut attributes = MapCreate { kind, key_size, value_size, max_entries, flags: 0 };
+pub fn create_map(
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attributes = MapCreate { kind, key_size, value_size, max_entries, flags };
     bpf(command::MAP_CREATE, &mut attributes).and_then(owned)
 }
 

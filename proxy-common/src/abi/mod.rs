@@ -39,7 +39,8 @@ pub fn flags<const K: usize>(list: [(bool, u32); K]) -> u32 {
 ///
 /// Agents of two layouts take over each other's maps without knowing each other's types, so that flows survive an upgrade and
 /// the way back. Hence the rule: keys stay as they are, values of hashes, arrays and tries only grow at their end, and zero
-/// there means what was before. Whatever needs more is a map by another name, which starts empty. One exception: the unit of
+/// there means what was before; values of what lies in another map stay as they are, too. Whatever needs more is a map by another name,
+/// which starts empty. One exception: the unit of
 /// [`Flow::created`], by which at most the order changes in which flows are forgotten where there is no room.
 pub const LAYOUT: u32 = 12 + GROWS as u32;
 

@@ -162,7 +162,7 @@ where
     Net: Wire<N>,
 {
     let Some(address) = Net::wire(at.ip()) else { return Ok(0) };
-    Ok(tables.addresses.get(&address)?.map_or(0, |class| class.bits))
+    Ok(tables.addresses.table().get(&address)?.map_or(0, |class| class.bits))
 }
 
 fn find<const N: usize>(
@@ -177,7 +177,7 @@ where
     let bits = class(tables, at)?;
     let mut key = FrontendKey { address, port: Port::new(at.port()), protocol: protocol.number(), pad: 0 };
     if bits & AddressClass::SERVICE != 0
-        && let Some(frontend) = tables.frontends.get(&key)?
+        && let Some(frontend) = tables.frontends.table().get(&key)?
     {
         return Ok(Some(frontend));
     }
@@ -185,7 +185,7 @@ where
         return Ok(None);
     }
     key.address = Addr::UNSPECIFIED;
-    tables.frontends.get(&key)
+    tables.frontends.table().get(&key)
 }
 
 fn members<const N: usize>(tables: &FamilyTables<N>, run: Run) -> std::io::Result<Vec<SocketAddr>>

@@ -19,7 +19,7 @@ use super::netns_cookie;
 use super::owner::{self, Owners};
 use super::pins::Pins;
 use super::programs::{Make, Programs};
-use super::specs::{self, Sizes, Spec};
+use super::specs::{self, GROWING, Sizes, Spec};
 use super::summed::{Summed, Unsummed};
 use super::sys::{self, Target};
 
@@ -217,9 +217,10 @@ fn adopt_map(
     let fd = sys::map_by_id(id).map_err(failed)?;
     let info = sys::map_info(fd.as_fd()).map_err(failed)?;
     // The directory holds nothing but what has been found so, and so a taken name is the same map.
-    match wanted.iter().find(|spec| spec.name == info.name) {
-        Some(spec) if inheritance.take(spec, &fd)? => Ok(()),
-        Some(spec) if Pins::open(&pins.map(spec.name))?.is_none() => {
+    let named = |spec: &&Spec| spec.name == info.name;
+    let convertible = wanted.iter().find(named).map_or(Ok(false), |spec| inheritance.take(spec, &fd))?;
+    match wanted.iter().chain(&GROWING).find(named) {
+        Some(spec) if !convertible && Pins::open(&pins.map(spec.name))?.is_none() => {
             Pins::put(fd.as_fd(), &pins.map(spec.name))
         }
         _ => Ok(()),
@@ -258,7 +259,7 @@ fn check_pins(
 ) -> Result<(HashMap<&'static str, u32>, Vec<String>), DatapathError> {
     let mut found = HashMap::new();
     let mut notices = Vec::new();
-    for spec in wanted {
+    for spec in wanted.iter().chain(&GROWING) {
         let path = pins.map(spec.name);
         match look_at_pin(spec, &path)? {
             Pinned::Nothing => {}
@@ -476,13 +477,13 @@ mod tests {
     #[test]
     fn every_map_is_read_by_copies_or_their_own() {
         const READ: [&str; 14] = [
-            "FRONTENDS_V4",
-            "FRONTENDS_V6",
+            "FRONTENDS_OF_V4",
+            "FRONTENDS_OF_V6",
             "SERVICES",
             "SLOTS_V4",
             "SLOTS_V6",
-            "ADDRESSES_V4",
-            "ADDRESSES_V6",
+            "ADDRESSES_OF_V4",
+            "ADDRESSES_OF_V6",
             "SIEVE",
             "ENDPOINT_SIEVE",
             "RANGES_V4",

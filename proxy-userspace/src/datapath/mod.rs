@@ -12,7 +12,7 @@
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
 //! inherit.rs maps of another layout      programs.rs the programs in use
-//! sieves.rs  who may be somebody
+//! sieves.rs  who may be somebody          growing.rs hashes that grow
 //! ```
 
 mod attach;
@@ -21,6 +21,7 @@ mod copies;
 mod error;
 mod explain;
 mod flows;
+mod growing;
 mod hooks;
 mod inherit;
 mod loader;
@@ -112,7 +113,7 @@ impl Datapath {
     fn open(options: &Options) -> Result<Self, DatapathError> {
         let mut loaded = loader::load(options)?;
         let mut datapath = Self {
-            tables: Tables::open(&mut loaded.maps)?,
+            tables: Tables::open(&mut loaded.maps, &loaded.pins, &options.sizes)?,
             programs: loaded.programs,
             tracing: None,
             copies: None,

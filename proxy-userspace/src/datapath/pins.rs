@@ -8,7 +8,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::abi::{INHERITS_FROM, LAYOUT};
 
 use super::error::DatapathError;
-use super::specs::{CHUNKS, Spec};
+use super::specs::{CHUNKS, GROWING, Spec};
 use super::sys;
 use crate::model::Family;
 
@@ -87,6 +87,11 @@ impl Pins {
             }
             if let Some(fd) = Self::open(&self.records(family))? {
                 Self::put(fd.as_fd(), &other.records(family))?;
+            }
+        }
+        for Spec { name, .. } in GROWING {
+            if let Some(fd) = Self::open(&self.map(name))? {
+                Self::put(fd.as_fd(), &other.map(name))?;
             }
         }
         Ok(())
@@ -193,6 +198,11 @@ impl Pins {
     /// Where the map of affinity records is pinned.
     pub fn records(&self, family: Family) -> PathBuf {
         self.dir.join(format!("AFFINITY_V{}-0", version(family)))
+    }
+
+    /// Where a hash is pinned that is to take the place of the one with this name.
+    pub fn grown(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}-grown"))
     }
 
     pub fn program(&self, prefix: &str, id: u32) -> PathBuf {

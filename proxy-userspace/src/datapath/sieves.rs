@@ -51,7 +51,7 @@ impl Sieves {
         tables: &FamilyTables<N>,
         words: &mut [u64],
     ) -> Result<(), DatapathError> {
-        let addresses = tables.addresses.dump().map_err(failed("read", "ADDRESSES"))?;
+        let addresses = tables.addresses.table().dump().map_err(failed("read", "ADDRESSES"))?;
         addresses.iter().for_each(|(address, _)| self.let_through(address));
         for chunk in &tables.chunks {
             let slots = chunk.dump().map_err(failed("read", "SLOTS"))?;

@@ -54,8 +54,8 @@ pub struct Sizes {
 
 impl Default for Sizes {
     /// What Kubernetes allows a cluster: 10,000 Services, here with three ports in two families, and 150,000 pods,
-    /// here with three ports in two families. Of a hash only its buckets are there from the start, 16 bytes
-    /// for each entry; a service takes 32 bytes, an endpoint two, a range nothing.
+    /// here with three ports in two families. Frontends and addresses take what they need; a service takes 32 bytes, an endpoint
+    /// two, a range nothing.
     fn default() -> Self {
         Self {
             services: 65_536,
@@ -122,13 +122,13 @@ const fn spec<K, V>(name: &'static str, kind: u32, flags: u32, entries: Option<u
 pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
     let turns = sizes.flows / 2 + SLACK * cpus;
     vec![
-        spec::<FrontendKey<1>, Frontend>("FRONTENDS_V4", kind::HASH, NO_PREALLOC, Some(sizes.frontends)),
-        spec::<FrontendKey<4>, Frontend>("FRONTENDS_V6", kind::HASH, NO_PREALLOC, Some(sizes.frontends)),
+        spec::<u32, u32>("FRONTENDS_OF_V4", kind::ARRAY_OF_MAPS, 0, None),
+        spec::<u32, u32>("FRONTENDS_OF_V6", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, Service>("SERVICES", kind::ARRAY, MMAPABLE, Some(sizes.services)),
         spec::<u32, u32>("SLOTS_V4", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("SLOTS_V6", kind::ARRAY_OF_MAPS, 0, None),
-        spec::<Addr<1>, AddressClass>("ADDRESSES_V4", kind::HASH, NO_PREALLOC, Some(sizes.addresses)),
-        spec::<Addr<4>, AddressClass>("ADDRESSES_V6", kind::HASH, NO_PREALLOC, Some(sizes.addresses)),
+        spec::<u32, u32>("ADDRESSES_OF_V4", kind::ARRAY_OF_MAPS, 0, None),
+        spec::<u32, u32>("ADDRESSES_OF_V6", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u64>("SIEVE", kind::ARRAY, MMAPABLE, None),
         spec::<u32, u64>("ENDPOINT_SIEVE", kind::ARRAY, MMAPABLE, None),
         spec::<RangeKey<1>, u32>("RANGES_V4", kind::LPM_TRIE, NO_PREALLOC, Some(sizes.ranges)),
@@ -161,6 +161,22 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
 pub const fn chunk<const N: usize>() -> Spec {
     spec::<u32, Backend<N>>("a chunk of slots", kind::ARRAY, 0, Some(CHUNK))
 }
+
+/// The hash of frontends: see [`super::growing`].
+pub const fn frontends<const N: usize>() -> Spec {
+    let name = if N == 1 { "FRONTENDS_V4" } else { "FRONTENDS_V6" };
+    spec::<FrontendKey<N>, Frontend>(name, kind::HASH, NO_PREALLOC, None)
+}
+
+/// That of addresses, likewise.
+pub const fn addresses<const N: usize>() -> Spec {
+    let name = if N == 1 { "ADDRESSES_V4" } else { "ADDRESSES_V6" };
+    spec::<Addr<N>, AddressClass>(name, kind::HASH, NO_PREALLOC, None)
+}
+
+/// Hashes that grow. Their pins have the names that they had when there was no other map around them: agents from before and this one
+/// take them over from each other.
+pub const GROWING: [Spec; 4] = [frontends::<1>(), frontends::<4>(), addresses::<1>(), addresses::<4>()];
 
 /// The map of affinity records. `N` words an address.
 pub const fn affinity<const N: usize>() -> Spec {

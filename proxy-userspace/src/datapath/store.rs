@@ -140,7 +140,7 @@ where
     }
 
     fn read_frontends(&self, into: &mut Vec<(Dialled, Frontend)>) -> io::Result<()> {
-        into.extend(self.frontends.dump()?.into_iter().filter_map(|(key, frontend)| {
+        into.extend(self.frontends.table().dump()?.into_iter().filter_map(|(key, frontend)| {
             let (address, port) = (Net::ip(key.address), key.port.number());
             Some((Dialled { address, port, protocol: protocol(key.protocol)? }, frontend))
         }));
@@ -148,28 +148,35 @@ where
     }
 
     fn read_addresses(&self, into: &mut Vec<(IpAddr, u32)>) -> io::Result<()> {
-        into.extend(self.addresses.dump()?.into_iter().map(|(key, class)| (Net::ip(key), class.bits)));
+        into.extend(
+            self.addresses.table().dump()?.into_iter().map(|(key, class)| (Net::ip(key), class.bits)),
+        );
         Ok(())
     }
 
-    fn set_frontends(&self, list: &[(Dialled, Frontend)]) -> io::Result<()> {
+    fn set_frontends(&mut self, list: &[(Dialled, Frontend)], pins: &Pins) -> Result<(), DatapathError> {
         let (keys, values): (Vec<_>, Vec<_>) =
             list.iter().filter_map(|(dialled, frontend)| Some((key(dialled)?, *frontend))).unzip();
-        set_all(&self.frontends, &keys, &values)
+        self.frontends.set_all(&keys, &values, pins)
     }
 
     fn remove_frontends(&self, list: &[Dialled]) -> io::Result<()> {
-        remove_all(&self.frontends, &list.iter().filter_map(key).collect::<Vec<_>>())
+        remove_all(self.frontends.table(), &list.iter().filter_map(key).collect::<Vec<_>>())
     }
 
     /// The sieve first.
-    fn set_addresses(&self, list: &[(IpAddr, u32)], sieves: &Sieves) -> io::Result<()> {
+    fn set_addresses(
+        &mut self,
+        list: &[(IpAddr, u32)],
+        sieves: &Sieves,
+        pins: &Pins,
+    ) -> Result<(), DatapathError> {
         list.iter().filter_map(|(ip, _)| Net::wire(*ip)).for_each(|address| sieves.let_through(&address));
         let (keys, values): (Vec<_>, Vec<_>) = list
             .iter()
             .filter_map(|(ip, bits)| Some((Net::wire(*ip)?, AddressClass { bits: *bits })))
             .unzip();
-        set_all(&self.addresses, &keys, &values)
+        self.addresses.set_all(&keys, &values, pins)
     }
 
     fn read_ranges(&self, into: &mut Vec<(u32, IpNet)>) -> io::Result<()> {
@@ -190,7 +197,7 @@ where
     }
 
     fn remove_addresses(&self, list: &[IpAddr]) -> io::Result<()> {
-        remove_all(&self.addresses, &list.iter().filter_map(|ip| Net::wire(*ip)).collect::<Vec<_>>())
+        remove_all(self.addresses.table(), &list.iter().filter_map(|ip| Net::wire(*ip)).collect::<Vec<_>>())
     }
 }
 
@@ -220,7 +227,11 @@ where
 const SHARED: usize = 8_192;
 
 /// Kernels before 5.6 have no batches.
-fn set_all<K: Abi + Sync, V: Abi + Sync>(table: &Table<K, V>, keys: &[K], values: &[V]) -> io::Result<()> {
+pub(super) fn set_all<K: Abi + Sync, V: Abi + Sync>(
+    table: &Table<K, V>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
     if keys.len() >= SHARED && keys.len() == values.len() {
         let ((keys, other_keys), (values, other_values)) =
             (keys.split_at(keys.len() / 2), values.split_at(values.len() / 2));
@@ -333,8 +344,8 @@ impl Store for Datapath {
         Capacity {
             services: tables.services.max_entries(),
             endpoints: tables.endpoints.max_entries() * Generations::COUNT,
-            frontends: tables.v4.frontends.max_entries().min(tables.v6.frontends.max_entries()),
-            addresses: tables.v4.addresses.max_entries().min(tables.v6.addresses.max_entries()),
+            frontends: tables.v4.frontends.most().min(tables.v6.frontends.most()),
+            addresses: tables.v4.addresses.most().min(tables.v6.addresses.most()),
             slots: self.slots,
             ranges: tables.v4.ranges.max_entries().min(tables.v6.ranges.max_entries()),
         }
@@ -393,12 +404,13 @@ impl Store for Datapath {
     }
 
     fn write(&mut self, step: &Step) -> Result<(), DatapathError> {
-        let Tables { v4, v6, sieves, .. } = &self.tables;
+        let Self { tables, pins, affinity_records, .. } = self;
+        let Tables { v4, v6, sieves, .. } = tables;
         match step {
-            Step::Chunks(Family::V4, numbers) => self.tables.v4.add_chunks(&self.pins, Family::V4, numbers),
-            Step::Chunks(Family::V6, numbers) => self.tables.v6.add_chunks(&self.pins, Family::V6, numbers),
-            Step::Affinity(Family::V4) => v4.open_affinity(&self.pins, Family::V4, self.affinity_records),
-            Step::Affinity(Family::V6) => v6.open_affinity(&self.pins, Family::V6, self.affinity_records),
+            Step::Chunks(Family::V4, numbers) => v4.add_chunks(pins, Family::V4, numbers),
+            Step::Chunks(Family::V6, numbers) => v6.add_chunks(pins, Family::V6, numbers),
+            Step::Affinity(Family::V4) => v4.open_affinity(pins, Family::V4, *affinity_records),
+            Step::Affinity(Family::V6) => v6.open_affinity(pins, Family::V6, *affinity_records),
             Step::Endpoints(list) => self.store_generations(list),
             Step::Slots(Family::V4, slots) => v4.write_slots(slots, sieves),
             Step::Slots(Family::V6, slots) => v6.write_slots(slots, sieves),
@@ -412,16 +424,16 @@ impl Store for Datapath {
                 v6.remove_ranges(list).map_err(failed("remove from", "RANGES_V6"))
             }
             Step::Frontends(list) => {
-                v4.set_frontends(list).map_err(failed("write", "FRONTENDS_V4"))?;
-                v6.set_frontends(list).map_err(failed("write", "FRONTENDS_V6"))
+                v4.set_frontends(list, pins)?;
+                v6.set_frontends(list, pins)
             }
             Step::RemoveFrontends(list) => {
                 v4.remove_frontends(list).map_err(failed("remove from", "FRONTENDS_V4"))?;
                 v6.remove_frontends(list).map_err(failed("remove from", "FRONTENDS_V6"))
             }
             Step::Addresses(list) => {
-                v4.set_addresses(list, sieves).map_err(failed("write", "ADDRESSES_V4"))?;
-                v6.set_addresses(list, sieves).map_err(failed("write", "ADDRESSES_V6"))
+                v4.set_addresses(list, sieves, pins)?;
+                v6.set_addresses(list, sieves, pins)
             }
             Step::RemoveAddresses(list) => {
                 v4.remove_addresses(list).map_err(failed("remove from", "ADDRESSES_V4"))?;

@@ -9,15 +9,17 @@ use proxy_common::abi::{
 };
 
 use super::error::DatapathError;
+use super::growing::Growing;
+use super::pins::Pins;
 use super::sieves::Sieves;
-use super::specs::RingUsed;
+use super::specs::{self, RingUsed, Sizes};
 use super::sys::Table;
 
 /// Maps of one family. `N` words an address.
 #[derive(Debug)]
 pub struct FamilyTables<const N: usize> {
-    pub frontends: Table<FrontendKey<N>, Frontend>,
-    pub addresses: Table<Addr<N>, AddressClass>,
+    pub frontends: Growing<FrontendKey<N>, Frontend>,
+    pub addresses: Growing<Addr<N>, AddressClass>,
     pub flows: Table<FlowKey<N>, Flow<N>>,
     pub ranges: Table<RangeKey<N>, u32>,
     /// Chunk number → inner map; read back, it gives the inner map's id.
@@ -46,12 +48,27 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Takes the descriptors of all maps out of `maps`.
-    pub fn open(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
+    /// Takes the descriptors of all maps out of `maps`; what lies in others is among `pins`.
+    pub fn open(
+        maps: &mut HashMap<&'static str, OwnedFd>,
+        pins: &Pins,
+        sizes: &Sizes,
+    ) -> Result<Self, DatapathError> {
+        let Sizes { frontends, addresses, .. } = *sizes;
         Ok(Self {
             v4: FamilyTables {
-                frontends: take(maps, "FRONTENDS_V4")?,
-                addresses: take(maps, "ADDRESSES_V4")?,
+                frontends: Growing::open(
+                    take(maps, "FRONTENDS_OF_V4")?,
+                    specs::frontends::<1>(),
+                    frontends,
+                    pins,
+                )?,
+                addresses: Growing::open(
+                    take(maps, "ADDRESSES_OF_V4")?,
+                    specs::addresses::<1>(),
+                    addresses,
+                    pins,
+                )?,
                 flows: take(maps, "FLOWS_V4")?,
                 ranges: take(maps, "RANGES_V4")?,
                 slots: take(maps, "SLOTS_V4")?,
@@ -59,8 +76,18 @@ impl Tables {
                 affinity: take(maps, "AFFINITY_V4")?,
             },
             v6: FamilyTables {
-                frontends: take(maps, "FRONTENDS_V6")?,
-                addresses: take(maps, "ADDRESSES_V6")?,
+                frontends: Growing::open(
+                    take(maps, "FRONTENDS_OF_V6")?,
+                    specs::frontends::<4>(),
+                    frontends,
+                    pins,
+                )?,
+                addresses: Growing::open(
+                    take(maps, "ADDRESSES_OF_V6")?,
+                    specs::addresses::<4>(),
+                    addresses,
+                    pins,
+                )?,
                 flows: take(maps, "FLOWS_V6")?,
                 ranges: take(maps, "RANGES_V6")?,
                 slots: take(maps, "SLOTS_V6")?,

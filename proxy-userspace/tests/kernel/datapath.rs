@@ -207,16 +207,16 @@ fn l23_nothing_is_loaded_over_maps_made_anew() {
         let bpffs = Scratch::bpffs();
         let options = Options { bpffs: Some(bpffs.path().into()), ..options() };
         let mut datapath = Datapath::load(&options).unwrap();
-        let pin = bpffs.path().join("sluice").join(LAYOUT.to_string()).join("FRONTENDS_V4");
+        let pin = bpffs.path().join("sluice").join(LAYOUT.to_string()).join("DEVICES");
         let aside = pin.with_file_name("aside");
         let mut told =
             || datapath.trace("10.0.0.1".parse().unwrap(), &[]).err().map(|error| error.to_string());
         assert_eq!(told(), None);
         std::fs::rename(&pin, &aside).unwrap();
         let gone = told().unwrap();
-        assert!(gone.contains("FRONTENDS_V4") && gone.contains("restart the agent"), "{gone}");
+        assert!(gone.contains("DEVICES") && gone.contains("restart the agent"), "{gone}");
         assert!(!pin.exists());
-        HashMap::<MapData, [u8; 8], [u8; 8]>::create(8, 1).unwrap().pin(&pin).unwrap();
+        HashMap::<MapData, u32, [u8; 40]>::create(8, 1).unwrap().pin(&pin).unwrap();
         assert!(told().unwrap().contains("other maps are pinned"));
         std::fs::rename(&aside, &pin).unwrap();
         assert_eq!(told(), None);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::common::{Scratch, edge, in_namespace};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo};
 use proxy_common::abi::{Addr, FrontendKind, LAYOUT, service_flags};
 use proxy_userspace::datapath::{Datapath, Named, Options, cleanup};
 use proxy_userspace::model::{Family, PortFrontend, PortId, PortState, Protocol};
@@ -103,6 +103,61 @@ fn ten_thousand_services_with_ten_endpoints() {
         assert!(report.is_clean());
         assert!(report.steps <= 4, "only the one port differs: {} steps", report.steps);
         expect(&syncer.installed(&datapath).unwrap(), &want);
+        cleanup(&options, Named::ALL).unwrap();
+    });
+}
+
+/// Frontends and addresses have room for few at first. What an agent has left that was killed while it made more, or that knew no other
+/// than the hashes themselves, is found again.
+#[test]
+fn tables_grow_with_what_they_hold() {
+    in_namespace(|| {
+        let bpffs = Scratch::bpffs();
+        let options = Options { bpffs: Some(bpffs.path().into()), ..Options::default() };
+        let mut datapath = Datapath::load(&options).unwrap();
+        let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+        let want = desired(8_000, 1);
+        for (part, second) in want.chunks(1_500).zip(0..) {
+            let part = part.iter().cloned().map(|(id, state)| (id, Some(state))).collect();
+            let report = syncer.apply(&mut datapath, part, Duration::from_secs(second));
+            assert!(report.is_clean(), "{:?}", report.failed);
+            expect(&syncer.installed(&datapath).unwrap(), &want[..syncer.len()]);
+        }
+        drop((syncer, datapath));
+        let dir = bpffs.path().join("sluice").join(LAYOUT.to_string());
+        let hashes = ["FRONTENDS_V4", "FRONTENDS_V6", "ADDRESSES_V4", "ADDRESSES_V6"];
+        let pinned = |name: &str| MapData::from_pin(dir.join(name)).unwrap().info().unwrap();
+        let before = hashes.map(|name| pinned(name).id());
+        assert!(
+            pinned("FRONTENDS_V4").max_entries() >= 14_000 && pinned("FRONTENDS_V6").max_entries() < 14_000
+        );
+        let unnamed = |name: &str| {
+            let path = dir.join(name);
+            std::fs::rename(&path, dir.join(format!("{name}-grown"))).unwrap();
+            let info = MapInfo::from_id(before[0]).unwrap();
+            let (key, value) = (info.key_size(), info.value_size());
+            assert_eq!((key, value), (8, 8));
+            HashMap::<MapData, [u8; 8], [u8; 8]>::create(64, 1).unwrap().pin(&path).unwrap();
+        };
+        let placeless = |name: &str| {
+            let (table, family) = name.split_once('_').unwrap();
+            std::fs::remove_file(dir.join(format!("{table}_OF_{family}"))).unwrap();
+        };
+        type Leave<'a> = &'a dyn Fn(&str);
+        let cases: [(&str, Leave, &[&str]); 2] = [
+            ("killed before the larger one had its name", &unnamed, &hashes[..1]),
+            ("of a version without places", &placeless, &hashes),
+        ];
+        for (name, leave, which) in cases {
+            which.iter().for_each(|hash| leave(hash));
+            let mut datapath = Datapath::load(&options).unwrap();
+            let mut syncer = Syncer::adopt(&datapath, Settings::default()).unwrap();
+            let report = syncer.replace_all(&mut datapath, want.clone(), Duration::ZERO);
+            assert!(report.is_clean() && report.steps == 0, "{name}: {} steps", report.steps);
+            expect(&syncer.installed(&datapath).unwrap(), &want);
+            assert_eq!(hashes.map(|name| pinned(name).id()), before, "{name}");
+            assert!(hashes.iter().all(|hash| !dir.join(format!("{hash}-grown")).exists()), "{name}");
+        }
         cleanup(&options, Named::ALL).unwrap();
     });
 }

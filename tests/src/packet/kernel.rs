@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, Map, MapData, MapError, MapType, PerCpuArray, PerCpuValues, Queue,
+};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
@@ -69,24 +71,26 @@ const fn program(at: &At) -> &'static str {
 /// A node in the kernel: programs and maps that are attached to nothing.
 pub struct Kernel {
     ebpf: Ebpf,
-    records_v4: Records<1>,
-    records_v6: Records<4>,
     /// Whether something of the world has been removed.
     removed: bool,
 }
 
-/// Affinity records of a family.
-type Records<const N: usize> = HashMap<MapData, Wire<AffinityKey<N>>, Wire<Affinity<N>>>;
+/// `BPF_MAP_TYPE_HASH` and `_LRU_HASH`, with the flags of what lies in a place.
+const HASH: (u32, u32) = (1, 1);
+const LRU_HASH: (u32, u32) = (9, 0);
 
-/// Makes the map that the agent makes when a Service asks for affinity, and puts it in its place.
-fn records<const N: usize>(ebpf: &mut Ebpf, name: &str) -> Result<Records<N>> {
-    const LRU_HASH: u32 = 9;
-    let (key, value) = (size_of::<AffinityKey<N>>() as u32, size_of::<Affinity<N>>() as u32);
-    let made = MapData::from_fd(create_map(LRU_HASH, key, value, 1024)?)?;
+/// Makes the maps that the agent makes for one family, and puts them in their places.
+fn put_places<const N: usize>(ebpf: &mut Ebpf, family: &str) -> Result<()> {
+    put_place::<FrontendKey<N>, Frontend>(ebpf, &format!("FRONTENDS_OF_{family}"), HASH)?;
+    put_place::<Addr<N>, AddressClass>(ebpf, &format!("ADDRESSES_OF_{family}"), HASH)?;
+    put_place::<AffinityKey<N>, Affinity<N>>(ebpf, &format!("AFFINITY_{family}"), LRU_HASH)
+}
+
+fn put_place<K: Abi, V: Abi>(ebpf: &mut Ebpf, name: &str, (kind, flags): (u32, u32)) -> Result<()> {
+    let made = create_map(kind, size_of::<K>() as u32, size_of::<V>() as u32, 1024, flags)?;
     let mut place: ArrayOfMaps<_, MapData> =
-        ebpf.map_mut(name).context("no place for records")?.try_into()?;
-    place.set(0, &made, 0)?;
-    Ok(Map::LruHashMap(made).try_into()?)
+        ebpf.map_mut(name).with_context(|| format!("no place {name}"))?.try_into()?;
+    Ok(place.set(0, &MapData::from_fd(made)?, 0)?)
 }
 
 fn clear<K: Abi, V: Abi>(map: &mut HashMap<impl BorrowMut<MapData>, Wire<K>, Wire<V>>) -> Result<()> {
@@ -116,9 +120,9 @@ impl Kernel {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("cannot load {name}"))?;
         }
-        let records_v4 = records(&mut ebpf, "AFFINITY_V4")?;
-        let records_v6 = records(&mut ebpf, "AFFINITY_V6")?;
-        let mut kernel = Self { ebpf, records_v4, records_v6, removed: false };
+        put_places::<1>(&mut ebpf, "V4")?;
+        put_places::<4>(&mut ebpf, "V6")?;
+        let mut kernel = Self { ebpf, removed: false };
         kernel.write_config(world::config())?;
         kernel.fill::<1>("V4")?;
         kernel.fill::<4>("V6")?;
@@ -142,8 +146,8 @@ impl Kernel {
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::Error::new(error).context(what))?;
         self.clear::<FlowKey<1>, Flow<1>>("FLOWS_V4")?;
         self.clear::<FlowKey<4>, Flow<4>>("FLOWS_V6")?;
-        clear(&mut self.records_v4)?;
-        clear(&mut self.records_v6)?;
+        clear::<AffinityKey<1>, Affinity<1>>(&mut self.placed("AFFINITY_V4")?)?;
+        clear::<AffinityKey<4>, Affinity<4>>(&mut self.placed("AFFINITY_V6")?)?;
         self.clear::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4")?;
         self.clear::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6")?;
         self.drain::<1>("RING_V4")?;
@@ -182,16 +186,13 @@ impl Kernel {
 
     fn take<const N: usize>(&mut self, family: &str, address: Addr<N>) -> Result<()> {
         self.removed = true;
-        let name = format!("FRONTENDS_{family}");
-        for (key, _) in self.entries::<FrontendKey<N>, Frontend>(&name)? {
-            if key.address == address {
-                let mut map: HashMap<_, Wire<FrontendKey<N>>, Wire<Frontend>> = self.writable(&name)?;
-                map.remove(&Wire(key))?;
-            }
+        let mut frontends = self.placed::<FrontendKey<N>, Frontend>(&format!("FRONTENDS_OF_{family}"))?;
+        let keys = frontends.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in keys.iter().filter(|key| key.0.address == address) {
+            frontends.remove(key)?;
         }
-        let name = format!("ADDRESSES_{family}");
-        let mut map: HashMap<_, Wire<Addr<N>>, Wire<AddressClass>> = self.writable(&name)?;
-        Ok(map.remove(&Wire(address))?)
+        let mut addresses = self.placed::<Addr<N>, AddressClass>(&format!("ADDRESSES_OF_{family}"))?;
+        Ok(addresses.remove(&Wire(address))?)
     }
 
     fn write_generation(&mut self, id: u32, generation: u32) -> Result<()> {
@@ -220,6 +221,17 @@ impl Kernel {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The hash in the one place of this map.
+    fn placed<K: Abi, V: Abi>(&mut self, name: &str) -> Result<HashMap<MapData, Wire<K>, Wire<V>>> {
+        let place: ArrayOfMaps<_, MapData> = self.writable(name)?;
+        let hash = place.get(&0, 0)?;
+        let map = match hash.info()?.map_type()? {
+            MapType::LruHash => Map::LruHashMap(hash),
+            _ => Map::HashMap(hash),
+        };
+        Ok(map.try_into()?)
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -253,6 +265,12 @@ impl Maps<'_> {
             Ok(map.insert(Wire(key), Wire(value), 0)?)
         })();
         self.keep(result);
+    }
+
+    /// Writes an element of the hash in this place.
+    fn put<K: Abi, V: Abi>(&mut self, name: &str, key: K, value: V) {
+        let hash = self.kernel.placed(name);
+        self.keep(hash.and_then(|mut hash| Ok(hash.insert(Wire(key), Wire(value), 0)?)));
     }
 
     fn array<V: Abi>(&mut self, name: &str, index: u32, value: V) {
@@ -289,10 +307,10 @@ impl<const N: usize> Writer<N> for Maps<'_> {
     fn address(&mut self, address: Addr<N>, class: u32) {
         let result = self.sieve("SIEVE", address.sieve());
         self.keep(result);
-        self.hash(&format!("ADDRESSES_{}", self.family), address, AddressClass { bits: class });
+        self.put(&format!("ADDRESSES_OF_{}", self.family), address, AddressClass { bits: class });
     }
     fn frontend(&mut self, key: FrontendKey<N>, frontend: Frontend) {
-        self.hash(&format!("FRONTENDS_{}", self.family), key, frontend);
+        self.put(&format!("FRONTENDS_OF_{}", self.family), key, frontend);
     }
     fn service(&mut self, index: u32, service: Service) {
         self.array("SERVICES", index, service);

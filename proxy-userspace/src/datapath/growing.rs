@@ -1,0 +1,108 @@
+//! Hashes that have as much room as is needed: of one with room for all that a cluster may have, the buckets alone would take
+//! megabytes on every node.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use proxy_common::abi::Abi;
+
+use super::error::DatapathError;
+use super::pins::{Pins, unlink};
+use super::specs::Spec;
+use super::store::{failed, set_all};
+use super::sys::{self, Table};
+
+/// A hash in the one place of an outer map. Where it has no room, a larger one with the same elements takes the place, in one step:
+/// programs see the one or the other. It never shrinks.
+#[derive(Debug)]
+pub struct Growing<K, V> {
+    spec: Spec,
+    /// At 0: the hash. Read back, it gives its id.
+    place: Table<u32, u32>,
+    table: Table<K, V>,
+    /// The most elements that it may come to have.
+    most: u32,
+}
+
+/// Room of the first one: 64 KiB of buckets.
+const FIRST: u32 = 4_096;
+
+impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
+    /// Opens what is in the place; what an agent has pinned that knew no place; or an empty one. `spec`: of the hash.
+    pub fn open(place: Table<u32, u32>, spec: Spec, most: u32, pins: &Pins) -> Result<Self, DatapathError> {
+        let (path, grown) = (pins.map(spec.name), pins.grown(spec.name));
+        let fd = match place.get(&0).map_err(failed("read", spec.name))? {
+            Some(id) => match Pins::open(&path)? {
+                Some(fd) if sys::map_info(fd.as_fd()).is_ok_and(|info| info.id == id) => fd,
+                // An agent has been killed before it could give the larger one its name.
+                _ => pins.inner(id, &grown)?.map_err(failed("open", spec.name))?,
+            },
+            None => {
+                let fits =
+                    |fd: &OwnedFd| sys::map_info(fd.as_fd()).is_ok_and(|info| spec.conflict(&info).is_none());
+                let fd = match Pins::open(&path)?.filter(fits) {
+                    Some(fd) => fd,
+                    None => spec.make(spec.name, FIRST.min(most)).map_err(failed("create", spec.name))?,
+                };
+                put(&place, &fd).map_err(failed("put in its place", spec.name))?;
+                fd
+            }
+        };
+        pins.keep(fd.as_fd(), &path)?;
+        unlink(&grown)?;
+        let table = Table::new(fd).map_err(failed("open", spec.name))?;
+        Ok(Self { spec, place, table, most })
+    }
+
+    /// The hash as it is now.
+    pub const fn table(&self) -> &Table<K, V> {
+        &self.table
+    }
+
+    /// The most elements that it may come to have.
+    pub fn most(&self) -> u32 {
+        self.most.max(self.table.max_entries())
+    }
+
+    /// Writes elements, and makes room for them.
+    pub fn set_all(&mut self, keys: &[K], values: &[V], pins: &Pins) -> Result<(), DatapathError> {
+        let written = failed("write", self.spec.name);
+        if keys.len() > self.table.max_entries() as usize {
+            self.grow(keys.len(), pins)?;
+        }
+        loop {
+            match set_all(&self.table, keys, values) {
+                Err(error) if is_full(&error) && self.table.max_entries() < self.most => {
+                    self.grow(keys.len(), pins)?;
+                }
+                result => return result.map_err(written),
+            }
+        }
+    }
+
+    /// Puts one with room for `more` elements beside those of the present one in its place.
+    fn grow(&mut self, more: usize, pins: &Pins) -> Result<(), DatapathError> {
+        let failed = failed("enlarge", self.spec.name);
+        let wanted = (self.table.max_entries() as usize + more).next_power_of_two();
+        let room = u32::try_from(wanted).unwrap_or(u32::MAX).min(self.most);
+        let fd = self.spec.make(self.spec.name, room).map_err(&failed)?;
+        let (path, grown) = (pins.map(self.spec.name), pins.grown(self.spec.name));
+        pins.keep(fd.as_fd(), &grown)?;
+        let larger = Table::new(fd).map_err(&failed)?;
+        let (keys, values): (Vec<K>, Vec<V>) = self.table.dump().map_err(&failed)?.into_iter().unzip();
+        set_all(&larger, &keys, &values).map_err(&failed)?;
+        put(&self.place, &larger.fd()).map_err(&failed)?;
+        pins.keep(larger.fd(), &path)?;
+        unlink(&grown)?;
+        self.table = larger;
+        Ok(())
+    }
+}
+
+fn put(place: &Table<u32, u32>, hash: &impl AsFd) -> io::Result<()> {
+    place.set(&0, &hash.as_fd().as_raw_fd().cast_unsigned())
+}
+
+fn is_full(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::E2BIG)
+}
