@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, Guard, Reason, SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn,
+    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, Reason, SERVICES_CHUNK, SIEVE_WORDS,
+    Service, SocketPairs, SourceRange, Turn,
 };
 use proxy_common::{
     path::{Beyond, Looked, Scratch, Told},
@@ -29,6 +30,9 @@ const NO_PREALLOC: u32 = 1;
 /// Inner arrays of a slots map.
 const CHUNKS: usize = 1024;
 
+/// Those of services and of endpoints.
+const PLACES: usize = 64;
+
 /// How many turns a ring holds: queues do not tell. A lock, since Rust has no atomic addition for BPF.
 #[repr(C)]
 pub struct RingUsed {
@@ -45,6 +49,12 @@ pub type Addresses<const N: usize> = BtfHashMap<Addr<N>, AddressClass, 1024, { N
 /// Affinity records.
 pub type Records<const N: usize> = BtfLruHashMap<AffinityKey<N>, Affinity<N>, 1024>;
 
+/// One chunk of services.
+pub type Services = BtfArray<Service, { SERVICES_CHUNK as usize }, { MMAPABLE as usize }>;
+
+/// One chunk of endpoints' generations.
+pub type Endpoints = BtfArray<Generations, { GENERATIONS_CHUNK as usize }, { MMAPABLE as usize }>;
+
 /// One chunk of slots.
 pub type Slots<const N: usize> = BtfArray<Backend<N>, { CHUNK as usize }>;
 
@@ -53,8 +63,8 @@ pub type Slots<const N: usize> = BtfArray<Backend<N>, { CHUNK as usize }>;
 pub static FRONTENDS_OF_V4: ArrayOfMaps<Frontends<1>, 1> = ArrayOfMaps::new();
 #[btf_map]
 pub static FRONTENDS_OF_V6: ArrayOfMaps<Frontends<4>, 1> = ArrayOfMaps::new();
-#[map]
-pub static SERVICES: Array<Service> = Array::with_max_entries(1024, MMAPABLE);
+#[btf_map]
+pub static SERVICES_OF: ArrayOfMaps<Services, PLACES> = ArrayOfMaps::new();
 #[btf_map]
 pub static SLOTS_V4: ArrayOfMaps<Slots<1>, CHUNKS> = ArrayOfMaps::new();
 #[btf_map]
@@ -77,8 +87,8 @@ pub static RANGES_V6: LpmTrie<SourceRange<4>, u32> = LpmTrie::with_max_entries(1
 pub static AFFINITY_V4: ArrayOfMaps<Records<1>, 1> = ArrayOfMaps::new();
 #[btf_map]
 pub static AFFINITY_V6: ArrayOfMaps<Records<4>, 1> = ArrayOfMaps::new();
-#[map]
-pub static ENDPOINTS: Array<Generations> = Array::with_max_entries(1024, MMAPABLE);
+#[btf_map]
+pub static ENDPOINTS_OF: ArrayOfMaps<Endpoints, PLACES> = ArrayOfMaps::new();
 #[map]
 pub static FRAGMENTS_V4: LruHashMap<FlowKey<1>, Fragment<1>> = LruHashMap::with_max_entries(1024, 0);
 #[map]

@@ -20,8 +20,8 @@ use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Fragment,
-        Frontend, FrontendKey, Generations, Guard, OWN_PRIORITY, Port, Reason, Service, SourceRange,
-        TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
+        Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, OWN_PRIORITY, Port, Reason,
+        SERVICES_CHUNK, Service, SourceRange, TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
     path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, tick},
     wire::Headers,
@@ -110,7 +110,7 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
 
     #[inline(always)]
     fn service(&self, index: u32) -> Option<Service> {
-        SERVICES.get(index).copied()
+        SERVICES_OF.get_value(index / SERVICES_CHUNK, &(index % SERVICES_CHUNK)).copied()
     }
 
     #[inline(always)]
@@ -154,7 +154,9 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
 
     #[inline(always)]
     fn endpoint_generation(&self, id: u32) -> u32 {
-        ENDPOINTS.get(Generations::index(id)).map_or(0, |generations| generations.of(id).into())
+        let index = Generations::index(id);
+        let generations = ENDPOINTS_OF.get_value(index / GENERATIONS_CHUNK, &(index % GENERATIONS_CHUNK));
+        generations.map_or(0, |generations| generations.of(id).into())
     }
 
     #[inline(always)]

@@ -23,7 +23,8 @@ pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, MOMENTS, MORE, TURNS_HELD_BA
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use guard::{Guard, OWN_PRIORITY};
 pub use service::{
-    Affinity, AffinityKey, Backend, CHUNK, Generations, RangeKey, Run, Service, SourceRange, service_flags,
+    Affinity, AffinityKey, Backend, CHUNK, GENERATIONS_CHUNK, Generations, RangeKey, Run, SERVICES_CHUNK,
+    Service, SourceRange, service_flags,
 };
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPairs, SocketRecord};
 pub use trace::TraceRecord;

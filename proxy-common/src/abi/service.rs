@@ -6,6 +6,12 @@ use super::{Abi, Addr, Port, abi};
 /// endpoints.
 pub const CHUNK: u32 = 16_384;
 
+/// Services in one inner array of the services map.
+pub const SERVICES_CHUNK: u32 = 16_384;
+
+/// [`Generations`] in one inner array of the endpoints map.
+pub const GENERATIONS_CHUNK: u32 = 32_768;
+
 /// A contiguous run of slots: offset in the high half, count in the low half, so that one 64-bit store switches
 /// a list. Offset / [`CHUNK`] names the inner array, the remainder the slot.
 #[repr(transparent)]

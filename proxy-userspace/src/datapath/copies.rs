@@ -20,6 +20,7 @@ use super::loader::{self, Recipe};
 use super::pins::Pins;
 use super::probe::Ends;
 use super::programs::Make;
+use super::programs::load_programs;
 use super::specs::{self, RingUsed};
 use super::store::{Net, Wire, failed};
 use super::sys::Table;
@@ -172,7 +173,7 @@ impl Copies {
         packet: &[u8],
         mark: u32,
     ) -> Result<(u32, Vec<u8>, u32), DatapathError> {
-        loader::load_programs(&mut self.ebpf, &[name])?;
+        load_programs(&mut self.ebpf, &[name])?;
         let missing = || DatapathError::NoProgram { program: name };
         let program = self.ebpf.program_mut(name).ok_or_else(missing)?;
         let program: &mut SchedClassifier = program.try_into().map_err(|_| missing())?;

@@ -63,7 +63,7 @@ impl Datapath {
             false => find(&self.tables.v6, ends.1, protocol),
         };
         let Some(frontend) = found.map_err(failed("read", "FRONTENDS"))? else { return Ok(Asked::default()) };
-        let service = self.tables.services.get(&frontend.service).map_err(failed("read", "SERVICES"))?;
+        let service = self.tables.services.get(frontend.service).map_err(failed("read", "SERVICES"))?;
         let Some(service) = service.filter(|service| service.flags & service_flags::IN_USE != 0) else {
             return Ok(Asked::default());
         };
@@ -194,12 +194,7 @@ where
 {
     let mut members = Vec::new();
     for slot in run.offset()..run.offset() + run.count() {
-        let chunk = tables.chunks.get((slot / proxy_common::abi::CHUNK) as usize);
-        let Some(backend) =
-            chunk.map(|chunk| chunk.get(&(slot % proxy_common::abi::CHUNK))).transpose()?.flatten()
-        else {
-            continue;
-        };
+        let Some(backend) = tables.slots.get(slot)? else { continue };
         members.push(SocketAddr::new(Net::ip(backend.address), backend.port.number()));
     }
     Ok(members)

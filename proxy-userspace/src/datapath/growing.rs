@@ -24,8 +24,8 @@ pub struct Growing<K, V> {
     most: u32,
 }
 
-/// Room of the first one: 64 KiB of buckets.
-const FIRST: u32 = 4_096;
+/// Room of the first one, 256 KiB of buckets: most clusters never need another.
+const FIRST: u32 = 16_384;
 
 impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
     /// Opens what is in the place; what an agent has pinned that knew no place; or an empty one. `spec`: of the hash.

@@ -5,9 +5,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use proxy_common::abi::Addr;
@@ -19,9 +17,10 @@ use super::netns_cookie;
 use super::owner::{self, Owners};
 use super::pins::Pins;
 use super::programs::{Make, Programs};
-use super::specs::{self, GROWING, Sizes, Spec};
+use super::specs::{self, CHUNKED, GROWING, Sizes, Spec};
 use super::summed::{Summed, Unsummed};
 use super::sys::{self, Target};
+use super::tables::Tables;
 
 /// What to load and where to keep it.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +67,7 @@ pub struct Loaded {
     pub programs: Programs,
     pub pins: Pins,
     pub recipe: Recipe,
-    pub maps: HashMap<&'static str, OwnedFd>,
+    pub tables: Tables,
     pub cgroup: Option<OwnedFd>,
     pub inheritance: Inheritance,
     pub adopted: bool,
@@ -105,15 +104,21 @@ pub fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let recipe = Recipe { wanted, ring_size, test_mode: options.test_mode, summed: summed.ok() };
     let ebpf = load_object(loader, &pins, &recipe, None)?;
     inheritance.fill(&pins, &fresh)?;
-    let (make, maps) = open_maps(&pins, &recipe)?;
+    let (make, mut maps) = open_maps(&pins, &recipe)?;
     let mut earlier = inheritance.programs()?;
     earlier.extend(pins.programs()?);
     let mut programs = Programs::new(make, earlier)?;
     let sockets = socket_programs().filter(|_| cgroup.is_some());
-    programs.require(&pins, &ETHERNET.into_iter().chain(sockets).collect::<Vec<_>>(), |_| Ok(ebpf))?;
+    let names: Vec<_> = ETHERNET.into_iter().chain(sockets).collect();
+    // The kernel waits a grace period for each map that is put in a place: beside the verifier that costs nothing.
+    let tables = std::thread::scope(|scope| {
+        let tables = scope.spawn(|| Tables::open(&mut maps, &pins, &options.sizes));
+        programs.require(&pins, &names, |_| Ok(ebpf))?;
+        tables.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     pins.finish()?;
     let adopted = !found.is_empty();
-    Ok(Loaded { programs, pins, recipe, maps, cgroup, inheritance, adopted, notices, unsummed })
+    Ok(Loaded { programs, pins, recipe, tables, cgroup, inheritance, adopted, notices, unsummed })
 }
 
 /// What is made of the kernel's types.
@@ -219,7 +224,7 @@ fn adopt_map(
     // The directory holds nothing but what has been found so, and so a taken name is the same map.
     let named = |spec: &&Spec| spec.name == info.name;
     let convertible = wanted.iter().find(named).map_or(Ok(false), |spec| inheritance.take(spec, &fd))?;
-    match wanted.iter().chain(&GROWING).find(named) {
+    match wanted.iter().chain(&GROWING).chain(&CHUNKED).find(named) {
         Some(spec) if !convertible && Pins::open(&pins.map(spec.name))?.is_none() => {
             Pins::put(fd.as_fd(), &pins.map(spec.name))
         }
@@ -426,49 +431,6 @@ fn socket_programs() -> impl Iterator<Item = &'static str> {
     hooks::SOCKETS.iter().map(|(_, name)| *name)
 }
 
-/// Hands programs to the kernel, those that have not been, on all CPUs: verifying them is most of what a start takes. What takes longest
-/// should be named first: begun first, it is ready with the others.
-pub fn load_programs(ebpf: &mut Ebpf, names: &[&'static str]) -> Result<(), DatapathError> {
-    for name in names {
-        ebpf.program(name).ok_or(DatapathError::NoProgram { program: name })?;
-    }
-    let mut programs: Vec<_> = ebpf
-        .programs_mut()
-        .filter_map(|(found, program)| Some((names.iter().position(|name| *name == found)?, program)))
-        .collect();
-    programs.sort_unstable_by_key(|(place, _)| *place);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(programs.len());
-    let queue = Mutex::new(programs.into_iter());
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || {
-        while let Some((place, program)) = next() {
-            load_program(names[place], program)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let loading: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let joined = loading
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.collect()
-    })
-}
-
-fn load_program(name: &'static str, program: &mut Program) -> Result<(), DatapathError> {
-    let loaded = match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        _ => return Err(DatapathError::NoProgram { program: name }),
-    };
-    match loaded {
-        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
-            Err(DatapathError::refused(name, error))
-        }
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -479,7 +441,7 @@ mod tests {
         const READ: [&str; 14] = [
             "FRONTENDS_OF_V4",
             "FRONTENDS_OF_V6",
-            "SERVICES",
+            "SERVICES_OF",
             "SLOTS_V4",
             "SLOTS_V6",
             "ADDRESSES_OF_V4",
@@ -488,7 +450,7 @@ mod tests {
             "ENDPOINT_SIEVE",
             "RANGES_V4",
             "RANGES_V6",
-            "ENDPOINTS",
+            "ENDPOINTS_OF",
             "DEVICES",
             "CONFIG",
         ];

@@ -13,9 +13,11 @@
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
 //! inherit.rs maps of another layout      programs.rs the programs in use
 //! sieves.rs  who may be somebody          growing.rs hashes that grow
+//! chunks.rs  arrays in chunks
 //! ```
 
 mod attach;
+mod chunks;
 mod cleanup;
 mod copies;
 mod error;
@@ -43,7 +45,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use aya::Ebpf;
-use proxy_common::abi::{CHUNK, Config, Guard, Port};
+use proxy_common::abi::{Config, Guard, Port};
 
 pub use attach::{Attached, Change, HookState, Placement, Retired};
 pub use cleanup::{Cleaned, Named, cleanup};
@@ -62,11 +64,8 @@ use inherit::Inheritance;
 use loader::Recipe;
 use pins::Pins;
 use programs::Programs;
-use specs::CHUNKS;
 use tables::Tables;
 use trace::Tracing;
-
-use crate::model::Family;
 
 /// The installed programs and maps. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
@@ -84,10 +83,7 @@ pub struct Datapath {
     adopted: bool,
     notices: Vec<String>,
     unsummed: Option<String>,
-    /// See [`Sizes::affinity`].
-    affinity_records: u32,
-    /// See [`Sizes::slots`].
-    slots: u32,
+    sizes: Sizes,
     /// Loaded when it is first needed.
     sockets_program: Option<OwnedFd>,
 }
@@ -111,9 +107,9 @@ impl Datapath {
     }
 
     fn open(options: &Options) -> Result<Self, DatapathError> {
-        let mut loaded = loader::load(options)?;
-        let mut datapath = Self {
-            tables: Tables::open(&mut loaded.maps, &loaded.pins, &options.sizes)?,
+        let loaded = loader::load(options)?;
+        let datapath = Self {
+            tables: loaded.tables,
             programs: loaded.programs,
             tracing: None,
             copies: None,
@@ -124,13 +120,10 @@ impl Datapath {
             adopted: loaded.adopted,
             notices: loaded.notices,
             unsummed: loaded.unsummed,
-            affinity_records: options.sizes.affinity,
-            slots: options.sizes.slots.min(CHUNKS * CHUNK),
+            sizes: options.sizes,
             sockets_program: None,
         };
-        let (tables, pins) = (&mut datapath.tables, &datapath.pins);
-        tables.v4.open_chunks(pins, Family::V4)?;
-        tables.v6.open_chunks(pins, Family::V6)?;
+        let tables = &datapath.tables;
         tables.sieves.start(&tables.v4, &tables.v6)?;
         Ok(datapath)
     }

@@ -8,7 +8,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::abi::{INHERITS_FROM, LAYOUT};
 
 use super::error::DatapathError;
-use super::specs::{CHUNKS, GROWING, Spec};
+use super::specs::{CHUNKED, CHUNKS, GROWING, Spec};
 use super::sys;
 use crate::model::Family;
 
@@ -80,16 +80,19 @@ impl Pins {
 
     /// Pins the maps that lie in others and are pinned here in `other`, too.
     pub fn share_inner(&self, other: &Self) -> Result<(), DatapathError> {
-        for family in [Family::V4, Family::V6] {
-            for index in 0..CHUNKS {
-                let Some(fd) = Self::open(&self.chunk(family, index))? else { break };
-                Self::put(fd.as_fd(), &other.chunk(family, index))?;
+        for Spec { name, .. } in CHUNKED {
+            for number in 0..CHUNKS {
+                let Some(fd) = Self::open(&self.chunk(name, number))? else { break };
+                Self::put(fd.as_fd(), &other.chunk(name, number))?;
             }
+        }
+        for family in [Family::V4, Family::V6] {
             if let Some(fd) = Self::open(&self.records(family))? {
                 Self::put(fd.as_fd(), &other.records(family))?;
             }
         }
-        for Spec { name, .. } in GROWING {
+        // Some arrays have been one map once.
+        for Spec { name, .. } in GROWING.into_iter().chain(CHUNKED) {
             if let Some(fd) = Self::open(&self.map(name))? {
                 Self::put(fd.as_fd(), &other.map(name))?;
             }
@@ -190,9 +193,9 @@ impl Pins {
         Ok(found)
     }
 
-    /// The kernel refuses dots in names on a bpffs.
-    pub fn chunk(&self, family: Family, index: u32) -> PathBuf {
-        self.dir.join(format!("SLOTS_V{}-{index}", version(family)))
+    /// Where a chunk of the array with this name is pinned. The kernel refuses dots in names on a bpffs.
+    pub fn chunk(&self, name: &str, number: u32) -> PathBuf {
+        self.dir.join(format!("{name}-{number}"))
     }
 
     /// Where the map of affinity records is pinned.

@@ -5,12 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use aya::Ebpf;
+use aya::programs::{Program, ProgramError};
 
 use super::error::DatapathError;
 use super::hooks::Known;
-use super::loader;
 use super::pins::{self, Pins};
 use super::sys;
 
@@ -135,7 +136,7 @@ pub fn load_and_pin(
     known: &mut Known,
     kept: &mut Vec<Kept>,
 ) -> Result<(), DatapathError> {
-    loader::load_programs(ebpf, names)?;
+    load_programs(ebpf, names)?;
     for &name in names {
         let fd = ebpf.program(name).and_then(|program| program.fd().ok());
         let fd = fd.ok_or(DatapathError::NoProgram { program: name })?.as_fd();
@@ -151,4 +152,47 @@ pub fn load_and_pin(
         kept.push(Kept { name, id, pin });
     }
     Ok(())
+}
+
+/// Hands programs to the kernel, those that have not been, on all CPUs: verifying them is most of what a start takes. What takes longest
+/// should be named first: begun first, it is ready with the others.
+pub fn load_programs(ebpf: &mut Ebpf, names: &[&'static str]) -> Result<(), DatapathError> {
+    for name in names {
+        ebpf.program(name).ok_or(DatapathError::NoProgram { program: name })?;
+    }
+    let mut programs: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(found, program)| Some((names.iter().position(|name| *name == found)?, program)))
+        .collect();
+    programs.sort_unstable_by_key(|(place, _)| *place);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(programs.len());
+    let queue = Mutex::new(programs.into_iter());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((place, program)) = next() {
+            load_program(names[place], program)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let loading: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let joined = loading
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect()
+    })
+}
+
+fn load_program(name: &'static str, program: &mut Program) -> Result<(), DatapathError> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(DatapathError::NoProgram { program: name }),
+    };
+    match loaded {
+        Err(error) if !matches!(error, ProgramError::AlreadyLoaded) => {
+            Err(DatapathError::refused(name, error))
+        }
+        _ => Ok(()),
+    }
 }

@@ -53,7 +53,7 @@ impl Sieves {
     ) -> Result<(), DatapathError> {
         let addresses = tables.addresses.table().dump().map_err(failed("read", "ADDRESSES"))?;
         addresses.iter().for_each(|(address, _)| self.let_through(address));
-        for chunk in &tables.chunks {
+        for chunk in tables.slots.chunks() {
             let slots = chunk.dump().map_err(failed("read", "SLOTS"))?;
             let used = slots.iter().map(|(_, backend)| backend.address).filter(|ip| *ip != Addr::UNSPECIFIED);
             for address in used {

@@ -9,9 +9,8 @@ use aya::Btf;
 use aya::programs::Iter;
 use proxy_common::abi::{Addr, Generations, SocketPair, SocketRecord};
 
+use super::chunks::Windows;
 use super::error::DatapathError;
-use super::store::whole;
-use super::sys::Window;
 use super::{Datapath, sys};
 use crate::sync::EndpointId;
 
@@ -78,13 +77,13 @@ impl Datapath {
     /// If the map cannot be read.
     pub fn living(&self) -> Result<Living, DatapathError> {
         let failed = |source| DatapathError::Map { operation: "read", map: "ENDPOINTS", source };
-        whole(&self.tables.endpoints).map(Living).map_err(failed)
+        self.tables.endpoints.windows().map(Living).map_err(failed)
     }
 }
 
 /// See [`Datapath::living`].
 #[derive(Debug)]
-pub struct Living(Window);
+pub struct Living(Windows);
 
 impl Living {
     /// Whether this is still an endpoint of the Service that had it when it got its id.

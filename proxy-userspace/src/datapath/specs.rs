@@ -5,7 +5,8 @@ use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, Guard, RangeKey, Service, SocketPairs, TURNS_HELD_BACK, Turn,
+    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, RangeKey, SERVICES_CHUNK, Service,
+    SocketPairs, TURNS_HELD_BACK, Turn,
 };
 
 use super::sys::{self, MapInfo, MapShape};
@@ -53,16 +54,15 @@ pub struct Sizes {
 }
 
 impl Default for Sizes {
-    /// What Kubernetes allows a cluster: 10,000 Services, here with three ports in two families, and 150,000 pods,
-    /// here with three ports in two families. Frontends and addresses take what they need; a service takes 32 bytes, an endpoint
-    /// two, a range nothing.
+    /// More than any cluster has. What has a default beyond what Kubernetes allows, 10,000 Services and 150,000 pods, takes the memory that
+    /// it needs; a range takes none until it is there.
     fn default() -> Self {
         Self {
-            services: 65_536,
-            frontends: 131_072,
-            endpoints: 1_048_576,
+            services: 1_048_576,
+            frontends: 4_194_304,
+            endpoints: 8_388_608,
             slots: CHUNKS * CHUNK,
-            addresses: 131_072,
+            addresses: 2_097_152,
             ranges: 262_144,
             affinity: 65_536,
             flows: default_flows(),
@@ -124,7 +124,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
     vec![
         spec::<u32, u32>("FRONTENDS_OF_V4", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("FRONTENDS_OF_V6", kind::ARRAY_OF_MAPS, 0, None),
-        spec::<u32, Service>("SERVICES", kind::ARRAY, MMAPABLE, Some(sizes.services)),
+        spec::<u32, u32>("SERVICES_OF", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("SLOTS_V4", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("SLOTS_V6", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, u32>("ADDRESSES_OF_V4", kind::ARRAY_OF_MAPS, 0, None),
@@ -137,12 +137,7 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<u32, u32>("AFFINITY_V6", kind::ARRAY_OF_MAPS, 0, None),
         spec::<FlowKey<1>, Fragment<1>>("FRAGMENTS_V4", kind::LRU_HASH, 0, Some(datagrams(cpus))),
         spec::<FlowKey<4>, Fragment<4>>("FRAGMENTS_V6", kind::LRU_HASH, 0, Some(datagrams(cpus))),
-        spec::<u32, Generations>(
-            "ENDPOINTS",
-            kind::ARRAY,
-            MMAPABLE,
-            Some(sizes.endpoints.div_ceil(Generations::COUNT)),
-        ),
+        spec::<u32, u32>("ENDPOINTS_OF", kind::ARRAY_OF_MAPS, 0, None),
         spec::<u32, Device>("DEVICES", kind::HASH, NO_PREALLOC, None),
         spec::<FlowKey<1>, Flow<1>>("FLOWS_V4", kind::HASH, 0, Some(sizes.flows)),
         spec::<FlowKey<4>, Flow<4>>("FLOWS_V6", kind::HASH, 0, Some(sizes.flows)),
@@ -158,9 +153,20 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
 }
 
 /// A chunk of slots: an inner array. `N` words an address.
-pub const fn chunk<const N: usize>() -> Spec {
-    spec::<u32, Backend<N>>("a chunk of slots", kind::ARRAY, 0, Some(CHUNK))
+pub const fn slots<const N: usize>() -> Spec {
+    let name = if N == 1 { "SLOTS_V4" } else { "SLOTS_V6" };
+    spec::<u32, Backend<N>>(name, kind::ARRAY, 0, Some(CHUNK))
 }
+
+/// A chunk of services.
+pub const SERVICES: Spec = spec::<u32, Service>("SERVICES", kind::ARRAY, MMAPABLE, Some(SERVICES_CHUNK));
+
+/// A chunk of endpoints' generations.
+pub const ENDPOINTS: Spec =
+    spec::<u32, Generations>("ENDPOINTS", kind::ARRAY, MMAPABLE, Some(GENERATIONS_CHUNK));
+
+/// Arrays that come in chunks.
+pub const CHUNKED: [Spec; 4] = [slots::<1>(), slots::<4>(), SERVICES, ENDPOINTS];
 
 /// The hash of frontends: see [`super::growing`].
 pub const fn frontends<const N: usize>() -> Spec {
@@ -203,7 +209,7 @@ mod tests {
     #[test]
     fn a_map_is_taken_over_only_if_it_is_what_the_programs_expect() {
         let sizes = Sizes::default();
-        let spec = persistent(&sizes, 2).into_iter().find(|spec| spec.name == "SERVICES").unwrap();
+        let spec = persistent(&sizes, 2).into_iter().find(|spec| spec.name == "FLOWS_V4").unwrap();
         let good = MapInfo {
             kind: spec.kind,
             id: 1,
@@ -211,15 +217,15 @@ mod tests {
             value_size: spec.value,
             max_entries: 7,
             flags: spec.flags,
-            name: "SERVICES".into(),
+            name: "FLOWS_V4".into(),
         };
         let cases = [
             ("the same map", good.clone(), true),
             ("other number of entries (L-22)", MapInfo { max_entries: 1 << 20, ..good.clone() }, true),
             ("larger value: aya would read past it", MapInfo { value_size: 4096, ..good.clone() }, false),
             ("other key", MapInfo { key_size: 8, ..good.clone() }, false),
-            ("other type (L-23)", MapInfo { kind: kind::HASH, ..good.clone() }, false),
-            ("not mappable", MapInfo { flags: 0, ..good }, false),
+            ("other type (L-23)", MapInfo { kind: kind::ARRAY, ..good.clone() }, false),
+            ("other flags", MapInfo { flags: NO_PREALLOC, ..good }, false),
         ];
         for (what, found, fits) in cases {
             assert_eq!(spec.conflict(&found).is_none(), fits, "{what}");

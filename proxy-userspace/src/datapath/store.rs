@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
@@ -16,7 +16,7 @@ use super::error::DatapathError;
 use super::pins::Pins;
 use super::sieves::Sieves;
 use super::specs::{self, CHUNKS};
-use super::sys::{Table, Window};
+use super::sys::Table;
 use super::tables::{FamilyTables, Tables};
 use crate::model::{Family, Protocol};
 use crate::sync::{Capacity, Dialled, EndpointId, Slot, Step, Store, Word};
@@ -68,33 +68,6 @@ impl<const N: usize> FamilyTables<N>
 where
     Net: Wire<N>,
 {
-    /// Opens the chunks that are in the slots map, and pins those that an agent without a bpffs has made.
-    pub(super) fn open_chunks(&mut self, pins: &Pins, family: Family) -> Result<(), DatapathError> {
-        let read = failed("read", "SLOTS");
-        for index in 0..CHUNKS {
-            let Some(id) = self.slots.get(&index).map_err(&read)? else { break };
-            let fd = pins.inner(id, &pins.chunk(family, index))?.map_err(&read)?;
-            self.chunks.push(Table::new(fd).map_err(&read)?);
-        }
-        Ok(())
-    }
-
-    fn add_chunks(&mut self, pins: &Pins, family: Family, numbers: &[u32]) -> Result<(), DatapathError> {
-        let spec = specs::chunk::<N>();
-        let mut fds: Vec<OwnedFd> = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            let fd = spec.make(specs::INNER, CHUNK).map_err(failed("create", spec.name))?;
-            pins.keep(fd.as_fd(), &pins.chunk(family, *number))?;
-            fds.push(fd);
-        }
-        let values: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
-        set_all(&self.slots, numbers, &values).map_err(failed("add a chunk to", "SLOTS"))?;
-        for fd in fds {
-            self.chunks.push(Table::new(fd).map_err(failed("open", spec.name))?);
-        }
-        Ok(())
-    }
-
     /// Makes the map of affinity records where there is none yet.
     fn open_affinity(&self, pins: &Pins, family: Family, records: u32) -> Result<(), DatapathError> {
         if self.affinity.get(&0).map_err(failed("read", "AFFINITY"))?.is_some() {
@@ -110,7 +83,8 @@ where
     /// The sieves first: whoever may be an endpoint is known as one.
     fn write_slots(&self, slots: &[(u32, Slot)], sieves: &Sieves) -> Result<(), DatapathError> {
         for run in slots.chunk_by(|(a, _), (b, _)| a / CHUNK == b / CHUNK) {
-            let Some(chunk) = run.first().and_then(|(at, _)| self.chunks.get((at / CHUNK) as usize)) else {
+            let Some(chunk) = run.first().and_then(|(at, _)| self.slots.chunks().get((at / CHUNK) as usize))
+            else {
                 return Err(failed("write", "SLOTS")(io::ErrorKind::NotFound.into()));
             };
             let (mut keys, mut values) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
@@ -127,8 +101,8 @@ where
     }
 
     fn read_slots(&self) -> Result<Vec<Slot>, DatapathError> {
-        let mut slots = Vec::with_capacity(self.chunks.len() * CHUNK as usize);
-        for chunk in &self.chunks {
+        let mut slots = Vec::with_capacity(self.slots.chunks().len() * CHUNK as usize);
+        for chunk in self.slots.chunks() {
             slots.extend(chunk.dump().map_err(failed("read", "SLOTS"))?.into_iter().map(|(_, backend)| {
                 Slot {
                     address: SocketAddr::new(Net::ip(backend.address), backend.port.number()),
@@ -280,60 +254,39 @@ fn read_settings(word: u64) -> (u32, u32) {
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
 
-impl Datapath {
-    fn store_generations(&self, list: &[EndpointId]) -> Result<(), DatapathError> {
-        let failed = failed("write", "ENDPOINTS");
-        let window =
-            window(&self.tables.endpoints, list.iter().map(|endpoint| Generations::index(endpoint.id)));
-        let window = window.map_err(&failed)?;
-        for EndpointId { id, generation } in list {
-            let word = window.word(Generations::index(*id) as usize);
-            let word = word.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-            let before = Generations(word.load(Ordering::Relaxed));
-            // Programs see either generation; nobody else writes.
-            word.store(before.with(*id, *generation).0, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    fn store_words(&self, list: &[(u32, Word)]) -> Result<(), DatapathError> {
-        let failed = failed("write", "SERVICES");
-        let window = window(&self.tables.services, list.iter().map(|(index, _)| *index)).map_err(&failed)?;
-        for (index, word) in list {
-            let (at, value) = match *word {
-                Word::External(run) => (0, run.0),
-                Word::Internal(run) => (1, run.0),
-                Word::Cluster(run) => (2, run.0),
-                Word::Settings { flags, affinity_timeout } => (3, settings(flags, affinity_timeout)),
-            };
-            let place = window.word(*index as usize * words_of::<Service>() + at);
-            let place = place.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-            // Release: a program that sees the new run sees the slots written before.
-            place.store(value, Ordering::Release);
-        }
-        Ok(())
-    }
-}
-
 /// 64-bit words of a value.
 const fn words_of<V>() -> usize {
     size_of::<V>() / size_of::<u64>()
 }
 
-/// The memory of an array's elements with these numbers, and of what lies between them.
-fn window<V: Abi>(array: &Table<u32, V>, numbers: impl Iterator<Item = u32>) -> io::Result<Window> {
-    let (first, last) =
-        numbers.fold((u32::MAX, 0), |(first, last), number| (first.min(number), last.max(number)));
-    let last = last.min(array.max_entries().saturating_sub(1));
-    Window::open(
-        array.fd(),
-        first.min(last) as usize * words_of::<V>()..(last as usize + 1) * words_of::<V>(),
-    )
-}
+impl Tables {
+    fn store_generations(&mut self, list: &[EndpointId], pins: &Pins) -> Result<(), DatapathError> {
+        let element = |endpoint: &EndpointId| Generations::index(endpoint.id);
+        self.endpoints.write(list, pins, element, |EndpointId { id, generation }, words| {
+            let Some(word) = words.first() else { return };
+            let before = Generations(word.load(Ordering::Relaxed));
+            // Programs see either generation; nobody else writes.
+            word.store(before.with(*id, *generation).0, Ordering::Release);
+        })
+    }
 
-/// That of all of them.
-pub fn whole<V: Abi>(array: &Table<u32, V>) -> io::Result<Window> {
-    window(array, [0, array.max_entries()].into_iter())
+    fn store_words(&mut self, list: &[(u32, Word)], pins: &Pins) -> Result<(), DatapathError> {
+        self.services.write(
+            list,
+            pins,
+            |(index, _)| *index,
+            |(_, word), words| {
+                let (at, value) = match *word {
+                    Word::External(run) => (0, run.0),
+                    Word::Internal(run) => (1, run.0),
+                    Word::Cluster(run) => (2, run.0),
+                    Word::Settings { flags, affinity_timeout } => (3, settings(flags, affinity_timeout)),
+                };
+                // Release: a program that sees the new run sees the slots written before.
+                words.get(at).into_iter().for_each(|place| place.store(value, Ordering::Release));
+            },
+        )
+    }
 }
 
 impl Store for Datapath {
@@ -342,11 +295,11 @@ impl Store for Datapath {
     fn capacity(&self) -> Capacity {
         let tables = &self.tables;
         Capacity {
-            services: tables.services.max_entries(),
-            endpoints: tables.endpoints.max_entries() * Generations::COUNT,
+            services: self.sizes.services.min(tables.services.most()),
+            endpoints: self.sizes.endpoints.min(tables.endpoints.most().saturating_mul(Generations::COUNT)),
             frontends: tables.v4.frontends.most().min(tables.v6.frontends.most()),
             addresses: tables.v4.addresses.most().min(tables.v6.addresses.most()),
-            slots: self.slots,
+            slots: self.sizes.slots.min(CHUNKS * CHUNK),
             ranges: tables.v4.ranges.max_entries().min(tables.v6.ranges.max_entries()),
         }
     }
@@ -366,8 +319,9 @@ impl Store for Datapath {
             let service = Service { external, internal, cluster, flags, affinity_timeout };
             (flags & service_flags::IN_USE != 0).then_some((index, service))
         };
-        let window = whole(&self.tables.services).map_err(failed("read", "SERVICES"))?;
-        Ok((0..).zip(window.words().chunks_exact(words_of::<Service>())).filter_map(service).collect())
+        let windows = self.tables.services.windows().map_err(failed("read", "SERVICES"))?;
+        let words = windows.words().flat_map(|words| words.chunks_exact(words_of::<Service>()));
+        Ok((0..).zip(words).filter_map(service).collect())
     }
 
     fn slots(&self, family: Family) -> Result<Vec<Slot>, DatapathError> {
@@ -384,8 +338,8 @@ impl Store for Datapath {
             let of = move |id| EndpointId { id, generation: generations.of(id) };
             ids.map(of).filter(|live| live.generation != 0)
         };
-        let window = whole(&self.tables.endpoints).map_err(failed("read", "ENDPOINTS"))?;
-        let words = (0..).step_by(Generations::COUNT as usize).zip(window.words());
+        let windows = self.tables.endpoints.windows().map_err(failed("read", "ENDPOINTS"))?;
+        let words = (0..).step_by(Generations::COUNT as usize).zip(windows.words().flatten());
         Ok(words.filter(|(_, word)| word.load(Ordering::Relaxed) != 0).flat_map(live).collect())
     }
 
@@ -404,17 +358,18 @@ impl Store for Datapath {
     }
 
     fn write(&mut self, step: &Step) -> Result<(), DatapathError> {
-        let Self { tables, pins, affinity_records, .. } = self;
+        let Self { tables, pins, sizes, .. } = self;
         let Tables { v4, v6, sieves, .. } = tables;
+        let last = |numbers: &[u32]| numbers.last().map_or(0, |number| (number + 1) * CHUNK - 1);
         match step {
-            Step::Chunks(Family::V4, numbers) => v4.add_chunks(pins, Family::V4, numbers),
-            Step::Chunks(Family::V6, numbers) => v6.add_chunks(pins, Family::V6, numbers),
-            Step::Affinity(Family::V4) => v4.open_affinity(pins, Family::V4, *affinity_records),
-            Step::Affinity(Family::V6) => v6.open_affinity(pins, Family::V6, *affinity_records),
-            Step::Endpoints(list) => self.store_generations(list),
+            Step::Chunks(Family::V4, numbers) => v4.slots.reach(last(numbers), pins),
+            Step::Chunks(Family::V6, numbers) => v6.slots.reach(last(numbers), pins),
+            Step::Affinity(Family::V4) => v4.open_affinity(pins, Family::V4, sizes.affinity),
+            Step::Affinity(Family::V6) => v6.open_affinity(pins, Family::V6, sizes.affinity),
+            Step::Endpoints(list) => tables.store_generations(list, pins),
             Step::Slots(Family::V4, slots) => v4.write_slots(slots, sieves),
             Step::Slots(Family::V6, slots) => v6.write_slots(slots, sieves),
-            Step::Services(words) => self.store_words(words),
+            Step::Services(words) => tables.store_words(words, pins),
             Step::Ranges(list) => {
                 v4.set_ranges(list).map_err(failed("write", "RANGES_V4"))?;
                 v6.set_ranges(list).map_err(failed("write", "RANGES_V6"))

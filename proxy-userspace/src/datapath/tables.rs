@@ -8,6 +8,7 @@ use proxy_common::abi::{
     RangeKey, Service,
 };
 
+use super::chunks::Chunked;
 use super::error::DatapathError;
 use super::growing::Growing;
 use super::pins::Pins;
@@ -22,9 +23,7 @@ pub struct FamilyTables<const N: usize> {
     pub addresses: Growing<Addr<N>, AddressClass>,
     pub flows: Table<FlowKey<N>, Flow<N>>,
     pub ranges: Table<RangeKey<N>, u32>,
-    /// Chunk number → inner map; read back, it gives the inner map's id.
-    pub slots: Table<u32, u32>,
-    pub chunks: Vec<Table<u32, Backend<N>>>,
+    pub slots: Chunked<Backend<N>>,
     /// At 0, once a Service has asked: the map of records. Read back, it gives that map's id.
     pub affinity: Table<u32, u32>,
 }
@@ -42,8 +41,8 @@ pub struct Tables {
     ring_pending: Table<u32, u32>,
     /// Storage of sockets: read by the iterator over sockets, not by key.
     pub sockets: OwnedFd,
-    pub services: Table<u32, Service>,
-    pub endpoints: Table<u32, Generations>,
+    pub services: Chunked<Service>,
+    pub endpoints: Chunked<Generations>,
     pub sieves: Sieves,
 }
 
@@ -54,46 +53,23 @@ impl Tables {
         pins: &Pins,
         sizes: &Sizes,
     ) -> Result<Self, DatapathError> {
-        let Sizes { frontends, addresses, .. } = *sizes;
+        let (places_v4, places_v6) = (Places::<1>::take(maps)?, Places::<4>::take(maps)?);
+        let (services, endpoints) = (take(maps, "SERVICES_OF")?, take(maps, "ENDPOINTS_OF")?);
+        // The kernel waits for its readers whenever something is put in a place: these wait together.
+        let (v4, v6, services, endpoints) = std::thread::scope(|scope| {
+            let v4 = scope.spawn(|| places_v4.open(pins, sizes));
+            let v6 = scope.spawn(|| places_v6.open(pins, sizes));
+            let mut services = Chunked::open(services, specs::SERVICES, pins)?;
+            services.reach(0, pins)?;
+            let mut endpoints = Chunked::open(endpoints, specs::ENDPOINTS, pins)?;
+            endpoints.reach(0, pins)?;
+            Ok::<_, DatapathError>((joined(v4)?, joined(v6)?, services, endpoints))
+        })?;
         Ok(Self {
-            v4: FamilyTables {
-                frontends: Growing::open(
-                    take(maps, "FRONTENDS_OF_V4")?,
-                    specs::frontends::<1>(),
-                    frontends,
-                    pins,
-                )?,
-                addresses: Growing::open(
-                    take(maps, "ADDRESSES_OF_V4")?,
-                    specs::addresses::<1>(),
-                    addresses,
-                    pins,
-                )?,
-                flows: take(maps, "FLOWS_V4")?,
-                ranges: take(maps, "RANGES_V4")?,
-                slots: take(maps, "SLOTS_V4")?,
-                chunks: Vec::new(),
-                affinity: take(maps, "AFFINITY_V4")?,
-            },
-            v6: FamilyTables {
-                frontends: Growing::open(
-                    take(maps, "FRONTENDS_OF_V6")?,
-                    specs::frontends::<4>(),
-                    frontends,
-                    pins,
-                )?,
-                addresses: Growing::open(
-                    take(maps, "ADDRESSES_OF_V6")?,
-                    specs::addresses::<4>(),
-                    addresses,
-                    pins,
-                )?,
-                flows: take(maps, "FLOWS_V6")?,
-                ranges: take(maps, "RANGES_V6")?,
-                slots: take(maps, "SLOTS_V6")?,
-                chunks: Vec::new(),
-                affinity: take(maps, "AFFINITY_V6")?,
-            },
+            v4,
+            v6,
+            services,
+            endpoints,
             devices: take(maps, "DEVICES")?,
             config: take(maps, "CONFIG")?,
             guard: take(maps, "GUARD")?,
@@ -101,8 +77,6 @@ impl Tables {
             ring_used: take(maps, "RING_USED")?,
             ring_pending: take(maps, "RING_PENDING")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
-            services: take(maps, "SERVICES")?,
-            endpoints: take(maps, "ENDPOINTS")?,
             sieves: Sieves::open(take(maps, "SIEVE")?, take(maps, "ENDPOINT_SIEVE")?)?,
         })
     }
@@ -114,6 +88,46 @@ impl Tables {
         let held_back = self.ring_pending.get_per_cpu(&ring).map_err(failed("RING_PENDING"))?;
         Ok(held_back.into_iter().fold(shared, u32::wrapping_add))
     }
+}
+
+/// Maps of one family, those of which lie others first.
+struct Places<const N: usize> {
+    frontends: Table<u32, u32>,
+    addresses: Table<u32, u32>,
+    slots: Table<u32, u32>,
+    affinity: Table<u32, u32>,
+    flows: Table<FlowKey<N>, Flow<N>>,
+    ranges: Table<RangeKey<N>, u32>,
+}
+
+impl<const N: usize> Places<N> {
+    fn take(maps: &mut HashMap<&'static str, OwnedFd>) -> Result<Self, DatapathError> {
+        let name = |v4, v6| if N == 1 { v4 } else { v6 };
+        Ok(Self {
+            frontends: take(maps, name("FRONTENDS_OF_V4", "FRONTENDS_OF_V6"))?,
+            addresses: take(maps, name("ADDRESSES_OF_V4", "ADDRESSES_OF_V6"))?,
+            slots: take(maps, name("SLOTS_V4", "SLOTS_V6"))?,
+            affinity: take(maps, name("AFFINITY_V4", "AFFINITY_V6"))?,
+            flows: take(maps, name("FLOWS_V4", "FLOWS_V6"))?,
+            ranges: take(maps, name("RANGES_V4", "RANGES_V6"))?,
+        })
+    }
+
+    fn open(self, pins: &Pins, sizes: &Sizes) -> Result<FamilyTables<N>, DatapathError> {
+        let Self { frontends, addresses, slots, affinity, flows, ranges } = self;
+        Ok(FamilyTables {
+            frontends: Growing::open(frontends, specs::frontends::<N>(), sizes.frontends, pins)?,
+            addresses: Growing::open(addresses, specs::addresses::<N>(), sizes.addresses, pins)?,
+            slots: Chunked::open(slots, specs::slots::<N>(), pins)?,
+            affinity,
+            flows,
+            ranges,
+        })
+    }
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn take<K: proxy_common::abi::Abi, V: proxy_common::abi::Abi>(

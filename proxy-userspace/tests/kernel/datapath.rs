@@ -178,7 +178,7 @@ fn l23_pins_that_do_not_fit_are_put_aside() {
         drop(first);
         let dir = bpffs.path().join("sluice").join(LAYOUT.to_string());
         let [larger, directory, link, missing] =
-            ["FRONTENDS_V4", "SERVICES", "RANGES_V6", "SIEVE"].map(|name| dir.join(name));
+            ["FRONTENDS_V4", "DEVICES", "RANGES_V6", "SIEVE"].map(|name| dir.join(name));
         for path in [&larger, &directory, &link, &missing] {
             std::fs::remove_file(path).unwrap();
         }
@@ -188,7 +188,7 @@ fn l23_pins_that_do_not_fit_are_put_aside() {
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         let second = Datapath::load(&options).unwrap();
         assert_eq!(second.config().unwrap().seed, 5);
-        for name in ["FRONTENDS_V4", "SERVICES", "RANGES_V6"] {
+        for name in ["FRONTENDS_V4", "DEVICES", "RANGES_V6"] {
             let aside = dir.join(format!("damaged-{name}-0"));
             assert!(std::fs::symlink_metadata(&aside).is_ok() && dir.join(name).is_file(), "{name}");
             let told = |line: &String| line.contains(&aside.display().to_string());

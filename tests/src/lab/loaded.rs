@@ -29,7 +29,7 @@ const UPLINK: &str = "eth0";
 
 /// Maps that every agent takes over.
 const LASTING: [&str; 7] =
-    ["FRONTENDS_OF_V4", "SERVICES", "ENDPOINTS", "ADDRESSES_OF_V4", "FLOWS_V4", "CONFIG", "SOCKETS"];
+    ["FRONTENDS_OF_V4", "SERVICES_OF", "ENDPOINTS_OF", "ADDRESSES_OF_V4", "FLOWS_V4", "CONFIG", "SOCKETS"];
 
 impl Bed {
     /// Asks the kernel, beginning with the program at the uplink of n1.

@@ -13,7 +13,8 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Generations, Guard, Reason, Service, SourceRange, Turn,
+    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, Reason, SERVICES_CHUNK, Service,
+    SourceRange, Turn,
 };
 use proxy_userspace::OBJECT;
 use proxy_userspace::datapath::Summed;
@@ -75,9 +76,12 @@ pub struct Kernel {
     removed: bool,
 }
 
-/// `BPF_MAP_TYPE_HASH` and `_LRU_HASH`, with the flags of what lies in a place.
-const HASH: (u32, u32) = (1, 1);
-const LRU_HASH: (u32, u32) = (9, 0);
+/// What lies in a place: `BPF_MAP_TYPE_HASH`, `_ARRAY` or `_LRU_HASH`, how many entries, with which flags.
+type Shape = (u32, u32, u32);
+const HASH: Shape = (1, 1024, 1);
+const LRU_HASH: Shape = (9, 1024, 0);
+const SERVICES: Shape = (2, SERVICES_CHUNK, 1 << 10);
+const GENERATIONS: Shape = (2, GENERATIONS_CHUNK, 1 << 10);
 
 /// Makes the maps that the agent makes for one family, and puts them in their places.
 fn put_places<const N: usize>(ebpf: &mut Ebpf, family: &str) -> Result<()> {
@@ -86,8 +90,8 @@ fn put_places<const N: usize>(ebpf: &mut Ebpf, family: &str) -> Result<()> {
     put_place::<AffinityKey<N>, Affinity<N>>(ebpf, &format!("AFFINITY_{family}"), LRU_HASH)
 }
 
-fn put_place<K: Abi, V: Abi>(ebpf: &mut Ebpf, name: &str, (kind, flags): (u32, u32)) -> Result<()> {
-    let made = create_map(kind, size_of::<K>() as u32, size_of::<V>() as u32, 1024, flags)?;
+fn put_place<K: Abi, V: Abi>(ebpf: &mut Ebpf, name: &str, (kind, entries, flags): Shape) -> Result<()> {
+    let made = create_map(kind, size_of::<K>() as u32, size_of::<V>() as u32, entries, flags)?;
     let mut place: ArrayOfMaps<_, MapData> =
         ebpf.map_mut(name).with_context(|| format!("no place {name}"))?.try_into()?;
     Ok(place.set(0, &MapData::from_fd(made)?, 0)?)
@@ -122,6 +126,8 @@ impl Kernel {
         }
         put_places::<1>(&mut ebpf, "V4")?;
         put_places::<4>(&mut ebpf, "V6")?;
+        put_place::<u32, Service>(&mut ebpf, "SERVICES_OF", SERVICES)?;
+        put_place::<u32, u64>(&mut ebpf, "ENDPOINTS_OF", GENERATIONS)?;
         let mut kernel = Self { ebpf, removed: false };
         kernel.write_config(world::config())?;
         kernel.fill::<1>("V4")?;
@@ -196,10 +202,10 @@ impl Kernel {
     }
 
     fn write_generation(&mut self, id: u32, generation: u32) -> Result<()> {
-        let mut map: Array<_, u64> = self.writable("ENDPOINTS")?;
+        let mut map = self.chunk::<u64>("ENDPOINTS_OF")?;
         let index = Generations::index(id);
-        let before = Generations(map.get(&index, 0)?);
-        Ok(map.set(index, before.with(id, generation.try_into()?).0, 0)?)
+        let before = Generations(map.get(&index, 0)?.0);
+        Ok(map.set(index, Wire(before.with(id, generation.try_into()?).0), 0)?)
     }
 
     fn entries<K: Abi, V: Abi>(&mut self, name: &str) -> Result<Vec<(K, V)>> {
@@ -232,6 +238,12 @@ impl Kernel {
             _ => Map::HashMap(hash),
         };
         Ok(map.try_into()?)
+    }
+
+    /// The first chunk of this array.
+    fn chunk<V: Abi>(&mut self, name: &str) -> Result<Array<MapData, Wire<V>>> {
+        let places: ArrayOfMaps<_, MapData> = self.writable(name)?;
+        Ok(Map::Array(places.get(&0, 0)?).try_into()?)
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -273,14 +285,6 @@ impl Maps<'_> {
         self.keep(hash.and_then(|mut hash| Ok(hash.insert(Wire(key), Wire(value), 0)?)));
     }
 
-    fn array<V: Abi>(&mut self, name: &str, index: u32, value: V) {
-        let result = (|| {
-            let mut map: Array<_, Wire<V>> = self.kernel.map(name)?.try_into()?;
-            Ok(map.set(index, Wire(value), 0)?)
-        })();
-        self.keep(result);
-    }
-
     fn sieve(&mut self, name: &str, (word, bit): (u32, u64)) -> Result<()> {
         let mut map: Array<_, u64> = self.kernel.map(name)?.try_into()?;
         let before = map.get(&word, 0)?;
@@ -313,7 +317,8 @@ impl<const N: usize> Writer<N> for Maps<'_> {
         self.put(&format!("FRONTENDS_OF_{}", self.family), key, frontend);
     }
     fn service(&mut self, index: u32, service: Service) {
-        self.array("SERVICES", index, service);
+        let chunk = self.kernel.chunk("SERVICES_OF");
+        self.keep(chunk.and_then(|mut chunk| Ok(chunk.set(index, Wire(service), 0)?)));
     }
     fn backends(&mut self, slots: &[Backend<N>]) {
         let result = self.chunk(slots);

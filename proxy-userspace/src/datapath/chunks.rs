@@ -1,0 +1,159 @@
+//! Arrays in chunks, as many as have been needed.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
+
+use proxy_common::abi::Abi;
+
+use super::error::DatapathError;
+use super::pins::{Pins, unlink};
+use super::specs::Spec;
+use super::store::{failed, set_all};
+use super::sys::{self, Table, Window};
+
+/// An array whose chunks lie in the places of an outer map, without a gap. What has been added stays.
+#[derive(Debug)]
+pub struct Chunked<V> {
+    /// Of a chunk; the name is that of the whole.
+    spec: Spec,
+    /// Number of a chunk → chunk; read back, it gives the chunk's id.
+    places: Table<u32, u32>,
+    chunks: Vec<Table<u32, V>>,
+}
+
+impl<V: Abi + Sync> Chunked<V> {
+    /// Opens the chunks that are there, and pins those that an agent without a bpffs has made.
+    pub fn open(places: Table<u32, u32>, spec: Spec, pins: &Pins) -> Result<Self, DatapathError> {
+        let mut chunks = Vec::new();
+        for number in 0..places.max_entries() {
+            let Some(id) = places.get(&number).map_err(failed("read", spec.name))? else { break };
+            let fd = pins.inner(id, &pins.chunk(spec.name, number))?.map_err(failed("read", spec.name))?;
+            chunks.push(Table::new(fd).map_err(failed("read", spec.name))?);
+        }
+        let mut array = Self { spec, places, chunks };
+        if array.chunks.is_empty() {
+            array.take_over(pins)?;
+        }
+        Ok(array)
+    }
+
+    /// Copies what an agent has left to which the array was one map.
+    fn take_over(&mut self, pins: &Pins) -> Result<(), DatapathError> {
+        let (path, failed) = (pins.map(self.spec.name), failed("take over", self.spec.name));
+        let fits =
+            |fd: &OwnedFd| sys::map_info(fd.as_fd()).is_ok_and(|info| self.spec.conflict(&info).is_none());
+        let Some(fd) = Pins::open(&path)?.filter(fits) else { return Ok(()) };
+        let whole = Table::<u32, V>::new(fd).map_err(&failed)?;
+        self.reach(whole.max_entries().saturating_sub(1), pins)?;
+        let values: Vec<V> = whole.dump().map_err(&failed)?.into_iter().map(|(_, value)| value).collect();
+        for (values, chunk) in values.chunks(self.length() as usize).zip(&self.chunks) {
+            let places: Vec<u32> = (0..).take(values.len()).collect();
+            set_all(chunk, &places, values).map_err(&failed)?;
+        }
+        unlink(&path)
+    }
+
+    /// Elements of a chunk.
+    fn length(&self) -> u32 {
+        self.spec.entries.unwrap_or(1)
+    }
+
+    /// The most elements that there can be.
+    pub fn most(&self) -> u32 {
+        self.places.max_entries().saturating_mul(self.length())
+    }
+
+    pub fn chunks(&self) -> &[Table<u32, V>] {
+        &self.chunks
+    }
+
+    /// An element; `None` where there is no chunk yet.
+    pub fn get(&self, at: u32) -> io::Result<Option<V>> {
+        let chunk = self.chunks.get((at / self.length()) as usize);
+        Ok(chunk.map(|chunk| chunk.get(&(at % self.length()))).transpose()?.flatten())
+    }
+
+    /// Adds chunks up to the one that this element is in.
+    pub fn reach(&mut self, at: u32, pins: &Pins) -> Result<(), DatapathError> {
+        let failed = |operation| failed(operation, self.spec.name);
+        let (from, to) = (self.chunks.len() as u32, at / self.length() + 1);
+        let mut fds: Vec<OwnedFd> = Vec::new();
+        for number in from..to {
+            let fd = self.spec.make(self.spec.name, self.length()).map_err(failed("create a chunk of"))?;
+            pins.keep(fd.as_fd(), &pins.chunk(self.spec.name, number))?;
+            fds.push(fd);
+        }
+        let numbers: Vec<u32> = (from..to).collect();
+        let values: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+        // At once: the kernel waits a grace period for each call.
+        set_all(&self.places, &numbers, &values).map_err(failed("add a chunk to"))?;
+        for fd in fds {
+            self.chunks.push(Table::new(fd).map_err(failed("open a chunk of"))?);
+        }
+        Ok(())
+    }
+
+    /// The memory of all elements, of an array that can be mapped.
+    pub fn windows(&self) -> io::Result<Windows> {
+        let each = self.length() as usize * Self::WORDS;
+        let windows: io::Result<_> =
+            self.chunks.iter().map(|chunk| Window::open(chunk.fd(), 0..each)).collect();
+        Ok(Windows { windows: windows?, each })
+    }
+
+    /// 64-bit words of an element.
+    const WORDS: usize = size_of::<V>() / size_of::<u64>();
+
+    /// Shows the words of these elements, which are mapped chunk by chunk: `write` gets an item and its element's words.
+    pub fn write<T>(
+        &mut self,
+        items: &[T],
+        pins: &Pins,
+        at: impl Fn(&T) -> u32,
+        write: impl Fn(&T, &[AtomicU64]),
+    ) -> Result<(), DatapathError> {
+        let Some(last) = items.iter().map(&at).max() else { return Ok(()) };
+        self.reach(last, pins)?;
+        let (length, missing) =
+            (self.length(), || failed("write", self.spec.name)(io::ErrorKind::NotFound.into()));
+        for run in items.chunk_by(|a, b| at(a) / length == at(b) / length) {
+            let places = || run.iter().map(|item| at(item) % length);
+            let (Some(first), Some(last), Some(chunk)) = (
+                places().min(),
+                places().max(),
+                self.chunks.get(run.first().map_or(0, &at) as usize / length as usize),
+            ) else {
+                return Err(missing());
+            };
+            let range = first as usize * Self::WORDS..(last as usize + 1) * Self::WORDS;
+            let window = Window::open(chunk.fd(), range).map_err(failed("map", self.spec.name))?;
+            for item in run {
+                let words = window.words();
+                let from = (at(item) % length - first) as usize * Self::WORDS;
+                write(item, words.get(from..from + Self::WORDS).ok_or_else(missing)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The memory of all chunks of an array.
+#[derive(Debug)]
+pub struct Windows {
+    windows: Vec<Window>,
+    /// Words of a chunk.
+    each: usize,
+}
+
+impl Windows {
+    /// A word, by its place in the whole.
+    pub fn word(&self, at: usize) -> Option<&AtomicU64> {
+        self.windows.get(at / self.each)?.word(at % self.each)
+    }
+
+    /// All of them.
+    pub fn words(&self) -> impl Iterator<Item = &[AtomicU64]> {
+        self.windows.iter().map(Window::words)
+    }
+}
