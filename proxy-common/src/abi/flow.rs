@@ -175,6 +175,8 @@ pub mod state {
     pub const ESTABLISHED: u8 = 16;
     /// This direction's latest segment was a SYN that opens a connection: only then does a SYN-ACK begin anything.
     pub const BEGUN: u8 = 32;
+    /// On the forward entry: the pair has the turn of one before it, which may come at once.
+    pub const INHERITS: u8 = 64;
 }
 
 impl<const N: usize> Flow<N> {

@@ -252,7 +252,13 @@ pub fn insert_pair<const N: usize, T: Tables<N>>(
     let (flow, now) = (&mut scratch.flow, tables.time());
     flow.created = now as u32;
     flow.seen = time::tick(now);
-    flow.serial = scratch.before.left().unwrap_or_else(|| tables.random());
+    flow.serial = match scratch.before.left() {
+        Some(serial) => {
+            flow.state |= state::INHERITS;
+            serial
+        }
+        None => tables.random(),
+    };
     flow.tag = key.tag();
     flow.address_diff = Diff::address(&key.src, &flow.src).and(Diff::address(&key.dst, &flow.dst)).0;
     // Here and not in `start`: four words of zeros in a row would be written by memset, byte by byte.

@@ -226,6 +226,11 @@ pub fn look<const N: usize, T: Tables<N>>(tables: &T, room: &mut Looked<N>, time
     if worth as u32 > forgets {
         return fate::STAYS;
     }
+    // The turn of a pair before it may be the oldest of all, while its first packet waits for an answer: it has one round, as every pair.
+    if worth == Worth::Embryonic && forth & state::INHERITS != 0 {
+        entry.set_state(entry.state() & !state::INHERITS);
+        return fate::STAYS;
+    }
     // A masqueraded flow goes at both edges when its turn at the client's edge comes: each for itself would part them.
     if room.kind == Kind::Masquerade as u8 {
         room.mirrored = turn.key.mirrored();

@@ -391,6 +391,27 @@ mod tests {
         }
     }
 
+    /// In a table that has little room left a client comes back by the port of a flow that is over, whose turn is the next: the new
+    /// flow is there when its answer comes (P-65).
+    #[test]
+    fn a_pair_with_an_old_turn_is_there_for_its_answer() {
+        let p = plan(false);
+        let host = Host::default();
+        for port in 0..(PAIRS - PAIRS / 8) as u16 {
+            enters(&host.v4, (p.pod, 40_000 + port), (p.vip, PORT));
+        }
+        host.v4.config.update(|config| Config { test_clock: config.test_clock + 30, ..config });
+        let oldest = host.v4.ring.borrow()[0];
+        let client = (p.pod, oldest.key.sport.number());
+        let (action, _, backend) = enters(&host.v4, client, (p.vip, PORT));
+        assert_eq!((action, backend), (Action::Pass, (p.backend, BACKEND_PORT)));
+        assert_eq!(host.v4.ring.borrow()[0], oldest, "its turn");
+        enters(&host.v4, (p.pod, 50_000), (p.vip, PORT));
+        let answered = sees(&host.v4, backend, client, path::egress);
+        assert_eq!(answered, (Action::Pass, (p.vip, PORT), client));
+        host.check().unwrap();
+    }
+
     /// A turn whose pair has gone for good is kept once, and no longer.
     #[test]
     fn a_turn_without_a_pair_is_let_go_at_the_second_look() {
