@@ -31,7 +31,7 @@ const NO_PREALLOC: u32 = 1;
 const CHUNKS: usize = 1024;
 
 /// Those of services and of endpoints.
-const PLACES: usize = 64;
+const PLACES: usize = 1024;
 
 /// How many turns a ring holds: queues do not tell. A lock, since Rust has no atomic addition for BPF.
 #[repr(C)]

@@ -91,7 +91,7 @@ pub(super) fn renumber<const N: usize, T: Tables<N>>(tables: &T, headers: &Heade
     let Some(entry) = tables.flow(&headers.key) else { return };
     let own = &headers.key;
     let key = entry.partner(own);
-    let state = tables.flow(&key).map_or(0, |entry| entry.state());
+    let state = tables.flow(&key).map_or(0, |entry| entry.state()) & !state::INHERITS;
     // A failure leaves no entry: the next SYN opens the flow afresh.
     let _ = tables.scratch(|scratch| {
         pair::start(&mut scratch.flow, &own.dst, Kind::Translate, entry.get(|flow| flow.ifindex));

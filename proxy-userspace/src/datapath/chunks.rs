@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy_common::abi::Abi;
 
@@ -32,25 +32,36 @@ impl<V: Abi + Sync> Chunked<V> {
             chunks.push(Table::new(fd).map_err(failed("read", spec.name))?);
         }
         let mut array = Self { spec, places, chunks };
-        if array.chunks.is_empty() {
+        // Where nothing is pinned for good it is the map of programs that are to be replaced, and older than the chunks.
+        if array.chunks.is_empty() || !pins.is_private() && !pins.is_unfinished() {
             array.take_over(pins)?;
         }
         Ok(array)
     }
 
-    /// Copies what an agent has left to which the array was one map.
+    /// Copies what an agent has left to which the array was one map. Its pin goes last: whoever is killed begins anew.
     fn take_over(&mut self, pins: &Pins) -> Result<(), DatapathError> {
         let (path, failed) = (pins.map(self.spec.name), failed("take over", self.spec.name));
         let fits =
             |fd: &OwnedFd| sys::map_info(fd.as_fd()).is_ok_and(|info| self.spec.conflict(&info).is_none());
         let Some(fd) = Pins::open(&path)?.filter(fits) else { return Ok(()) };
         let whole = Table::<u32, V>::new(fd).map_err(&failed)?;
-        self.reach(whole.max_entries().saturating_sub(1), pins)?;
-        let values: Vec<V> = whole.dump().map_err(&failed)?.into_iter().map(|(_, value)| value).collect();
-        for (values, chunk) in values.chunks(self.length() as usize).zip(&self.chunks) {
+        let words =
+            Window::open(whole.fd(), 0..whole.max_entries() as usize * Self::WORDS).map_err(&failed)?;
+        let used = words.words().iter().rposition(|word| word.load(Ordering::Relaxed) != 0);
+        let used = used.map_or(0, |last| last / Self::WORDS + 1);
+        let values: Vec<V> =
+            whole.dump().map_err(&failed)?.into_iter().take(used).map(|(_, value)| value).collect();
+        let parts: Vec<&[V]> = values.chunks(self.length() as usize).collect();
+        let fill = |number: u32, chunk: &Table<u32, V>| {
+            let values = parts.get(number as usize).copied().unwrap_or_default();
             let places: Vec<u32> = (0..).take(values.len()).collect();
-            set_all(chunk, &places, values).map_err(&failed)?;
+            set_all(chunk, &places, values)
+        };
+        for (number, chunk) in (0..).zip(&self.chunks) {
+            fill(number, chunk).map_err(&failed)?;
         }
+        self.add(parts.len() as u32, pins, fill)?;
         unlink(&path)
     }
 
@@ -74,23 +85,37 @@ impl<V: Abi + Sync> Chunked<V> {
         Ok(chunk.map(|chunk| chunk.get(&(at % self.length()))).transpose()?.flatten())
     }
 
+    /// Elements that there are.
+    pub fn elements(&self) -> u32 {
+        (self.chunks.len() as u32).saturating_mul(self.length())
+    }
+
     /// Adds chunks up to the one that this element is in.
     pub fn reach(&mut self, at: u32, pins: &Pins) -> Result<(), DatapathError> {
+        self.add(at / self.length() + 1, pins, |_, _| Ok(()))
+    }
+
+    /// Sees to it that there are so many chunks. Each is pinned and filled before programs see it.
+    fn add(
+        &mut self,
+        count: u32,
+        pins: &Pins,
+        fill: impl Fn(u32, &Table<u32, V>) -> io::Result<()>,
+    ) -> Result<(), DatapathError> {
         let failed = |operation| failed(operation, self.spec.name);
-        let (from, to) = (self.chunks.len() as u32, at / self.length() + 1);
-        let mut fds: Vec<OwnedFd> = Vec::new();
-        for number in from..to {
+        let numbers: Vec<u32> = (self.chunks.len() as u32..count).collect();
+        let mut chunks = Vec::with_capacity(numbers.len());
+        for &number in &numbers {
             let fd = self.spec.make(self.spec.name, self.length()).map_err(failed("create a chunk of"))?;
             pins.keep(fd.as_fd(), &pins.chunk(self.spec.name, number))?;
-            fds.push(fd);
+            let chunk = Table::new(fd).map_err(failed("open a chunk of"))?;
+            fill(number, &chunk).map_err(failed("fill a chunk of"))?;
+            chunks.push(chunk);
         }
-        let numbers: Vec<u32> = (from..to).collect();
-        let values: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+        let values: Vec<u32> = chunks.iter().map(|chunk| chunk.fd().as_raw_fd().cast_unsigned()).collect();
         // At once: the kernel waits a grace period for each call.
         set_all(&self.places, &numbers, &values).map_err(failed("add a chunk to"))?;
-        for fd in fds {
-            self.chunks.push(Table::new(fd).map_err(failed("open a chunk of"))?);
-        }
+        self.chunks.extend(chunks);
         Ok(())
     }
 

@@ -31,24 +31,28 @@ impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
     /// Opens what is in the place; what an agent has pinned that knew no place; or an empty one. `spec`: of the hash.
     pub fn open(place: Table<u32, u32>, spec: Spec, most: u32, pins: &Pins) -> Result<Self, DatapathError> {
         let (path, grown) = (pins.map(spec.name), pins.grown(spec.name));
-        let fd = match place.get(&0).map_err(failed("read", spec.name))? {
-            Some(id) => match Pins::open(&path)? {
-                Some(fd) if sys::map_info(fd.as_fd()).is_ok_and(|info| info.id == id) => fd,
-                // An agent has been killed before it could give the larger one its name.
-                _ => pins.inner(id, &grown)?.map_err(failed("open", spec.name))?,
-            },
-            None => {
-                let fits =
-                    |fd: &OwnedFd| sys::map_info(fd.as_fd()).is_ok_and(|info| spec.conflict(&info).is_none());
-                let fd = match Pins::open(&path)?.filter(fits) {
-                    Some(fd) => fd,
-                    None => spec.make(spec.name, FIRST.min(most)).map_err(failed("create", spec.name))?,
-                };
-                put(&place, &fd).map_err(failed("put in its place", spec.name))?;
+        let pinned = Pins::open(&path)?.and_then(|fd| Some((sys::map_info(fd.as_fd()).ok()?, fd)));
+        let put = |fd: &OwnedFd| put(&place, fd).map_err(failed("put in its place", spec.name));
+        let fd = match (place.get(&0).map_err(failed("read", spec.name))?, pinned) {
+            (Some(id), Some((info, fd))) if info.id == id => fd,
+            // An agent has been killed before it could give the larger one its name.
+            (Some(id), _) if let Ok(fd) = pins.inner(id, &grown)? => {
+                pins.keep(fd.as_fd(), &path)?;
+                fd
+            }
+            (None, Some((info, fd))) if spec.conflict(&info).is_none() => {
+                put(&fd)?;
+                fd
+            }
+            // Or its pin is lost, and only CAP_SYS_ADMIN would open it.
+            _ => {
+                let fd = spec.make(spec.name, FIRST.min(most)).map_err(failed("create", spec.name))?;
+                // The pin first: whoever is killed in between has lost nothing.
+                pins.keep(fd.as_fd(), &path)?;
+                put(&fd)?;
                 fd
             }
         };
-        pins.keep(fd.as_fd(), &path)?;
         unlink(&grown)?;
         let table = Table::new(fd).map_err(failed("open", spec.name))?;
         Ok(Self { spec, place, table, most })
@@ -89,13 +93,18 @@ impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
         let (path, grown) = (pins.map(self.spec.name), pins.grown(self.spec.name));
         pins.keep(fd.as_fd(), &grown)?;
         let larger = Table::new(fd).map_err(&failed)?;
-        let (keys, values): (Vec<K>, Vec<V>) = self.table.dump().map_err(&failed)?.into_iter().unzip();
-        set_all(&larger, &keys, &values).map_err(&failed)?;
-        put(&self.place, &larger.fd()).map_err(&failed)?;
-        pins.keep(larger.fd(), &path)?;
-        unlink(&grown)?;
+        let copied = self.table.dump().and_then(|elements| {
+            let (keys, values): (Vec<K>, Vec<V>) = elements.into_iter().unzip();
+            set_all(&larger, &keys, &values)?;
+            put(&self.place, &larger.fd())
+        });
+        if let Err(error) = copied {
+            unlink(&grown)?;
+            return Err(failed(error));
+        }
         self.table = larger;
-        Ok(())
+        pins.keep(self.table.fd(), &path)?;
+        unlink(&grown)
     }
 }
 

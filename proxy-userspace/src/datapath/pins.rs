@@ -93,8 +93,10 @@ impl Pins {
         }
         // Some arrays have been one map once.
         for Spec { name, .. } in GROWING.into_iter().chain(CHUNKED) {
-            if let Some(fd) = Self::open(&self.map(name))? {
-                Self::put(fd.as_fd(), &other.map(name))?;
+            for (own, theirs) in [(self.map(name), other.map(name)), (self.grown(name), other.grown(name))] {
+                if let Some(fd) = Self::open(&own)? {
+                    Self::put(fd.as_fd(), &theirs)?;
+                }
             }
         }
         Ok(())

@@ -26,7 +26,7 @@ pub mod kind {
 const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
-/// The name of a map that lies in another one.
+/// The name of an affinity map.
 pub const INNER: &str = "SLUICE_INNER";
 
 /// Inner arrays of a slots map.
@@ -39,7 +39,7 @@ pub struct Sizes {
     pub services: u32,
     /// Frontends of one family.
     pub frontends: u32,
-    /// Endpoints, counted per Service port, up to the next multiple of [`Generations::COUNT`].
+    /// Endpoints, counted per Service port.
     pub endpoints: u32,
     /// Slots of one family: entries of all endpoint lists. Memory is taken by the [`CHUNK`].
     pub slots: u32,
@@ -181,7 +181,7 @@ pub const fn addresses<const N: usize>() -> Spec {
 }
 
 /// Hashes that grow. Their pins have the names that they had when there was no other map around them: agents from before and this one
-/// take them over from each other.
+/// take them over from each other. Of arrays that come in chunks now an agent from before begins with empty ones.
 pub const GROWING: [Spec; 4] = [frontends::<1>(), frontends::<4>(), addresses::<1>(), addresses::<4>()];
 
 /// The map of affinity records. `N` words an address.

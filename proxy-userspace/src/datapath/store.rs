@@ -296,6 +296,8 @@ impl Store for Datapath {
         let tables = &self.tables;
         Capacity {
             services: self.sizes.services.min(tables.services.most()),
+            services_there: tables.services.elements(),
+            endpoints_there: tables.endpoints.elements().saturating_mul(Generations::COUNT),
             endpoints: self.sizes.endpoints.min(tables.endpoints.most().saturating_mul(Generations::COUNT)),
             frontends: tables.v4.frontends.most().min(tables.v6.frontends.most()),
             addresses: tables.v4.addresses.most().min(tables.v6.addresses.most()),

@@ -11,16 +11,19 @@ pub struct Ids {
     free: Vec<u32>,
     next: u32,
     max: u32,
+    /// Elements that there were at first.
+    there: u32,
     /// Ids that something may still refer to, in order of the time from which on they are free.
     limbo: VecDeque<(Duration, u32)>,
 }
 
 impl Ids {
-    /// Of an array with `max` elements, of which `used` are taken. What is found in maps may name others (L-05).
-    pub fn new(max: u32, used: &HashSet<u32>) -> Self {
-        let next = used.iter().filter(|id| **id < max).max().map_or(0, |last| last + 1);
-        let free = (0..next).rev().filter(|id| !used.contains(id)).collect();
-        Self { free, next, max, limbo: VecDeque::new() }
+    /// Of an array with `there` elements, of which `used` are taken: what is found in maps may name others (L-05). It may come to have
+    /// `max`, or have had more in times of another limit.
+    pub fn new(max: u32, there: u32, used: &HashSet<u32>) -> Self {
+        let next = used.iter().filter(|id| **id < there).max().map_or(0, |last| last + 1);
+        let free = (0..next.min(max)).rev().filter(|id| !used.contains(id)).collect();
+        Self { free, next, max, there, limbo: VecDeque::new() }
     }
 
     /// How many can be taken now.
@@ -41,12 +44,12 @@ impl Ids {
 
     /// Whether the array has such an element.
     pub const fn has(&self, id: u32) -> bool {
-        id < self.max
+        id < self.there || id < self.next
     }
 
     /// Gives back an id that may be referred to until `until`.
     pub fn retire(&mut self, id: u32, until: Duration) {
-        if self.has(id) {
+        if self.has(id) && id < self.max {
             self.limbo.push_back((until, id));
         }
     }
@@ -108,7 +111,7 @@ mod tests {
 
     #[test]
     fn an_id_comes_back_only_after_the_grace_period() {
-        let mut ids = Ids::new(4, &HashSet::from([1]));
+        let mut ids = Ids::new(4, 4, &HashSet::from([1]));
         assert_eq!(ids.available(), 3);
         assert_eq!([ids.take(), ids.take(), ids.take(), ids.take()], [Some(0), Some(2), Some(3), None]);
         ids.retire(2, Duration::from_secs(5));
@@ -120,8 +123,9 @@ mod tests {
 
     #[test]
     fn ids_beyond_the_array_are_nobodys() {
-        let mut ids = Ids::new(2, &HashSet::from([0, u32::MAX]));
+        let mut ids = Ids::new(2, 2, &HashSet::from([0, u32::MAX]));
         assert_eq!([ids.take(), ids.take()], [Some(1), None]);
+        assert!(ids.has(1) && !ids.has(2));
         ids.retire(u32::MAX, Duration::ZERO);
         assert!(!ids.reclaim(Duration::ZERO));
     }
@@ -135,10 +139,24 @@ mod tests {
         assert_eq!(Generations::new(0).advance(0), 1);
     }
 
+    /// The limit is lower than it was, or the array has not all its elements yet.
+    #[test]
+    fn a_limit_is_not_what_there_is() {
+        let mut fewer = Ids::new(2, 8, &HashSet::from([1, 5]));
+        assert!(fewer.has(5) && !fewer.has(8), "what is there is cleared and claimed");
+        assert_eq!([fewer.take(), fewer.take()], [Some(0), None]);
+        fewer.retire(5, Duration::ZERO);
+        assert!(!fewer.reclaim(Duration::ZERO), "and not used again");
+        let mut more = Ids::new(8, 2, &HashSet::from([1, 5]));
+        assert!(!more.has(5), "a leftover leads nowhere");
+        assert_eq!([more.take(), more.take(), more.take()], [Some(0), Some(2), Some(3)]);
+        assert!(more.has(3) && !more.has(5));
+    }
+
     /// 16-bit identifiers of another proxy overflowed here (C-32).
     #[test]
     fn seventy_thousand_ids_in_sequence() {
-        let mut ids = Ids::new(100, &HashSet::new());
+        let mut ids = Ids::new(100, 100, &HashSet::new());
         let mut generations = Generations::new(1);
         let mut last = None;
         for round in 0..70_000_u64 {

@@ -108,7 +108,11 @@ impl Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     pub services: u32,
+    /// Services that there is an element for.
+    pub services_there: u32,
     pub endpoints: u32,
+    /// Endpoints, likewise.
+    pub endpoints_there: u32,
     /// Of each family.
     pub frontends: u32,
     /// Of each family.

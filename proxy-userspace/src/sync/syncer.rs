@@ -114,7 +114,12 @@ impl Syncer {
         let mut unheld: HashSet<EndpointId> = store.endpoints()?.into_iter().collect();
         let mut generations = Generations::new(settings.first_generation);
         unheld.iter().for_each(|live| generations.note(*live));
-        let endpoints = Ids::new(store.capacity().endpoints, &unheld.iter().map(|live| live.id).collect());
+        let capacity = store.capacity();
+        let endpoints = Ids::new(
+            capacity.endpoints,
+            capacity.endpoints_there,
+            &unheld.iter().map(|live| live.id).collect(),
+        );
         let mut classes = Classes::new(store.addresses()?);
         let mut owners = HashMap::new();
         let mut owned = PerFamily::<u32>::default();
@@ -136,11 +141,10 @@ impl Syncer {
         for range in of_ports.chain(stray_ranges.values()).flatten() {
             ranged[Family::of(&range.addr())] += 1;
         }
-        let capacity = store.capacity();
         let runs = free_runs(capacity.slots, &slots, &strays);
         let room = Room {
             capacity,
-            services: Ids::new(capacity.services, &strays.keys().copied().collect()),
+            services: Ids::new(capacity.services, capacity.services_there, &strays.keys().copied().collect()),
             endpoints,
             generations,
             runs,

@@ -409,6 +409,11 @@ mod tests {
         enters(&host.v4, (p.pod, 50_000), (p.vip, PORT));
         let answered = sees(&host.v4, backend, client, path::egress);
         assert_eq!(answered, (Action::Pass, (p.vip, PORT), client));
+        // That was its round: as old as any other, it goes when its turn comes again.
+        for port in 0..2 * PAIRS as u16 {
+            enters(&host.v4, (p.pod, 51_000 + port), (p.vip, PORT));
+        }
+        assert_ne!(sees(&host.v4, backend, client, path::egress).1, (p.vip, PORT));
         host.check().unwrap();
     }
 

@@ -92,7 +92,16 @@ impl Store for Shadow {
     type Error = Infallible;
 
     fn capacity(&self) -> Capacity {
-        Capacity { services: 64, endpoints: 256, frontends: 64, addresses: 64, slots: CHUNK, ranges: 64 }
+        Capacity {
+            services: 64,
+            services_there: 64,
+            endpoints: 256,
+            endpoints_there: 256,
+            frontends: 64,
+            addresses: 64,
+            slots: CHUNK,
+            ranges: 64,
+        }
     }
 
     fn frontends(&self) -> Result<Vec<(Dialled, Frontend)>, Infallible> {

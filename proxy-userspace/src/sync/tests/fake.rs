@@ -37,7 +37,9 @@ impl Fake {
         Self {
             capacity: Capacity {
                 services: 100,
+                services_there: 100,
                 endpoints: 1000,
+                endpoints_there: 1000,
                 frontends: 100,
                 addresses: 1000,
                 slots: 4 * CHUNK,
