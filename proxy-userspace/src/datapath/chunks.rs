@@ -1,7 +1,7 @@
 //! Arrays in chunks, as many as have been needed.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proxy_common::abi::Abi;
@@ -9,7 +9,7 @@ use proxy_common::abi::Abi;
 use super::error::DatapathError;
 use super::pins::{Pins, unlink};
 use super::specs::Spec;
-use super::store::{failed, set_all};
+use super::store::{failed, put};
 use super::sys::{self, Table, Window};
 
 /// An array whose chunks lie in the places of an outer map, without a gap. What has been added stays.
@@ -46,17 +46,21 @@ impl<V: Abi + Sync> Chunked<V> {
             |fd: &OwnedFd| sys::map_info(fd.as_fd()).is_ok_and(|info| self.spec.conflict(&info).is_none());
         let Some(fd) = Pins::open(&path)?.filter(fits) else { return Ok(()) };
         let whole = Table::<u32, V>::new(fd).map_err(&failed)?;
-        let words =
+        let whole =
             Window::open(whole.fd(), 0..whole.max_entries() as usize * Self::WORDS).map_err(&failed)?;
-        let used = words.words().iter().rposition(|word| word.load(Ordering::Relaxed) != 0);
-        let used = used.map_or(0, |last| last / Self::WORDS + 1);
-        let values: Vec<V> =
-            whole.dump().map_err(&failed)?.into_iter().take(used).map(|(_, value)| value).collect();
-        let parts: Vec<&[V]> = values.chunks(self.length() as usize).collect();
+        let each = self.length() as usize * Self::WORDS;
+        let used = whole.words().iter().rposition(|word| word.load(Ordering::Relaxed) != 0);
+        let parts: Vec<_> =
+            whole.words().get(..used.map_or(0, |last| last + 1)).unwrap_or_default().chunks(each).collect();
         let fill = |number: u32, chunk: &Table<u32, V>| {
-            let values = parts.get(number as usize).copied().unwrap_or_default();
-            let places: Vec<u32> = (0..).take(values.len()).collect();
-            set_all(chunk, &places, values)
+            let window = Window::open(chunk.fd(), 0..each)?;
+            let part = parts.get(number as usize).copied().unwrap_or_default();
+            window
+                .words()
+                .iter()
+                .zip(part)
+                .for_each(|(to, from)| to.store(from.load(Ordering::Relaxed), Ordering::Release));
+            Ok(())
         };
         for (number, chunk) in (0..).zip(&self.chunks) {
             fill(number, chunk).map_err(&failed)?;
@@ -112,9 +116,8 @@ impl<V: Abi + Sync> Chunked<V> {
             fill(number, &chunk).map_err(failed("fill a chunk of"))?;
             chunks.push(chunk);
         }
-        let values: Vec<u32> = chunks.iter().map(|chunk| chunk.fd().as_raw_fd().cast_unsigned()).collect();
-        // At once: the kernel waits a grace period for each call.
-        set_all(&self.places, &numbers, &values).map_err(failed("add a chunk to"))?;
+        let fds: Vec<_> = chunks.iter().map(Table::fd).collect();
+        put(&self.places, &numbers, &fds).map_err(failed("add a chunk to"))?;
         self.chunks.extend(chunks);
         Ok(())
     }

@@ -4,7 +4,7 @@
 
 use std::io::{Error, ErrorKind, Result as IoResult};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues, Queue};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
@@ -19,13 +19,12 @@ use super::explain::Question;
 use super::loader::{self, Recipe};
 use super::pins::Pins;
 use super::probe::Ends;
-use super::programs::Make;
-use super::programs::load_programs;
+use super::programs::{Make, load_programs};
 use super::specs::{self, RingUsed};
-use super::store::{Net, Wire, failed};
+use super::store::{Net, Wire, failed, put};
 use super::sys::Table;
 use super::tables::{FamilyTables, Tables};
-use crate::model::{Family, Protocol};
+use crate::model::Protocol;
 use crate::node::EdgeKind;
 
 /// The copies, loaded at the first question.
@@ -67,14 +66,10 @@ fn own<K: Abi, V: Abi>(ebpf: &mut Ebpf, name: &'static str) -> Result<Table<K, V
 type Records<const N: usize> = Table<AffinityKey<N>, Affinity<N>>;
 
 /// The node's affinity records. An agent that may not open them does without: an endpoint is drawn.
-fn records<const N: usize>(
-    node: &FamilyTables<N>,
-    pins: &Pins,
-    family: Family,
-) -> Result<Option<Records<N>>, DatapathError> {
+fn records<const N: usize>(node: &FamilyTables<N>, pins: &Pins) -> Result<Option<Records<N>>, DatapathError> {
     let read = failed("read", "AFFINITY");
     let Some(id) = node.affinity.get(&0).map_err(&read)? else { return Ok(None) };
-    match pins.inner(id, &pins.records(family))? {
+    match pins.inner(id, &pins.chunk(specs::affinity::<N>().name, 0))? {
         Ok(fd) => Table::new(fd).map(Some).map_err(read),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(read(error)),
@@ -121,11 +116,11 @@ impl Copies {
         let seed = node.config.get(&0).map_err(failed("read", "CONFIG"))?.map_or(0, |config| config.seed);
         match question.ends.0.is_ipv4() {
             true => {
-                let records = records(&node.v4, pins, Family::V4)?;
+                let records = records(&node.v4, pins)?;
                 self.v4.meet(&node.v4, records, question, seed)
             }
             false => {
-                let records = records(&node.v6, pins, Family::V6)?;
+                let records = records(&node.v6, pins)?;
                 self.v6.meet(&node.v6, records, question, seed)
             }
         }
@@ -249,8 +244,8 @@ where
         let key = |own| AffinityKey { client: if own { Addr::UNSPECIFIED } else { client }, service };
         let spec = specs::affinity::<N>();
         // Empty: the last question's record goes with its map.
-        let fresh = spec.make(specs::INNER, ASKED_RECORDS)?;
-        self.affinity.set(&0, &fresh.as_raw_fd().cast_unsigned())?;
+        let fresh = spec.make(spec.name, ASKED_RECORDS)?;
+        put(&self.affinity, &[0], &[fresh.as_fd()])?;
         let fresh = Table::new(fresh)?;
         match records.get(&key(caught || question.asked.own))? {
             Some(record) => fresh.set(&key(caught), &record),

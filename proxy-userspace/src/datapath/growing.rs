@@ -2,14 +2,14 @@
 //! megabytes on every node.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use proxy_common::abi::Abi;
 
 use super::error::DatapathError;
 use super::pins::{Pins, unlink};
 use super::specs::Spec;
-use super::store::{failed, set_all};
+use super::store::{failed, put, set_all};
 use super::sys::{self, Table};
 
 /// A hash in the one place of an outer map. Where it has no room, a larger one with the same elements takes the place, in one step:
@@ -32,7 +32,8 @@ impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
     pub fn open(place: Table<u32, u32>, spec: Spec, most: u32, pins: &Pins) -> Result<Self, DatapathError> {
         let (path, grown) = (pins.map(spec.name), pins.grown(spec.name));
         let pinned = Pins::open(&path)?.and_then(|fd| Some((sys::map_info(fd.as_fd()).ok()?, fd)));
-        let put = |fd: &OwnedFd| put(&place, fd).map_err(failed("put in its place", spec.name));
+        let put =
+            |fd: &OwnedFd| put(&place, &[0], &[fd.as_fd()]).map_err(failed("put in its place", spec.name));
         let fd = match (place.get(&0).map_err(failed("read", spec.name))?, pinned) {
             (Some(id), Some((info, fd))) if info.id == id => fd,
             // An agent has been killed before it could give the larger one its name.
@@ -96,7 +97,7 @@ impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
         let copied = self.table.dump().and_then(|elements| {
             let (keys, values): (Vec<K>, Vec<V>) = elements.into_iter().unzip();
             set_all(&larger, &keys, &values)?;
-            put(&self.place, &larger.fd())
+            put(&self.place, &[0], &[larger.fd()])
         });
         if let Err(error) = copied {
             unlink(&grown)?;
@@ -106,10 +107,6 @@ impl<K: Abi + Sync, V: Abi + Sync> Growing<K, V> {
         pins.keep(self.table.fd(), &path)?;
         unlink(&grown)
     }
-}
-
-fn put(place: &Table<u32, u32>, hash: &impl AsFd) -> io::Result<()> {
-    place.set(&0, &hash.as_fd().as_raw_fd().cast_unsigned())
 }
 
 fn is_full(error: &io::Error) -> bool {

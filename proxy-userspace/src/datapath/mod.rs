@@ -12,8 +12,8 @@
 //! sockets.rs what is remembered of sockets permission.rs why bpf(2) is refused
 //! owner.rs   whose programs and maps are  summed.rs  how a packet's checksum stands
 //! inherit.rs maps of another layout      programs.rs the programs in use
-//! sieves.rs  who may be somebody          growing.rs hashes that grow
-//! chunks.rs  arrays in chunks
+//! sieves.rs  who may be somebody          chunks.rs  arrays in chunks
+//! growing.rs hashes that grow
 //! ```
 
 mod attach;

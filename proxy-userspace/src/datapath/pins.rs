@@ -8,9 +8,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use proxy_common::abi::{INHERITS_FROM, LAYOUT};
 
 use super::error::DatapathError;
-use super::specs::{CHUNKED, CHUNKS, GROWING, Spec};
+use super::specs::{CHUNKED, CHUNKS, GROWING, Spec, affinity};
 use super::sys;
-use crate::model::Family;
 
 /// What the name of a directory ends with that is not in use yet.
 const UNFINISHED: &str = "-new";
@@ -80,24 +79,23 @@ impl Pins {
 
     /// Pins the maps that lie in others and are pinned here in `other`, too.
     pub fn share_inner(&self, other: &Self) -> Result<(), DatapathError> {
-        for Spec { name, .. } in CHUNKED {
+        let share = |path: &dyn Fn(&Self) -> PathBuf| match Self::open(&path(self))? {
+            Some(fd) => Self::put(fd.as_fd(), &path(other)).map(|()| true),
+            None => Ok(false),
+        };
+        for Spec { name, .. } in CHUNKED.into_iter().chain([affinity::<1>(), affinity::<4>()]) {
             for number in 0..CHUNKS {
-                let Some(fd) = Self::open(&self.chunk(name, number))? else { break };
-                Self::put(fd.as_fd(), &other.chunk(name, number))?;
-            }
-        }
-        for family in [Family::V4, Family::V6] {
-            if let Some(fd) = Self::open(&self.records(family))? {
-                Self::put(fd.as_fd(), &other.records(family))?;
+                if !share(&|pins| pins.chunk(name, number))? {
+                    break;
+                }
             }
         }
         // Some arrays have been one map once.
         for Spec { name, .. } in GROWING.into_iter().chain(CHUNKED) {
-            for (own, theirs) in [(self.map(name), other.map(name)), (self.grown(name), other.grown(name))] {
-                if let Some(fd) = Self::open(&own)? {
-                    Self::put(fd.as_fd(), &theirs)?;
-                }
-            }
+            share(&|pins| pins.map(name))?;
+        }
+        for Spec { name, .. } in GROWING {
+            share(&|pins| pins.grown(name))?;
         }
         Ok(())
     }
@@ -200,11 +198,6 @@ impl Pins {
         self.dir.join(format!("{name}-{number}"))
     }
 
-    /// Where the map of affinity records is pinned.
-    pub fn records(&self, family: Family) -> PathBuf {
-        self.dir.join(format!("AFFINITY_V{}-0", version(family)))
-    }
-
     /// Where a hash is pinned that is to take the place of the one with this name.
     pub fn grown(&self, name: &str) -> PathBuf {
         self.dir.join(format!("{name}-grown"))
@@ -287,13 +280,6 @@ impl Pins {
         }
         removed.push(self.dir);
         Ok(removed)
-    }
-}
-
-const fn version(family: Family) -> u8 {
-    match family {
-        Family::V4 => 4,
-        Family::V6 => 6,
     }
 }
 

@@ -26,9 +26,6 @@ pub mod kind {
 const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
 
-/// The name of an affinity map.
-pub const INNER: &str = "SLUICE_INNER";
-
 /// Inner arrays of a slots map.
 pub const CHUNKS: u32 = 1024;
 
@@ -186,7 +183,8 @@ pub const GROWING: [Spec; 4] = [frontends::<1>(), frontends::<4>(), addresses::<
 
 /// The map of affinity records. `N` words an address.
 pub const fn affinity<const N: usize>() -> Spec {
-    spec::<AffinityKey<N>, Affinity<N>>("affinity records", kind::LRU_HASH, 0, None)
+    let name = if N == 1 { "AFFINITY_V4" } else { "AFFINITY_V6" };
+    spec::<AffinityKey<N>, Affinity<N>>(name, kind::LRU_HASH, 0, None)
 }
 
 /// Datagrams of one family that may be on their way in parts. They are so for microseconds: with a million first fragments a second

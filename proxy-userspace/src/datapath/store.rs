@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ipnet::IpNet;
@@ -69,15 +69,14 @@ where
     Net: Wire<N>,
 {
     /// Makes the map of affinity records where there is none yet.
-    fn open_affinity(&self, pins: &Pins, family: Family, records: u32) -> Result<(), DatapathError> {
+    fn open_affinity(&self, pins: &Pins, records: u32) -> Result<(), DatapathError> {
         if self.affinity.get(&0).map_err(failed("read", "AFFINITY"))?.is_some() {
             return Ok(());
         }
         let spec = specs::affinity::<N>();
-        let fd = spec.make(specs::INNER, records).map_err(failed("create", spec.name))?;
-        pins.keep(fd.as_fd(), &pins.records(family))?;
-        let value = fd.as_raw_fd().cast_unsigned();
-        self.affinity.set(&0, &value).map_err(failed("add records to", "AFFINITY"))
+        let fd = spec.make(spec.name, records).map_err(failed("create", spec.name))?;
+        pins.keep(fd.as_fd(), &pins.chunk(spec.name, 0))?;
+        put(&self.affinity, &[0], &[fd.as_fd()]).map_err(failed("add records to", spec.name))
     }
 
     /// The sieves first: whoever may be an endpoint is known as one.
@@ -195,6 +194,12 @@ where
         bits: SERVICE_BITS + u32::from(net.prefix_len()),
         range: SourceRange { service: *service, address },
     })
+}
+
+/// Puts maps in these places of an outer map. At once: the kernel waits a grace period for each call.
+pub(super) fn put(places: &Table<u32, u32>, numbers: &[u32], maps: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let values: Vec<u32> = maps.iter().map(|map| map.as_raw_fd().cast_unsigned()).collect();
+    set_all(places, numbers, &values)
 }
 
 /// From so many elements on a batch is worth a second thread: the kernel takes half a microsecond for each.
@@ -366,8 +371,8 @@ impl Store for Datapath {
         match step {
             Step::Chunks(Family::V4, numbers) => v4.slots.reach(last(numbers), pins),
             Step::Chunks(Family::V6, numbers) => v6.slots.reach(last(numbers), pins),
-            Step::Affinity(Family::V4) => v4.open_affinity(pins, Family::V4, sizes.affinity),
-            Step::Affinity(Family::V6) => v6.open_affinity(pins, Family::V6, sizes.affinity),
+            Step::Affinity(Family::V4) => v4.open_affinity(pins, sizes.affinity),
+            Step::Affinity(Family::V6) => v6.open_affinity(pins, sizes.affinity),
             Step::Endpoints(list) => tables.store_generations(list, pins),
             Step::Slots(Family::V4, slots) => v4.write_slots(slots, sieves),
             Step::Slots(Family::V6, slots) => v6.write_slots(slots, sieves),
