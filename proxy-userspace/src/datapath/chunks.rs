@@ -9,7 +9,7 @@ use proxy_common::abi::Abi;
 use super::error::DatapathError;
 use super::pins::{Pins, unlink};
 use super::specs::Spec;
-use super::store::{failed, put};
+use super::store::{failed, put, set_all};
 use super::sys::{self, Table, Window};
 
 /// An array whose chunks lie in the places of an outer map, without a gap. What has been added stays.
@@ -48,7 +48,7 @@ impl<V: Abi + Sync> Chunked<V> {
         let whole = Table::<u32, V>::new(fd).map_err(&failed)?;
         let whole =
             Window::open(whole.fd(), 0..whole.max_entries() as usize * Self::WORDS).map_err(&failed)?;
-        let each = self.length() as usize * Self::WORDS;
+        let each = self.words();
         let used = whole.words().iter().rposition(|word| word.load(Ordering::Relaxed) != 0);
         let parts: Vec<_> =
             whole.words().get(..used.map_or(0, |last| last + 1)).unwrap_or_default().chunks(each).collect();
@@ -124,7 +124,7 @@ impl<V: Abi + Sync> Chunked<V> {
 
     /// The memory of all elements, of an array that can be mapped.
     pub fn windows(&self) -> io::Result<Windows> {
-        let each = self.length() as usize * Self::WORDS;
+        let each = self.words();
         let windows: io::Result<_> =
             self.chunks.iter().map(|chunk| Window::open(chunk.fd(), 0..each)).collect();
         Ok(Windows { windows: windows?, each })
@@ -132,6 +132,49 @@ impl<V: Abi + Sync> Chunked<V> {
 
     /// 64-bit words of an element.
     const WORDS: usize = size_of::<V>() / size_of::<u64>();
+
+    /// Those of a chunk.
+    fn words(&self) -> usize {
+        self.length() as usize * Self::WORDS
+    }
+
+    /// The items, which `at` gives their elements' places, by the chunks that these are in. An error: there is no such chunk.
+    fn runs<'a, T>(
+        &'a self,
+        items: &'a [T],
+        at: &'a impl Fn(&T) -> u32,
+    ) -> impl Iterator<Item = Result<(&'a Table<u32, V>, &'a [T]), DatapathError>> {
+        let number = move |item: &T| at(item) / self.length();
+        items.chunk_by(move |a, b| number(a) == number(b)).map(move |run| {
+            let chunk = run.first().and_then(|item| self.chunks.get(number(item) as usize));
+            Ok((chunk.ok_or_else(|| self.missing())?, run))
+        })
+    }
+
+    /// An element is to be written that no chunk has.
+    fn missing(&self) -> DatapathError {
+        failed("write", self.spec.name)(io::ErrorKind::NotFound.into())
+    }
+
+    /// Writes elements whose chunks are there; an item without a value is passed over.
+    pub fn set_all<T>(
+        &self,
+        items: &[T],
+        at: impl Fn(&T) -> u32,
+        value: impl Fn(&T) -> Option<V>,
+    ) -> Result<(), DatapathError> {
+        for run in self.runs(items, &at) {
+            let (chunk, run) = run?;
+            let (mut places, mut values) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
+            for item in run {
+                let Some(value) = value(item) else { continue };
+                places.push(at(item) % self.length());
+                values.push(value);
+            }
+            set_all(chunk, &places, &values).map_err(failed("write", self.spec.name))?;
+        }
+        Ok(())
+    }
 
     /// Shows the words of these elements, which are mapped chunk by chunk: `write` gets an item and its element's words.
     pub fn write<T>(
@@ -143,23 +186,16 @@ impl<V: Abi + Sync> Chunked<V> {
     ) -> Result<(), DatapathError> {
         let Some(last) = items.iter().map(&at).max() else { return Ok(()) };
         self.reach(last, pins)?;
-        let (length, missing) =
-            (self.length(), || failed("write", self.spec.name)(io::ErrorKind::NotFound.into()));
-        for run in items.chunk_by(|a, b| at(a) / length == at(b) / length) {
-            let places = || run.iter().map(|item| at(item) % length);
-            let (Some(first), Some(last), Some(chunk)) = (
-                places().min(),
-                places().max(),
-                self.chunks.get(run.first().map_or(0, &at) as usize / length as usize),
-            ) else {
-                return Err(missing());
-            };
+        for run in self.runs(items, &at) {
+            let (chunk, run) = run?;
+            let places = || run.iter().map(|item| at(item) % self.length());
+            let (first, last) = places().min().zip(places().max()).ok_or_else(|| self.missing())?;
             let range = first as usize * Self::WORDS..(last as usize + 1) * Self::WORDS;
             let window = Window::open(chunk.fd(), range).map_err(failed("map", self.spec.name))?;
             for item in run {
                 let words = window.words();
-                let from = (at(item) % length - first) as usize * Self::WORDS;
-                write(item, words.get(from..from + Self::WORDS).ok_or_else(missing)?);
+                let from = (at(item) % self.length() - first) as usize * Self::WORDS;
+                write(item, words.get(from..from + Self::WORDS).ok_or_else(|| self.missing())?);
             }
         }
         Ok(())

@@ -67,9 +67,10 @@ type Records<const N: usize> = Table<AffinityKey<N>, Affinity<N>>;
 
 /// The node's affinity records. An agent that may not open them does without: an endpoint is drawn.
 fn records<const N: usize>(node: &FamilyTables<N>, pins: &Pins) -> Result<Option<Records<N>>, DatapathError> {
-    let read = failed("read", "AFFINITY");
+    let name = specs::affinity::<N>().name;
+    let read = failed("read", name);
     let Some(id) = node.affinity.get(&0).map_err(&read)? else { return Ok(None) };
-    match pins.inner(id, &pins.chunk(specs::affinity::<N>().name, 0))? {
+    match pins.inner(id, &pins.chunk(name, 0))? {
         Ok(fd) => Table::new(fd).map(Some).map_err(read),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
         Err(error) => Err(read(error)),

@@ -70,10 +70,10 @@ where
 {
     /// Makes the map of affinity records where there is none yet.
     fn open_affinity(&self, pins: &Pins, records: u32) -> Result<(), DatapathError> {
-        if self.affinity.get(&0).map_err(failed("read", "AFFINITY"))?.is_some() {
+        let spec = specs::affinity::<N>();
+        if self.affinity.get(&0).map_err(failed("read", spec.name))?.is_some() {
             return Ok(());
         }
-        let spec = specs::affinity::<N>();
         let fd = spec.make(spec.name, records).map_err(failed("create", spec.name))?;
         pins.keep(fd.as_fd(), &pins.chunk(spec.name, 0))?;
         put(&self.affinity, &[0], &[fd.as_fd()]).map_err(failed("add records to", spec.name))
@@ -81,22 +81,13 @@ where
 
     /// The sieves first: whoever may be an endpoint is known as one.
     fn write_slots(&self, slots: &[(u32, Slot)], sieves: &Sieves) -> Result<(), DatapathError> {
-        for run in slots.chunk_by(|(a, _), (b, _)| a / CHUNK == b / CHUNK) {
-            let Some(chunk) = run.first().and_then(|(at, _)| self.slots.chunks().get((at / CHUNK) as usize))
-            else {
-                return Err(failed("write", "SLOTS")(io::ErrorKind::NotFound.into()));
-            };
-            let (mut keys, mut values) = (Vec::with_capacity(run.len()), Vec::with_capacity(run.len()));
-            for (at, slot) in run {
-                let Some(address) = Net::wire(slot.address.ip()) else { continue };
-                sieves.note_endpoint(&address);
-                let EndpointId { id, generation } = slot.endpoint;
-                keys.push(at % CHUNK);
-                values.push(Backend { address, port: Port::new(slot.address.port()), generation, id });
-            }
-            set_all(chunk, &keys, &values).map_err(failed("write", "SLOTS"))?;
-        }
-        Ok(())
+        let backend = |(_, slot): &(u32, Slot)| {
+            let address = Net::wire(slot.address.ip())?;
+            sieves.note_endpoint(&address);
+            let EndpointId { id, generation } = slot.endpoint;
+            Some(Backend { address, port: Port::new(slot.address.port()), generation, id })
+        };
+        self.slots.set_all(slots, |(at, _)| *at, backend)
     }
 
     fn read_slots(&self) -> Result<Vec<Slot>, DatapathError> {
