@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use aya::Btf;
+use aya_obj::btf::BtfKind;
+
 use crate::sys;
 
 /// Program types (include/uapi/linux/bpf.h).
@@ -142,7 +145,7 @@ impl Asm {
     /// # Errors
     /// What the verifier refuses, with its log.
     pub fn load_as(&self, kind: Type, name: &str) -> io::Result<OwnedFd> {
-        sys::load_program(kind as u32, 0, &self.0, name)
+        sys::load_program(kind as u32, (0, 0), &self.0, name)
     }
 
     /// Loads it for sockets of a cgroup that call connect(2) with an IPv4 or IPv6 address, and attaches it there beside others.
@@ -153,9 +156,23 @@ impl Asm {
     pub fn attach_to_connect(&self, cgroup: &Path, v6: bool) -> io::Result<()> {
         // BPF_PROG_TYPE_CGROUP_SOCK_ADDR; BPF_CGROUP_INET4_CONNECT, BPF_CGROUP_INET6_CONNECT.
         let (kind, attach_type) = (18, if v6 { 11 } else { 10 });
-        let program = sys::load_program(kind, attach_type, &self.0, "foreign")?;
+        let program = sys::load_program(kind, (attach_type, 0), &self.0, "foreign")?;
         sys::attach_to_cgroup(File::open(cgroup)?.as_fd(), program.as_fd(), attach_type)
     }
+}
+
+/// Whether programs may look at sockets here, as those that end the sockets of departed endpoints do: some kernels keep all programs from it that
+/// read the kernel's memory.
+///
+/// # Errors
+/// Why not.
+pub fn may_iterate_over_sockets() -> io::Result<()> {
+    // BPF_PROG_TYPE_TRACING; BPF_TRACE_ITER.
+    let (kind, attach_type) = (26, 28);
+    let types = Btf::from_sys_fs().map_err(io::Error::other)?;
+    let function = types.id_by_type_name_kind("bpf_iter_bpf_sk_storage_map", BtfKind::Func);
+    let attach = (attach_type, function.map_err(io::Error::other)?);
+    sys::load_program(kind, attach, &Asm::default().exit(0).0, "looks").map(drop)
 }
 
 /// An array of values, of 8 bytes each, that a program and we share.

@@ -113,10 +113,24 @@ struct ProgramLoad {
     name: [u8; 16],
     ifindex: u32,
     attach_type: u32,
+    types: u32,
+    function_size: u32,
+    functions: u64,
+    function_count: u32,
+    line_size: u32,
+    lines: u64,
+    line_count: u32,
+    attach_to: u32,
 }
 
-/// Loads a program, for this kind of attachment where its type has several. The error has the verifier's log.
-pub fn load_program(kind: u32, attach_type: u32, instructions: &[u64], name: &str) -> io::Result<OwnedFd> {
+/// Loads a program, for this kind of attachment where its type has several, and to the kernel's function with this number where it has those.
+/// The error has the verifier's log.
+pub fn load_program(
+    kind: u32,
+    (attach_type, attach_to): (u32, u32),
+    instructions: &[u64],
+    name: &str,
+) -> io::Result<OwnedFd> {
     let mut log = vec![0_u8; 1 << 16];
     let mut attributes = ProgramLoad {
         kind,
@@ -127,6 +141,7 @@ pub fn load_program(kind: u32, attach_type: u32, instructions: &[u64], name: &st
         log_size: length(log.len())?,
         log: log.as_mut_ptr().expose_provenance() as u64,
         attach_type,
+        attach_to,
         ..Default::default()
     };
     for (to, from) in attributes.name.iter_mut().zip(name.bytes().take(15)) {
