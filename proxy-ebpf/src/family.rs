@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use proxy_common::{
     abi::{
-        Addr, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey, Fragment, Port, SourceRange, Turn,
+        Addr, Backend, CHUNK, Cidr, Config, Device, Flow, FlowKey, Fragment, Port, Recent, SourceRange, Turn,
         config_flags,
     },
     path::{Beyond, Looked, Scratch},
@@ -28,6 +28,7 @@ pub trait Family<const N: usize>: Steps<N> {
     fn ring() -> &'static Queue<Turn<N>>;
     fn slot(slot: u32) -> Option<Backend<N>>;
     fn scratch() -> Option<*mut Scratch<N>>;
+    fn recent(place: u32) -> Option<*mut Recent<N>>;
     fn looked() -> Option<*mut Looked<N>>;
     fn beyond() -> Option<*mut Beyond<N>>;
     fn headers() -> Option<*mut Headers<N>>;
@@ -44,7 +45,7 @@ pub struct V4;
 pub struct V6;
 
 macro_rules! family {
-    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $looked:ident, $beyond:ident, $headers:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
+    ($family:ident, $n:literal, $ring:literal, $frontends:ident, $addresses:ident, $flows:ident, $turns:ident, $slots:ident, $scratch:ident, $recent:ident, $looked:ident, $beyond:ident, $headers:ident, $ranges:ident, $affinity:ident, $fragments:ident, $masquerade:ident,
      $detect:ident, $cluster:ident, $services:ident, $tuple:expr) => {
         impl Family<$n> for $family {
             const RING: u32 = $ring;
@@ -71,6 +72,10 @@ macro_rules! family {
             #[inline(always)]
             fn scratch() -> Option<*mut Scratch<$n>> {
                 $scratch.get_ptr_mut(0)
+            }
+            #[inline(always)]
+            fn recent(place: u32) -> Option<*mut Recent<$n>> {
+                $recent.get_ptr_mut(place)
             }
             #[inline(always)]
             fn looked() -> Option<*mut Looked<$n>> {
@@ -129,6 +134,7 @@ family!(
     RING_V4,
     SLOTS_V4,
     SCRATCH_V4,
+    RECENT_V4,
     LOOKED_V4,
     BEYOND_V4,
     HEADERS_V4,
@@ -159,6 +165,7 @@ family!(
     RING_V6,
     SLOTS_V6,
     SCRATCH_V6,
+    RECENT_V6,
     LOOKED_V6,
     BEYOND_V6,
     HEADERS_V6,

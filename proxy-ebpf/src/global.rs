@@ -59,9 +59,11 @@ steps! {
     attempt_v4, attempt_v6: attempt(skb: *mut __sk_buff, key: *const FlowKey<N>, scratch: *mut Scratch<N>, keeps: u32, takes_closed: u32) -> u32;
     prepare_v4, prepare_v6: prepare(service: u32, kind: u32, ifindex: u32, scratch: *mut Scratch<N>) -> u32;
     sticky_v4, sticky_v6: sticky(asked: *mut Asked<N>, now: u32) -> u32;
+    flow_v4, flow_v6: meets_flow(skb: *mut __sk_buff, caught: u32) -> u64;
     enters_v4, enters_v6: enters_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     leaves_v4, leaves_v6: leaves_without_flow(skb: *mut __sk_buff, caught: u32, before: u64) -> u32;
     passes_by_v4, passes_by_v6: passes_by(skb: *mut __sk_buff, caught: u32) -> u32;
+    remember_v4, remember_v6: remember(skb: *mut __sk_buff, device: u32, peer: u32, client: u32) -> u32;
     answer_v4, answer_v6: answer(skb: *mut __sk_buff, key: *const FlowKey<N>) -> u32;
     masquerade_v4, masquerade_v6: masquerade(skb: *mut __sk_buff, key: *const FlowKey<N>, device: u32, ways: u32) -> u32;
     ended_v4, ended_v6: ended(caught: u32) -> u64;
@@ -185,6 +187,14 @@ fn sticky<const N: usize, F: Family<N>>(asked: *mut Asked<N>, now: u32) -> u32 {
 }
 
 #[inline(always)]
+fn meets_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32) -> u64 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    // Many a packet has met one before: the time without a call.
+    let Some(maps) = Maps::<F>::new(skb.cast()) else { return 0 };
+    path::meets_flow(&mut Skb::again(skb, caught != 0), &maps, headers)
+}
+
+#[inline(always)]
 fn enters_without_flow<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32, before: u64) -> u32 {
     let Some(headers) = headers::<N, F>() else { return 0 };
     let Some(maps) = maps::<F>(skb) else { return 0 };
@@ -206,11 +216,18 @@ fn passes_by<const N: usize, F: Family<N>>(skb: *mut __sk_buff, caught: u32) -> 
 }
 
 #[inline(always)]
+fn remember<const N: usize, F: Family<N>>(skb: *mut __sk_buff, device: u32, peer: u32, client: u32) -> u32 {
+    let Some(headers) = headers::<N, F>() else { return 0 };
+    let Some(maps) = maps::<F>(skb) else { return 0 };
+    path::remember(&Skb::again(skb, false), &maps, headers, device, peer, client).is_some().into()
+}
+
+#[inline(always)]
 fn answer<const N: usize, F: Family<N>>(skb: *mut __sk_buff, key: *const FlowKey<N>) -> u32 {
     let Some(headers) = headers::<N, F>() else { return NONE };
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return NONE };
-    // Many a packet is an answer: the time without a call.
+    // As of a packet that meets a flow.
     let Some(maps) = Maps::<F>::new(skb.cast()) else { return NONE };
     path::answer(&mut Skb::again(skb, false), &maps, headers, key)
 }
@@ -225,7 +242,7 @@ fn masquerade<const N: usize, F: Family<N>>(
     let Some(headers) = headers::<N, F>() else { return ways };
     // SAFETY: as above.
     let Some(key) = (unsafe { key.as_ref() }) else { return ways };
-    // As of an answer.
+    // Likewise.
     let Some(maps) = Maps::<F>::new(skb.cast()) else { return ways };
     path::masquerade(&mut Skb::again(skb, false), &maps, headers, key, device, ways)
 }

@@ -9,6 +9,7 @@
 //! family.rs  what differs from one family to the other
 //! global.rs  functions that the verifier looks at once
 //! element.rs a flow element in place
+//! shared.rs  numbers that all CPUs write
 //! clock.rs   what time it is
 //! dice.rs    random draws
 //! trace.rs   the packet trace of one address, off unless it is loaded on
@@ -36,6 +37,8 @@ mod packet;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod route;
+#[cfg(target_arch = "bpf")]
+mod shared;
 #[cfg(target_arch = "bpf")]
 mod tables;
 #[cfg(target_arch = "bpf")]

@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, Reason, SERVICES_CHUNK, SIEVE_WORDS,
-    Service, SocketPairs, SourceRange, Turn,
+    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, Reason, Recent, SERVICES_CHUNK,
+    SIEVE_WORDS, Service, SocketPairs, SourceRange, Turn, news,
 };
 use proxy_common::{
     path::{Beyond, Looked, Scratch, Told},
@@ -128,6 +128,12 @@ pub static DICE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 pub static SCRATCH_V4: PerCpuArray<Scratch<1>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 pub static SCRATCH_V6: PerCpuArray<Scratch<4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static RECENT_V4: PerCpuArray<Recent<1>> = PerCpuArray::with_max_entries(Recent::<1>::PLACES, 0);
+#[map]
+pub static RECENT_V6: PerCpuArray<Recent<4>> = PerCpuArray::with_max_entries(Recent::<4>::PLACES, 0);
+#[map]
+pub static NEWS: Array<u32> = Array::with_max_entries(news::PLACES, 0);
 /// Room for the headers of the packet at hand, per family.
 #[map]
 pub static HEADERS_V4: PerCpuArray<Headers<1>> = PerCpuArray::with_max_entries(1, 0);

@@ -5,22 +5,22 @@ use crate::dice;
 use crate::element::{Element, copy_words};
 use crate::family::Family;
 use crate::maps::*;
+use crate::shared;
 use aya_ebpf::{
     bindings::{
-        BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_spin_lock,
+        BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     },
     helpers::generated::{self, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     maps::{Queue, lpm_trie::Key},
 };
-use core::borrow::Borrow;
+use core::borrow::{Borrow, BorrowMut};
 use core::ffi::c_void;
 use core::marker::PhantomData;
 use core::ptr::read_volatile;
 use proxy_common::{
     abi::{
         Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Fragment,
-        Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, OWN_PRIORITY, Port, Reason,
+        Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, OWN_PRIORITY, Port, Reason, Recent,
         SERVICES_CHUNK, Service, SourceRange, TURNS_HELD_BACK, Turn, config_flags, device_flags, protocol,
     },
     path::{Asked, End, Insert, Looked, Packet, Scratch, Tables, tick},
@@ -207,6 +207,27 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     }
 
     #[inline(always)]
+    fn recent(&self, place: u32) -> Option<impl BorrowMut<Recent<N>>> {
+        // SAFETY: this CPU's element, lent to one program at a time.
+        unsafe { F::recent(place)?.as_mut() }
+    }
+
+    #[inline(always)]
+    fn news(&self, place: u32) -> u32 {
+        NEWS.get(place).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn tell_news(&self, place: u32) {
+        shared::tell_news(place);
+    }
+
+    #[inline(always)]
+    fn remember<P: Packet>(&self, _packet: &P, _headers: &Headers<N>, device: u32, peer: u32, client: u32) {
+        F::remember(self.ctx.cast(), device, peer, client);
+    }
+
+    #[inline(always)]
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
         // SAFETY: this CPU's element, lent to one program at a time.
         unsafe { F::scratch()?.as_mut() }.map(work)
@@ -264,6 +285,11 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
     #[inline(always)]
     fn look(&self, room: &mut Looked<N>, time: u64, forgets: u32) -> u32 {
         F::look(room, time, forgets)
+    }
+
+    #[inline(always)]
+    fn meets_flow<P: Packet>(&self, packet: &mut P, _headers: &Headers<N>) -> u64 {
+        F::meets_flow(self.ctx.cast(), packet.is_caught().into())
     }
 
     // Packet and headers are found again there: they cannot be handed over.
@@ -350,7 +376,7 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
         // SAFETY: as above.
         unsafe { *pending = if kept { sum } else { 0 } };
         if !kept {
-            share_turns::<N, F>(sum);
+            shared::add_turns::<N, F>(sum);
         }
     }
 
@@ -471,22 +497,4 @@ impl<const N: usize, F: Family<N>, C: Clock> Tables<N> for Maps<F, C> {
             unsafe { *counter += 1 };
         }
     }
-}
-
-/// Adds to the number of turns that all CPUs see.
-#[inline(always)]
-fn share_turns<const N: usize, F: Family<N>>(change: u32) {
-    let Some(ring) = RING_USED.get_ptr_mut(F::RING) else { return };
-    // SAFETY: array elements stay where they are.
-    let turns = unsafe { &raw mut (*ring).turns };
-    // The first field.
-    let lock = ring.cast::<bpf_spin_lock>();
-    // SAFETY: given back below.
-    unsafe { generated::bpf_spin_lock(lock) };
-    // SAFETY: nobody else writes while the lock is held; volatile, so that this stays inside.
-    let held = unsafe { turns.read_volatile() };
-    // SAFETY: as above.
-    unsafe { turns.write_volatile(held.wrapping_add(change)) };
-    // SAFETY: taken above.
-    unsafe { generated::bpf_spin_unlock(lock) };
 }

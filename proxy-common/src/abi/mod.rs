@@ -11,6 +11,7 @@ mod device;
 mod flow;
 mod frontend;
 mod guard;
+mod recent;
 mod service;
 mod socket;
 mod trace;
@@ -22,6 +23,7 @@ pub use device::{Device, device_flags};
 pub use flow::{Flow, FlowKey, Fragment, Hook, Kind, MOMENTS, MORE, TURNS_HELD_BACK, Turn, state};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use guard::{Guard, OWN_PRIORITY};
+pub use recent::{Recent, news};
 pub use service::{
     Affinity, AffinityKey, Backend, CHUNK, GENERATIONS_CHUNK, Generations, RangeKey, Run, SERVICES_CHUNK,
     Service, SourceRange, service_flags,
@@ -107,6 +109,8 @@ mod tests {
             let () = Flow::<4>::CHECKED;
             let () = Turn::<1>::CHECKED;
             let () = Turn::<4>::CHECKED;
+            let () = Recent::<1>::CHECKED;
+            let () = Recent::<4>::CHECKED;
         }
         let sizes = [
             ("flow key v4", size_of::<FlowKey<1>>(), 16),

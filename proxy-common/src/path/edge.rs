@@ -4,7 +4,9 @@ use super::established::{Known, pass_known};
 use super::pair::End;
 use super::traits::{Packet, Tables};
 use super::verdict::{Returned, Verdict};
-use super::{catch_all, fragment, frontend, icmp, lease, masquerade, reject, shortcut, translate, unserved};
+use super::{
+    catch_all, fragment, frontend, icmp, lease, masquerade, recent, reject, shortcut, translate, unserved,
+};
 use crate::abi::{AddressClass, Hook, Reason, device_flags};
 use crate::wire::{Headers, Transport, parse};
 
@@ -59,22 +61,84 @@ fn enters<const N: usize, P: Packet, T: Tables<N>>(
     if headers.key.dst.is_loopback() || headers.key.src.is_loopback() {
         return counted(tables, Verdict::Drop(Reason::Loopback));
     }
-    if tables.is_stranger(&headers.key.dst) {
-        return shortcut::answered(packet, tables, headers)
-            .map_or(Verdict::Pass, |verdict| counted(tables, verdict));
+    let to_stranger = tables.is_stranger(&headers.key.dst);
+    if to_stranger && tables.is_stranger(&headers.key.src) {
+        return Verdict::Pass;
     }
-    let mut before = End::NO_TURN;
-    // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
-    if let Transport::Connection(_) | Transport::Udp = headers.transport {
-        match known(packet, tables, headers, true) {
-            Ok(verdict) => return verdict,
-            Err(end) => before = end,
-        }
-    }
-    if let Some(verdict) = shortcut::answered(packet, tables, headers) {
+    if let Some(verdict) = recent::again(packet, tables, headers) {
         return counted(tables, verdict);
     }
-    counted(tables, Verdict::from_code(tables.enters_without_flow(packet, headers, before)))
+    let met = if to_stranger { Met::ended(End::NO_TURN) } else { Met(tables.meets_flow(packet, headers)) };
+    if let Some(verdict) = met.verdict() {
+        return counted(tables, verdict);
+    }
+    if met.is(Met::CHALLENGE) {
+        return challenged(tables, headers);
+    }
+    let unmasqueraded = met.is(Met::UNMASQUERADED);
+    if let Some(verdict) = shortcut::answered(packet, tables, headers, unmasqueraded) {
+        return counted(tables, verdict);
+    }
+    if to_stranger || unmasqueraded {
+        return Verdict::Pass;
+    }
+    counted(tables, Verdict::from_code(tables.enters_without_flow(packet, headers, End(met.0))))
+}
+
+/// What a packet that enters has met: how a flow of its has ended, if anything, as [`End`], or something that [`End`] has no number for. A plain
+/// number, since it crosses a call.
+#[derive(Clone, Copy)]
+struct Met(u64);
+
+impl Met {
+    /// A verdict; below, its code.
+    const VERDICT: u64 = 3 << 32;
+    /// [`Known::Unmasqueraded`].
+    const UNMASQUERADED: u64 = 4 << 32;
+    /// [`Known::Challenge`].
+    const CHALLENGE: u64 = 5 << 32;
+
+    const fn ended(end: End) -> Self {
+        Self(end.0)
+    }
+
+    #[inline(always)]
+    const fn is(self, what: u64) -> bool {
+        self.0 >> 32 == what >> 32
+    }
+
+    #[inline(always)]
+    fn verdict(self) -> Option<Verdict> {
+        self.is(Self::VERDICT).then(|| Verdict::from_code(self.0 as u32))
+    }
+}
+
+impl From<Known> for Met {
+    #[inline(always)]
+    fn from(known: Known) -> Self {
+        Self(match known {
+            Known::Verdict(verdict) => Self::VERDICT | u64::from(verdict.code()),
+            Known::Unmasqueraded => Self::UNMASQUERADED,
+            Known::Challenge => Self::CHALLENGE,
+            Known::Ended(end) => end.0,
+        })
+    }
+}
+
+/// A packet that enters, to an address that may be somebody: a number, what it has met.
+///
+/// A function of its own: what has no record is looked at once by the verifier, and not once for each kind of packet.
+#[inline(always)]
+pub fn meets_flow<const N: usize, P: Packet, T: Tables<N>>(
+    packet: &mut P,
+    tables: &T,
+    headers: &Headers<N>,
+) -> u64 {
+    // Before the address is asked about: a connection outlives its Service, as it does with conntrack.
+    match headers.transport {
+        Transport::Connection(_) | Transport::Udp => Met::from(known(packet, tables, headers, true)).0,
+        _ => End::NO_TURN.0,
+    }
 }
 
 /// A packet that enters, to an address that may be somebody, and of no known flow: [`Verdict::code`]. `before`: how a flow of its
@@ -202,8 +266,11 @@ fn leaves<const N: usize, P: Packet, T: Tables<N>>(
         }
         Transport::Fragment => {}
         Transport::Connection(_) | Transport::Udp => match known(packet, tables, headers, false) {
-            Ok(verdict) => return verdict,
-            Err(end) => before = end,
+            Known::Verdict(verdict) => return counted(tables, verdict),
+            Known::Challenge => return challenged(tables, headers),
+            Known::Ended(end) => before = end,
+            // Of packets that enter.
+            Known::Unmasqueraded => return Verdict::Pass,
         },
     }
     counted(tables, Verdict::from_code(tables.leaves_without_flow(packet, headers, before)))
@@ -257,23 +324,25 @@ fn ask_on_leaving<const N: usize, P: Packet, T: Tables<N>>(
     }
 }
 
-/// A packet of a known flow. An error: there is none, or there was one that has ended and made room.
+/// A packet of a known flow. [`Known::Ended`] also if there is none.
 #[inline(always)]
 fn known<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
     enters: bool,
-) -> Result<Verdict, End> {
-    let entry = tables.flow(&headers.key).ok_or(End::NO_TURN)?;
-    match pass_known(packet, tables, headers, &entry, enters) {
-        Known::Verdict(verdict) => Ok(counted(tables, verdict)),
-        Known::Challenge => {
-            translate::renumber(tables, headers);
-            Ok(counted(tables, Verdict::Drop(Reason::ChallengeAck)))
-        }
-        Known::Ended(end) => Err(end),
+) -> Known {
+    match tables.flow(&headers.key) {
+        Some(entry) => pass_known(packet, tables, headers, &entry, enters),
+        None => Known::Ended(End::NO_TURN),
     }
+}
+
+/// A packet that shows that its flow cannot have its source port.
+#[inline(always)]
+fn challenged<const N: usize, T: Tables<N>>(tables: &T, headers: &Headers<N>) -> Verdict {
+    translate::renumber(tables, headers);
+    counted(tables, Verdict::Drop(Reason::ChallengeAck))
 }
 
 /// An ICMP error or redirect; `hook` as for [`icmp::quoted`]. `None`: not about a flow of ours.
@@ -319,7 +388,7 @@ fn complains<const N: usize, P: Packet, T: Tables<N>>(
         return Returned::NONE;
     }
     match quoted(packet, tables, headers, Hook::Egress) {
-        Some(Verdict::Pass) => shortcut::send(packet, tables, headers.l3, device, ways).into(),
+        Some(Verdict::Pass) => shortcut::send(packet, tables, headers, device, ways, shortcut::NOBODY).into(),
         Some(verdict) => verdict.into(),
         None => Returned::NONE,
     }

@@ -4,12 +4,15 @@ use super::pair::End;
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Verdict;
 use super::{lease, pair, reclaim, rewrite, shortcut, time};
-use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, device_flags, state};
+use crate::abi::{Flow, FlowKey, Hook, Kind, Reason, device_flags, news, state};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// What was made of a packet that met an entry.
 pub(super) enum Known {
     Verdict(Verdict),
+    /// An answer that enters has been rewritten, and is one at the client's edge, too, by the ends that [`shortcut::unmasqueraded`] has
+    /// written down.
+    Unmasqueraded,
     /// It shows that the flow cannot have its source port.
     Challenge,
     /// The entry belonged to a flow that has ended: it is gone, treat the packet as the first of a new one.
@@ -89,7 +92,8 @@ pub(super) fn pass_known<const N: usize, P: Packet, T: Tables<N>>(
             shortcut::send_request(packet, tables, headers, entry, far, ways)
         }
         (Verdict::Pass, Kind::Unmasquerade) if enters => {
-            shortcut::unmasqueraded(packet, tables, headers, entry)
+            shortcut::unmasqueraded(tables, headers, entry);
+            return Known::Unmasqueraded;
         }
         _ => verdict,
     })
@@ -252,6 +256,8 @@ pub(super) fn note<const N: usize, P: Packet, T: Tables<N>>(
         }
         if flags != 0 {
             lease::begins_or_ends(tables, key, flags, entry);
+            let (client, port) = if reply { (&key.dst, key.dport) } else { (&key.src, key.sport) };
+            tables.tell_news(news::of_client(client, port));
         }
     }
     if seen != before {

@@ -7,7 +7,7 @@
 use core::borrow::Borrow;
 
 use super::pair;
-use super::shortcut::{Aligned, made_of, note, send, size, ways, ways_for};
+use super::shortcut::{Aligned, NOBODY, frame, made_of, note, send, size, ways, ways_for};
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::Returned;
 use crate::abi::{Device, Flow, FlowKey, Hook, Kind, config_flags, device_flags, state};
@@ -76,7 +76,7 @@ pub(super) fn routed<const N: usize, P: Packet, T: Tables<N>>(
     entry.set_far(far);
     entry.set_size(mtu | Flow::<N>::ROUTED);
     entry.set_lease(tables.now());
-    send(packet, tables, headers.l3, far, ways).into()
+    send(packet, tables, headers, far, ways, NOBODY).into()
 }
 
 /// The ways back to the client of what answers, or complains about, a request that the routes have given a lease; `key` is that of the
@@ -194,8 +194,7 @@ pub(super) fn learn<const N: usize, P: Packet, T: Tables<N>>(packet: &P, tables:
     if ways(device.borrow().flags) & device_flags::PEER == 0 {
         return;
     }
-    let Some([a, b, c, d, e, f, g, h, i, j, k, l]) = packet.load(0) else { return };
-    let seen = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+    let Some(seen) = frame(packet) else { return };
     let known = device.borrow().frames;
     // The destination ends in the middle of the second word.
     let half = u32::from_ne_bytes([0xff, 0xff, 0, 0]);

@@ -20,6 +20,7 @@
 //! scratch.rs     room for a flow in the making
 //! shortcut.rs    packets of known flows that pass the stack by
 //! lease.rs       which flows may have theirs do so
+//! recent.rs      the same once more, with what has been done a moment ago
 //! socket.rs      connect, sendmsg, recvmsg, getpeername
 //! ```
 
@@ -34,6 +35,7 @@ mod icmp;
 mod lease;
 mod masquerade;
 mod pair;
+mod recent;
 mod reclaim;
 mod reject;
 mod rewrite;
@@ -49,11 +51,12 @@ mod verdict;
 
 pub use affinity::sticky;
 pub use choice::prepare;
-pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, passes_by};
+pub use edge::{egress, enters_without_flow, ingress, leaves_without_flow, meets_flow, passes_by};
 pub use established::ended;
 pub use icmp::quoted;
 pub use lease::LEASE;
 pub use pair::{Beyond, End, attempt, insert_pair, other_ports, remove_beyond};
+pub use recent::remember;
 pub use reclaim::{Looked, Worth, forget, look, make_room, worth};
 pub use reject::refuse;
 pub use rewrite::sctp_checksum;

@@ -4,7 +4,7 @@ use super::scratch::Scratch;
 use super::traits::{Entry, Insert, Tables};
 use super::verdict::Verdict;
 use super::{reclaim, time};
-use crate::abi::{Addr, Flow, FlowKey, FrontendKey, Hook, Kind, Port, Reason, protocol, state};
+use crate::abi::{Addr, Flow, FlowKey, FrontendKey, Hook, Kind, Port, Reason, news, protocol, state};
 use crate::wire::{Diff, Headers};
 
 /// Source ports tried before a flow is refused (P-62).
@@ -33,6 +33,8 @@ pub(super) fn remove<const N: usize, T: Tables<N>>(
     if at_backend && !stays {
         tables.remove_beyond(egress, Kind::Restore as u32);
     }
+    let forth = if is_reply(kind) { partner } else { key };
+    tables.tell_news(news::of_client(&forth.src, forth.sport));
     was_there
 }
 

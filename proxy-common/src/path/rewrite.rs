@@ -5,12 +5,49 @@ use super::verdict::{Returned, Verdict};
 use crate::abi::{Addr, FlowKey, Port, Reason, protocol};
 use crate::wire::{Diff, Headers, IPV4, IPV6, addresses_at, apply, port_difference};
 
+/// The ends that a packet gets.
+pub(super) trait Ends<const N: usize> {
+    /// New source address.
+    fn src(&self) -> Addr<N>;
+    /// New destination address.
+    fn dst(&self) -> Addr<N>;
+    /// New source port.
+    fn sport(&self) -> Port;
+    /// New destination port.
+    fn dport(&self) -> Port;
+    /// [`Flow::address_diff`](crate::abi::Flow::address_diff).
+    fn address_diff(&self) -> u32;
+}
+
+impl<const N: usize, T: Fields<N>> Ends<N> for T {
+    #[inline(always)]
+    fn src(&self) -> Addr<N> {
+        self.get(|flow| flow.src)
+    }
+    #[inline(always)]
+    fn dst(&self) -> Addr<N> {
+        self.get(|flow| flow.dst)
+    }
+    #[inline(always)]
+    fn sport(&self) -> Port {
+        self.get(|flow| flow.sport)
+    }
+    #[inline(always)]
+    fn dport(&self) -> Port {
+        self.get(|flow| flow.dport)
+    }
+    #[inline(always)]
+    fn address_diff(&self) -> u32 {
+        self.get(|flow| flow.address_diff)
+    }
+}
+
 /// Gives the packet the flow's addresses and ports. The checksum goes first: its helper may move packet memory.
 #[inline(always)]
 pub(super) fn packet<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
 ) -> Verdict {
     packet_of(packet, headers, &headers.key, flow)
 }
@@ -21,9 +58,9 @@ pub(super) fn packet_of<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     key: &FlowKey<N>,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
 ) -> Verdict {
-    let (sport, dport) = (flow.get(|flow| flow.sport), flow.get(|flow| flow.dport));
+    let (sport, dport) = (flow.sport(), flow.dport());
     if headers.key.protocol == protocol::SCTP {
         if let Some(verdict) = Returned::from_code(packet.sctp_checksum(headers, sport, dport)).verdict() {
             return verdict;
@@ -43,11 +80,11 @@ fn checksum<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
     key: &FlowKey<N>,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
     sport: Port,
     dport: Port,
 ) -> Option<()> {
-    let addresses = Diff(flow.get(|flow| flow.address_diff));
+    let addresses = Diff(flow.address_diff());
     let ports = port_diff(key, sport, dport);
     let udp = headers.key.protocol == protocol::UDP;
     packet.l4_checksum(headers.checksum_at(), addresses, ports, udp, N == 4)
@@ -96,12 +133,12 @@ fn sctp<const N: usize, P: Packet>(
 fn ends<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
     sport: Port,
     dport: Port,
 ) -> Option<()> {
     store_ports(packet, headers.l4, sport, dport)?;
-    network_header(packet, headers.l3, flow, Diff(flow.get(|flow| flow.address_diff)))
+    network_header(packet, headers.l3, flow, Diff(flow.address_diff()))
 }
 
 /// Gives the network header at `l3` the flow's addresses, and IPv4's checksum their change.
@@ -109,10 +146,10 @@ fn ends<const N: usize, P: Packet>(
 fn network_header<const N: usize, P: Packet>(
     packet: &mut P,
     l3: u32,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
     change: Diff,
 ) -> Option<()> {
-    let (src, dst) = (flow.get(|flow| flow.src), flow.get(|flow| flow.dst));
+    let (src, dst) = (flow.src(), flow.dst());
     if N == 1 {
         let header: &mut [u8; IPV4] = packet.window_mut(l3)?;
         update_header(header, change)?;

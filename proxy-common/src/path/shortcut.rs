@@ -12,10 +12,13 @@ use core::borrow::Borrow;
 
 use super::established::{self, is_challenge};
 use super::lease::{are_routes_enough, is_learnt, is_live, learn, ways_back};
+use super::rewrite::Ends;
 use super::traits::{Entry, Fields, Packet, Tables};
 use super::verdict::{Returned, Verdict};
 use super::{pair, rewrite};
-use crate::abi::{Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, protocol};
+use crate::abi::{
+    Device, Flow, FlowKey, Hook, Kind, Reason, config_flags, device_flags, news, protocol, state,
+};
 use crate::wire::{Headers, Transport, tcp_flags};
 
 /// The ways out of a device, bits of [`device_flags`].
@@ -29,6 +32,8 @@ const MARKED: u32 = 1 << 30;
 const UNLEARNT: u32 = 1 << 29;
 /// What [`masquerade`] tells of a packet that has not become what it should.
 const FAILED: u32 = 1 << 28;
+/// No client's place in the news.
+pub(super) const NOBODY: u32 = news::OF_AGENT;
 
 /// How a packet leaves by a device past the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +92,7 @@ pub(super) fn is_asked<P: Packet>(packet: &P) -> bool {
 
 /// Whether flows of this protocol may take shortcuts.
 #[inline(always)]
-fn is_on<const N: usize, T: Tables<N>>(tables: &T, number: u8) -> bool {
+pub(super) fn is_on<const N: usize, T: Tables<N>>(tables: &T, number: u8) -> bool {
     let bit = match number {
         protocol::TCP => config_flags::SHORTCUT_TCP,
         protocol::UDP => config_flags::SHORTCUT_UDP,
@@ -153,10 +158,10 @@ pub(super) fn ways_out<const N: usize, P: Packet, T: Tables<N>>(
 ///
 /// A subprogram of its own, for the room that the ends take.
 #[inline(never)]
-fn leads_to<const N: usize, P: Packet>(
+pub(super) fn leads_to<const N: usize, P: Packet>(
     packet: &mut P,
     headers: &Headers<N>,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
     device: u32,
     size: u32,
 ) -> bool {
@@ -198,12 +203,19 @@ pub(super) fn ways_for<const N: usize, P: Packet, T: Tables<N>>(
 
 /// Gives the frame the hardware addresses of [`Device::frames`], if they are known.
 #[inline(always)]
-fn address<P: Packet>(packet: &mut P, frames: [u32; 3]) -> bool {
+pub(super) fn address<P: Packet>(packet: &mut P, frames: [u32; 3]) -> bool {
     if matches!(frames[0], 0 | Device::SEVERAL) {
         return false;
     }
     let [[a, b, c, d], [e, f, g, h], [i, j, k, l]] = frames.map(u32::to_ne_bytes);
     packet.store(0, [a, b, c, d, e, f, g, h, i, j, k, l]).is_some()
+}
+
+/// The hardware addresses of the frame, as [`Device::frames`].
+#[inline(always)]
+pub(super) fn frame<P: Packet>(packet: &P) -> Option<[u32; 3]> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = packet.load(0)?;
+    Some([[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes))
 }
 
 /// Length in bytes of the packet as its device sends it: of its segments, if it is a super-packet.
@@ -224,20 +236,22 @@ pub(super) fn size<const N: usize, P: Packet>(packet: &P, headers: &Headers<N>) 
 
 /// Whether the packet has a hop to spare for the router that this node is.
 #[inline(always)]
-fn may_hop<const N: usize, P: Packet>(packet: &P, l3: u32) -> bool {
+pub(super) fn may_hop<const N: usize, P: Packet>(packet: &P, l3: u32) -> bool {
     packet.load(l3 + if N == 1 { 8 } else { 7 }).is_some_and(|[hops]| hops > 1)
 }
 
-/// Sends a packet that has been rewritten out of `device`, past the stack.
+/// Sends a packet that has been rewritten out of `device`, past the stack. `client`: its place in the news, where the next packets may do the
+/// same without being asked, else [`NOBODY`].
 #[inline(always)]
 pub(super) fn send<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
-    l3: u32,
+    headers: &Headers<N>,
     device: u32,
     ways: u32,
+    client: u32,
 ) -> Verdict {
-    if rewrite::hop::<N, P>(packet, l3).is_none() {
+    if rewrite::hop::<N, P>(packet, headers.l3).is_none() {
         return Verdict::Drop(Reason::Rewrite);
     }
     let marked = packet.mark() & tables.masquerade_mark() != 0;
@@ -253,50 +267,47 @@ pub(super) fn send<const N: usize, P: Packet, T: Tables<N>>(
         (false, true) => Out::NextHop,
         (false, false) => Out::Neighbour,
     };
+    if client != NOBODY && !marked && ways & UNLEARNT == 0 && out != Out::Neighbour {
+        tables.remember(packet, headers, device, peer.into(), client);
+    }
     packet.send(device, out);
     Verdict::Shortcut
 }
 
 /// A packet that enters and is of no flow by its own ends: of an endpoint, it may be an answer that has its place at the client's
-/// edge. `None`: it goes on as it is.
+/// edge. `None`: it goes on as it is. `unmasqueraded`: it has just become one, with the ends that [`unmasqueraded`] has written down.
 #[inline(always)]
 pub(super) fn answered<const N: usize, P: Packet, T: Tables<N>>(
     packet: &mut P,
     tables: &T,
     headers: &Headers<N>,
+    unmasqueraded: bool,
 ) -> Option<Verdict> {
     if !is_on(tables, headers.key.protocol)
-        || tables.is_stranger(&headers.key.src)
+        || !unmasqueraded && tables.is_stranger(&headers.key.src)
         || !matches!(headers.transport, Transport::Connection(_) | Transport::Udp)
     {
         return None;
     }
     let answered = tables.scratch(|room| {
         let key = &mut room.reply_key;
-        *key = headers.key;
-        key.hook = Hook::Egress as u8;
+        if !unmasqueraded {
+            *key = headers.key;
+            key.hook = Hook::Egress as u8;
+        }
         Returned::from_code(tables.answer(packet, headers, key))
     });
     answered.and_then(Returned::verdict)
 }
 
-/// The same of an answer that has just been unmasqueraded by `entry`.
+/// Writes down the ends that `entry` has given an answer, for [`answered`].
 #[inline(always)]
-pub(super) fn unmasqueraded<const N: usize, P: Packet, T: Tables<N>>(
-    packet: &mut P,
+pub(super) fn unmasqueraded<const N: usize, T: Tables<N>>(
     tables: &T,
     headers: &Headers<N>,
     entry: &T::Entry,
-) -> Verdict {
-    if !is_on(tables, headers.key.protocol) {
-        return Verdict::Pass;
-    }
-    let answered = tables.scratch(|room| {
-        let key = &mut room.reply_key;
-        made_of(headers, entry, Hook::Egress, key);
-        Returned::from_code(tables.answer(packet, headers, key))
-    });
-    answered.and_then(Returned::verdict).unwrap_or(Verdict::Pass)
+) {
+    tables.scratch(|room| made_of(headers, entry, Hook::Egress, &mut room.reply_key));
 }
 
 /// Sends a request past the stack that `entry` has rewritten. One that is to be masqueraded is so at once, where the pair at the endpoint's edge is
@@ -310,7 +321,11 @@ pub(super) fn send_request<const N: usize, P: Packet, T: Tables<N>>(
     device: u32,
     mut ways: u32,
 ) -> Verdict {
-    if packet.mark() & tables.masquerade_mark() != 0 {
+    let marked = packet.mark() & tables.masquerade_mark() != 0;
+    // Until a client has shown that it hears, each packet is looked at; what somebody else has marked is no rule for the next one.
+    let remembers = (entry.state() & state::ESTABLISHED != 0 || headers.key.protocol == protocol::UDP)
+        && marked == (entry.state() & state::MARK != 0);
+    if marked {
         let told = tables.scratch(|room| {
             let key = &mut room.reply_key;
             made_of(headers, entry, Hook::Egress, key);
@@ -321,7 +336,8 @@ pub(super) fn send_request<const N: usize, P: Packet, T: Tables<N>>(
             return Verdict::Drop(Reason::Rewrite);
         }
     }
-    send(packet, tables, headers.l3, device, ways)
+    let client = if remembers { news::of_client(&headers.key.src, headers.key.sport) } else { NOBODY };
+    send(packet, tables, headers, device, ways, client)
 }
 
 /// A marked packet that has the ends of `key`, those of a masquerade entry, and leaves by `device` past the stack, by one of `ways`: what the program
@@ -368,16 +384,14 @@ pub(super) struct Aligned<const N: usize>(pub(super) FlowKey<N>);
 #[inline(always)]
 pub(super) fn made_of<const N: usize>(
     headers: &Headers<N>,
-    flow: &impl Fields<N>,
+    flow: &impl Ends<N>,
     hook: Hook,
     key: &mut FlowKey<N>,
 ) {
-    flow.get(|flow| {
-        key.src = flow.src;
-        key.dst = flow.dst;
-        key.sport = flow.sport;
-        key.dport = flow.dport;
-    });
+    key.src = flow.src();
+    key.dst = flow.dst();
+    key.sport = flow.sport();
+    key.dport = flow.dport();
     key.protocol = headers.key.protocol;
     key.hook = hook as u8;
     key.pad = 0;
@@ -427,7 +441,7 @@ fn restored<const N: usize, P: Packet, T: Tables<N>>(
     established::note(packet, tables, headers, key, &entry, true);
     let verdict = rewrite::packet_of(packet, headers, key, &entry);
     if verdict == Verdict::Pass && entry.tag() == key.tag() {
-        send(packet, tables, headers.l3, device, ways).into()
+        send(packet, tables, headers, device, ways, news::of_client(&key.dst, key.dport)).into()
     } else {
         Verdict::Drop(Reason::Rewrite).into()
     }

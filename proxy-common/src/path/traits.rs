@@ -1,6 +1,6 @@
 //! What the path needs from its surroundings. The kernel shim, the host tests and the simulator implement these.
 
-use core::borrow::Borrow;
+use core::borrow::{Borrow, BorrowMut};
 
 use super::pair::{Beyond, End};
 use super::reclaim::Looked;
@@ -9,7 +9,7 @@ use super::shortcut::Out;
 use super::time::beginning;
 use crate::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Device, Flow, FlowKey, Fragment, Frontend,
-    FrontendKey, Port, Reason, Service, Turn,
+    FrontendKey, Port, Reason, Recent, Service, Turn,
 };
 use crate::wire::{Diff, Headers, crc_difference, extensions};
 
@@ -279,6 +279,25 @@ pub trait Tables<const N: usize> {
     /// Whether a socket of the node owns `address`:`port` towards the destination of `key` (P-64).
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool;
 
+    /// This CPU's record in this place ([`Recent::place`]). `None`: none are kept.
+    fn recent(&self, _place: u32) -> Option<impl BorrowMut<Recent<N>>> {
+        None::<Recent<N>>
+    }
+    /// The number in this place of [`crate::abi::news`].
+    fn news(&self, _place: u32) -> u32 {
+        0
+    }
+    /// Makes it another one.
+    fn tell_news(&self, _place: u32) {}
+    /// [`super::remember`], for the same reason apart as [`Tables::look`].
+    fn remember<P: Packet>(&self, packet: &P, headers: &Headers<N>, device: u32, peer: u32, client: u32)
+    where
+        Self: Sized,
+    {
+        // Without a record the next packet goes the usual way, too.
+        let _ = super::remember(packet, self, headers, device, peer, client);
+    }
+
     /// Lends this CPU's scratch room; `None` never happens, but the verifier does not know that.
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R>;
 
@@ -315,6 +334,13 @@ pub trait Tables<const N: usize> {
         Self: Sized,
     {
         super::look(self, room, time, forgets)
+    }
+    /// [`super::meets_flow`], likewise.
+    fn meets_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>) -> u64
+    where
+        Self: Sized,
+    {
+        super::meets_flow(packet, self, headers)
     }
     /// [`super::enters_without_flow`], likewise.
     fn enters_without_flow<P: Packet>(&self, packet: &mut P, headers: &Headers<N>, before: End) -> u32

@@ -136,7 +136,8 @@ impl Datapath {
     /// If the map cannot be written.
     pub fn forget_edge(&self, ifindex: u32) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { operation: "write", map: "DEVICES", source };
-        self.tables.devices.remove(&ifindex).map_err(failed).map(drop)
+        self.tables.devices.remove(&ifindex).map_err(failed)?;
+        self.tables.tell_news()
     }
 
     /// What the two hooks of an edge hold, ingress first. Changes nothing.
@@ -260,7 +261,8 @@ impl Datapath {
         if current == Some(device) {
             return Ok(());
         }
-        self.tables.devices.set(&edge.ifindex, &device).map_err(failed)
+        self.tables.devices.set(&edge.ifindex, &device).map_err(failed)?;
+        self.tables.tell_news()
     }
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {

@@ -357,7 +357,7 @@ fn load_object(
 }
 
 /// Maps that programs write: a copy of the programs that must change nothing has its own.
-pub const WRITTEN: [&str; 13] = [
+pub const WRITTEN: [&str; 16] = [
     "FLOWS_V4",
     "FLOWS_V6",
     "RING_V4",
@@ -368,6 +368,9 @@ pub const WRITTEN: [&str; 13] = [
     "AFFINITY_V6",
     "FRAGMENTS_V4",
     "FRAGMENTS_V6",
+    "RECENT_V4",
+    "RECENT_V6",
+    "NEWS",
     "COUNTERS",
     "GUARD",
     "SOCKETS",
@@ -390,7 +393,7 @@ pub fn load_copy(pins: &Pins, recipe: &Recipe, make: Make) -> Result<Ebpf, Datap
             loader.map_pin_path(spec.name, pins.map(spec.name));
         }
     }
-    for (name, entries) in [("FLOWS_V4", FLOWS), ("FLOWS_V6", FLOWS)] {
+    for (name, entries) in [("FLOWS_V4", FLOWS), ("FLOWS_V6", FLOWS), ("RECENT_V4", 1), ("RECENT_V6", 1)] {
         loader.map_max_entries(name, entries);
     }
     prepare(&mut loader, recipe)

@@ -203,7 +203,8 @@ impl Datapath {
     /// If the map cannot be written.
     pub fn set_config(&self, config: &Config) -> Result<(), DatapathError> {
         let failed = |source| DatapathError::Map { operation: "write", map: "CONFIG", source };
-        self.tables.config.set(&0, config).map_err(failed)
+        self.tables.config.set(&0, config).map_err(failed)?;
+        self.tables.tell_news()
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, RangeKey, SERVICES_CHUNK, Service,
+    Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, RangeKey, Recent, SERVICES_CHUNK, Service,
     SocketPairs, TURNS_HELD_BACK, Turn,
 };
 
@@ -142,6 +142,9 @@ pub fn persistent(sizes: &Sizes, cpus: u32) -> Vec<Spec> {
         spec::<(), Turn<4>>("RING_V6", kind::QUEUE, 0, Some(turns)),
         spec::<u32, RingUsed>("RING_USED", kind::ARRAY, 0, None),
         spec::<u32, u32>("RING_PENDING", kind::PERCPU_ARRAY, 0, None),
+        spec::<u32, Recent<1>>("RECENT_V4", kind::PERCPU_ARRAY, 0, None),
+        spec::<u32, Recent<4>>("RECENT_V6", kind::PERCPU_ARRAY, 0, None),
+        spec::<u32, u32>("NEWS", kind::ARRAY, 0, None),
         spec::<u32, Config>("CONFIG", kind::ARRAY, 0, None),
         spec::<u32, Guard>("GUARD", kind::ARRAY, 0, None),
         spec::<u32, u64>("COUNTERS", kind::PERCPU_ARRAY, 0, None),

@@ -263,7 +263,8 @@ impl Tables {
             let before = Generations(word.load(Ordering::Relaxed));
             // Programs see either generation; nobody else writes.
             word.store(before.with(*id, *generation).0, Ordering::Release);
-        })
+        })?;
+        self.tell_news()
     }
 
     fn store_words(&mut self, list: &[(u32, Word)], pins: &Pins) -> Result<(), DatapathError> {

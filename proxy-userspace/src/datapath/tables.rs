@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use proxy_common::abi::{
     Addr, AddressClass, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey, Generations, Guard,
-    RangeKey, Service,
+    RangeKey, Service, news,
 };
 
 use super::chunks::Chunked;
@@ -36,6 +36,7 @@ pub struct Tables {
     pub devices: Table<u32, Device>,
     pub config: Table<u32, Config>,
     pub guard: Table<u32, Guard>,
+    news: Table<u32, u32>,
     pub counters: Table<u32, u64>,
     ring_used: Table<u32, RingUsed>,
     ring_pending: Table<u32, u32>,
@@ -73,12 +74,21 @@ impl Tables {
             devices: take(maps, "DEVICES")?,
             config: take(maps, "CONFIG")?,
             guard: take(maps, "GUARD")?,
+            news: take(maps, "NEWS")?,
             counters: take(maps, "COUNTERS")?,
             ring_used: take(maps, "RING_USED")?,
             ring_pending: take(maps, "RING_PENDING")?,
             sockets: maps.remove("SOCKETS").ok_or(DatapathError::NoProgram { program: "SOCKETS" })?,
             sieves: Sieves::open(take(maps, "SIEVE")?, take(maps, "ENDPOINT_SIEVE")?)?,
         })
+    }
+
+    /// Has programs look at each flow again, after something has changed that established ones depend on: what they have just done with its
+    /// packets is no rule any more.
+    pub fn tell_news(&self) -> Result<(), DatapathError> {
+        let failed = |operation| move |source| DatapathError::Map { operation, map: "NEWS", source };
+        let last = self.news.get(&news::OF_AGENT).map_err(failed("read"))?.unwrap_or(0);
+        self.news.set(&news::OF_AGENT, &last.wrapping_add(1)).map_err(failed("write"))
     }
 
     /// How many turns a family's ring holds, with what CPUs have held back.

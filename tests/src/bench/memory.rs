@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use anyhow::{Context, Result};
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
-use proxy_common::abi::{Flow, FlowKey, Turn};
+use proxy_common::abi::{Flow, FlowKey, Recent, Turn};
 
 use super::agent::with_cluster;
 use super::cluster::Cluster;
@@ -49,8 +49,8 @@ pub fn run(effort: Effort) -> Result<Table> {
         scenario: "memory",
         method: format!(
             "`sluice run --manifests`, the released binary, after its first sync; median [quartiles] of {rounds} starts; agent: \
-             resident memory; maps: what the kernel accounts for the agent's maps, but for those of flows and their rings, whose \
-             size is fixed"
+             resident memory; maps: what the kernel accounts for the agent's maps, but for those of flows, their rings and the records of \
+             what has just been done with them, whose size is fixed"
         ),
         columns: vec!["agent", "maps"],
         rows,
@@ -72,8 +72,8 @@ pub fn resident(process: &str) -> Result<f64> {
     Ok(kilobytes * 1024.0)
 }
 
-/// What the kernel accounts for the maps that a process has open or its programs use, those of flows and their rings left out: they are
-/// of fixed size, whatever is programmed.
+/// What the kernel accounts for the maps that a process has open or its programs use, those of flows, their rings and records left out: they
+/// are of fixed size, whatever is programmed.
 fn maps_of(process: &str) -> Result<f64> {
     let (mut maps, mut programs) = (BTreeSet::new(), BTreeSet::new());
     let path = format!("/proc/{process}/fdinfo");
@@ -107,13 +107,15 @@ fn field(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?.trim().parse().ok()
 }
 
-/// Flow tables and their rings, by the sizes of key and value.
+/// Flow tables, their rings and records, by the sizes of key and value.
 fn is_flows(key: u32, value: u32) -> bool {
     let flows = [
         (size_of::<FlowKey<1>>(), size_of::<Flow<1>>()),
         (size_of::<FlowKey<4>>(), size_of::<Flow<4>>()),
         (0, size_of::<Turn<1>>()),
         (0, size_of::<Turn<4>>()),
+        (size_of::<u32>(), size_of::<Recent<1>>()),
+        (size_of::<u32>(), size_of::<Recent<4>>()),
     ];
     flows.contains(&(key as usize, value as usize))
 }
@@ -138,6 +140,7 @@ mod tests {
             ("frontends", 8, 8, false),
             ("addresses v6", 16, 4, false),
             ("flows v4", 16, of(size_of::<Flow<1>>()), true),
+            ("records v6", 4, of(size_of::<Recent<4>>()), true),
             ("flows v6", 40, of(size_of::<Flow<4>>()), true),
             ("rings v6", 0, 44, true),
             ("the trace's ring", 0, 0, false),

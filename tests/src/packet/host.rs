@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Reason};
-use proxy_common::path::{self, Out, Packet, TEST_MTU, Verdict};
+use proxy_common::abi::{Config, Device, Flow, FlowKey, Guard, Reason, news};
+use proxy_common::path::{self, Out, Packet, TEST_MTU, Tables, Verdict};
 use proxy_common::wire::{Diff, Headers, apply};
 
 use super::maps::Maps;
@@ -157,8 +157,8 @@ fn action(verdict: Verdict, sent: Option<(u32, bool)>) -> Action {
 
 /// A node on the host.
 pub struct Host {
-    v4: Maps<1>,
-    v6: Maps<4>,
+    pub(super) v4: Maps<1>,
+    pub(super) v6: Maps<4>,
 }
 
 impl Default for Host {
@@ -180,6 +180,12 @@ impl Host {
     pub fn check(&self) -> Result<(), String> {
         check_table(&self.v4)?;
         check_table(&self.v6)
+    }
+
+    /// As the agent does after it has changed what established flows depend on.
+    pub(super) fn tell_news(&self) {
+        self.v4.tell_news(news::OF_AGENT);
+        self.v6.tell_news(news::OF_AGENT);
     }
 
     /// Whether what has ended is counted, once and under its reason, and nothing else is.
@@ -230,6 +236,7 @@ impl Node for Host {
     fn set_config(&mut self, config: Config) {
         self.v4.config.set(config);
         self.v6.config.set(config);
+        self.tell_news();
     }
 
     fn set_guard(&mut self, guard: Guard) {
@@ -244,6 +251,7 @@ impl Node for Host {
                 None => _ = devices.remove(&ifindex),
             }
         }
+        self.tell_news();
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
@@ -252,6 +260,7 @@ impl Node for Host {
         } else {
             self.v4.endpoint(world::endpoint_id(false), generation);
         }
+        self.tell_news();
     }
 
     fn remove(&mut self, address: IpAddr) {

@@ -14,7 +14,7 @@ use aya::{Ebpf, EbpfLoader};
 use proxy_common::abi::{
     Abi, Addr, AddressClass, Affinity, AffinityKey, Backend, CHUNK, Config, Device, Flow, FlowKey, Fragment,
     Frontend, FrontendKey, GENERATIONS_CHUNK, Generations, Guard, Reason, SERVICES_CHUNK, Service,
-    SourceRange, Turn,
+    SourceRange, Turn, news,
 };
 use proxy_userspace::OBJECT;
 use proxy_userspace::datapath::Summed;
@@ -137,7 +137,15 @@ impl Kernel {
 
     fn write_config(&mut self, config: Config) -> Result<()> {
         let mut map: Array<_, Wire<Config>> = self.map("CONFIG")?.try_into()?;
-        Ok(map.set(0, Wire(config), 0)?)
+        map.set(0, Wire(config), 0)?;
+        self.tell_news()
+    }
+
+    /// As the agent does after it has changed what established flows depend on.
+    fn tell_news(&mut self) -> Result<()> {
+        let mut map: Array<_, u32> = self.map("NEWS")?.try_into()?;
+        let last = map.get(&news::OF_AGENT, 0)?;
+        Ok(map.set(news::OF_AGENT, last.wrapping_add(1), 0)?)
     }
 
     fn writable<'a, M: TryFrom<&'a mut Map, Error: Into<anyhow::Error>>>(
@@ -398,10 +406,12 @@ impl Node for Kernel {
             Some(device) => map.insert(ifindex, Wire(device), 0).expect("write the device"),
             None => map.remove(&ifindex).expect("remove the device"),
         }
+        self.tell_news().expect("write the news");
     }
 
     fn set_endpoint(&mut self, v6: bool, generation: u32) {
         self.write_generation(world::endpoint_id(v6), generation).expect("write the endpoint");
+        self.tell_news().expect("write the news");
     }
 
     fn remove(&mut self, address: IpAddr) {

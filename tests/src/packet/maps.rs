@@ -1,14 +1,16 @@
 //! Plain Rust values in place of the kernel's maps: [`Tables`] for the path on the host.
 
-use std::cell::{Cell, RefCell};
+use std::borrow::{Borrow, BorrowMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Cidr, Config, Device, Flow, FlowKey, Fragment,
-    Frontend, FrontendKey, Guard, Port, Reason, Service, Turn, config_flags, device_flags,
+    Frontend, FrontendKey, Guard, Port, Reason, Recent, Service, Turn, config_flags, device_flags,
 };
 use proxy_common::path::{self, Entry, Fields, Insert, Looked, Scratch, Tables, repeatable_draw};
+use proxy_common::wire::Headers;
 
 use super::world::{self, Writer};
 
@@ -58,6 +60,21 @@ impl<const N: usize> Entry<N> for Held<N> {
     }
 }
 
+/// A record of what has just been done, as it is lent to the path.
+struct Lent<'a, const N: usize>(RefMut<'a, Recent<N>>);
+
+impl<const N: usize> Borrow<Recent<N>> for Lent<'_, N> {
+    fn borrow(&self) -> &Recent<N> {
+        &self.0
+    }
+}
+
+impl<const N: usize> BorrowMut<Recent<N>> for Lent<'_, N> {
+    fn borrow_mut(&mut self) -> &mut Recent<N> {
+        &mut self.0
+    }
+}
+
 /// The maps of one family, and what both families share.
 pub struct Maps<const N: usize> {
     pub(crate) addresses: HashMap<Addr<N>, AddressClass>,
@@ -72,6 +89,8 @@ pub struct Maps<const N: usize> {
     pub(crate) fragments: RefCell<HashMap<FlowKey<N>, Fragment<N>>>,
     pub(crate) devices: RefCell<HashMap<u32, Device>>,
     pub(crate) flows: RefCell<HashMap<FlowKey<N>, Rc<Cell<Flow<N>>>>>,
+    recent: RefCell<HashMap<u32, Recent<N>>>,
+    news: RefCell<HashMap<u32, u32>>,
     pub(crate) ring: RefCell<VecDeque<Turn<N>>>,
     pub(crate) storm: Cell<u32>,
     /// Lent with whatever it was left with, as the kernel's is.
@@ -114,6 +133,8 @@ impl<const N: usize> Maps<N> {
             fragments: RefCell::default(),
             devices: RefCell::default(),
             flows: RefCell::default(),
+            recent: RefCell::default(),
+            news: RefCell::default(),
             ring: RefCell::default(),
             storm: Cell::default(),
             scratch: RefCell::new(Scratch::EMPTY),
@@ -237,7 +258,7 @@ impl<const N: usize> Tables<N> for Maps<N> {
         words.copy_from_slice(from);
         (words != [0; N]).then_some(Addr(words))
     }
-    fn device(&self, ifindex: u32) -> Option<impl std::borrow::Borrow<Device>> {
+    fn device(&self, ifindex: u32) -> Option<impl Borrow<Device>> {
         self.devices.borrow().get(&ifindex).copied()
     }
     fn set_frames(&self, ifindex: u32, frames: [u32; 3]) {
@@ -250,6 +271,30 @@ impl<const N: usize> Tables<N> for Maps<N> {
     }
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
         self.sockets.borrow().contains(&(key.protocol, *address, port))
+    }
+    fn recent(&self, place: u32) -> Option<impl BorrowMut<Recent<N>>> {
+        let empty = || Recent {
+            key: Headers::EMPTY.key,
+            src: Addr::UNSPECIFIED,
+            dst: Addr::UNSPECIFIED,
+            sport: Port(0),
+            dport: Port(0),
+            address_diff: 0,
+            ifindex: 0,
+            device: 0,
+            size: 0,
+            frame: [0; 3],
+            moment: 0,
+            client: 0,
+            news: [0; 2],
+        };
+        Some(Lent(RefMut::map(self.recent.borrow_mut(), |recent| recent.entry(place).or_insert_with(empty))))
+    }
+    fn news(&self, place: u32) -> u32 {
+        self.news.borrow().get(&place).copied().unwrap_or(0)
+    }
+    fn tell_news(&self, place: u32) {
+        *self.news.borrow_mut().entry(place).or_default() += 1;
     }
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
         Some(match self.scratch.try_borrow_mut() {

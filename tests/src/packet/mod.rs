@@ -8,6 +8,7 @@
 //! host.rs    the path on the host                maps.rs   plain Rust values in place of the kernel's maps
 //! kernel.rs  the real programs by BPF_PROG_TEST_RUN
 //! pieces.rs  datagrams in parts
+//! recent.rs  when the next packet of a flow goes as the last one did, on the host
 //! story.rs   both nodes as one: every byte, counter and flow entry is compared
 //! ```
 
@@ -16,6 +17,8 @@ pub mod host;
 pub mod kernel;
 pub mod maps;
 pub mod pieces;
+#[cfg(test)]
+mod recent;
 pub mod sctp;
 pub mod shape;
 pub mod story;

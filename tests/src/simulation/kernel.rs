@@ -1,5 +1,6 @@
 //! The node's kernel: maps, clock and dice, and the faults that can be planted in them.
 
+use std::borrow::BorrowMut;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -7,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use proxy_common::abi::{
     Addr, AddressClass, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
-    Hook, Kind, MOMENTS, Port, Reason, Service, Turn, state,
+    Hook, Kind, MOMENTS, Port, Reason, Recent, Service, Turn, news, state,
 };
 use proxy_common::path::{self, Entry, Insert, Looked, Scratch, Tables, Verdict, Worth, repeatable_draw};
 use proxy_common::wire::{Headers, Transport, parse, tcp_flags};
@@ -64,6 +65,7 @@ impl<const N: usize> Kernel<N> {
             Step::Chunks(..) | Step::Affinity(_) => {}
             Step::Endpoints(list) => {
                 list.iter().for_each(|endpoint| self.maps.endpoint(endpoint.id, endpoint.generation.into()));
+                self.maps.tell_news(news::OF_AGENT);
             }
             Step::Slots(_, list) => self.maps.set_slots(list.iter().map(|(at, slot)| {
                 let (address, port) = (addr(slot.address.ip()), Port::new(slot.address.port()));
@@ -246,6 +248,15 @@ impl<const N: usize> Tables<N> for Kernel<N> {
     }
     fn local_socket(&self, key: &FlowKey<N>, address: &Addr<N>, port: Port) -> bool {
         self.maps.local_socket(key, address, port)
+    }
+    fn recent(&self, place: u32) -> Option<impl BorrowMut<Recent<N>>> {
+        self.maps.recent(place)
+    }
+    fn news(&self, place: u32) -> u32 {
+        self.maps.news(place)
+    }
+    fn tell_news(&self, place: u32) {
+        self.maps.tell_news(place);
     }
     fn scratch<R>(&self, work: impl FnOnce(&mut Scratch<N>) -> R) -> Option<R> {
         self.maps.scratch(work)
