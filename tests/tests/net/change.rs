@@ -10,6 +10,7 @@ use sluice_tests::traffic::{Connection, Dial, Load, Outcome, Stream};
 use sluice_tests::wait::{PATIENCE, until};
 use sluice_tests::wire::Transport;
 
+use crate::departure::may_end_sockets;
 use crate::harness::{Group, Story};
 
 const PB: Backend = Backend::new(Who::Pb, 8_080);
@@ -85,6 +86,9 @@ fn outlives(bed: &mut Bed, client: Who, via: Via, family: Family) -> Result<()> 
 }
 
 fn leaves(bed: &mut Bed, client: Who, via: Via, family: Family) -> Result<()> {
+    if client == Who::Host && !bed.is_control() {
+        may_end_sockets()?;
+    }
     bed.apply(&app(&[PB, PC]))?;
     let mut socket = open_to(bed, client, via, family, Transport::Udp)?;
     bed.apply(&app(&[PC]))?;

@@ -48,7 +48,10 @@ pub fn groups() -> Vec<Group> {
 }
 
 /// A kernel that keeps programs from looking at sockets has the agent warn of it, and every one stays.
-fn may_end_sockets() -> Result<()> {
+///
+/// # Errors
+/// A [`Skip`] on such a kernel.
+pub fn may_end_sockets() -> Result<()> {
     let refused = |_| Skip("this kernel keeps programs from looking at sockets".to_owned());
     Ok(may_iterate_over_sockets().map_err(refused)?)
 }
